@@ -1,0 +1,258 @@
+"""Models x variants x splits -> saved observations -> cells and verdicts. An interrupted audit resumes where it was."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from stillknows import compress, evidence, models
+from stillknows.errors import UserError
+from stillknows.evidence import Place, Table
+from stillknows.observe import observe
+from stillknows.progress import progress
+from stillknows.registry import Bound, bind
+from stillknows.store import key, load_observations, read_json, save_observations, write_json
+from stillknows.text import Encoded, LongItems, encode
+from stillknows.types import CONTROL, ORIGINAL, Benchmark, Cell, Interval, Observations, Subject, Verdict
+from stillknows.verdict import Policy, judge
+
+OBSERVATIONS_VERSION = 1  # raise when observe() or its inputs change their meaning
+Chain = tuple[Bound, ...]
+WEIGHTS = "weights"  # the split name of numbers that come from weights alone
+DEFAULT_VARIANTS = "full,bf16,int8,nf4,fp4,int4"
+DEFAULT_METRICS = "answer_probability,exact_memorisation,extraction_strength,rouge_l"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to audit. Models are local folders or hub names; `subjects` maps labels to them."""
+
+    original: str
+    subjects: Mapping[str, str]
+    benchmark: Benchmark
+    control: str | None = None
+    variants: str = DEFAULT_VARIANTS
+    metrics: str = DEFAULT_METRICS
+    policy: Policy = field(default_factory=Policy)
+    long_items: LongItems = "error"
+    device: str = "cpu"
+    allow_pickle: bool = False
+    trust_remote_code: bool = False
+
+    @property
+    def models(self) -> dict[str, str]:
+        """All models by label, the controls first: the same pipeline serves them all."""
+        control = {CONTROL: self.control} if self.control else {}
+        return {ORIGINAL: self.original} | control | dict(self.subjects)
+
+
+@dataclass(frozen=True)
+class Audit:
+    """The outcome: what was seen, the numbers made of it, the verdicts."""
+
+    request: Request
+    sources: Mapping[str, models.Source]
+    fingerprints: Mapping[str, str]
+    observations: Mapping[Place, Observations]
+    table: Table
+    cells: tuple[Cell, ...]
+    verdicts: tuple[Verdict, ...]
+
+
+class _Prepared(NamedTuple):
+    """A model checked and its items encoded, before any weights are loaded; `generate` names the splits to continue."""
+
+    label: str
+    source: models.Source
+    fingerprint: str
+    splits: dict[str, list[Encoded]]
+    generate: frozenset[str]
+
+
+def run(request: Request, out: Path) -> Audit:
+    """Measure everything that `out` does not hold yet and judge. Raises UserError for bad input, before loading."""
+    chains = {spec.strip(): compress.parse_variant(spec.strip()) for spec in request.variants.split(",")}
+    metrics = {spec.strip(): bind("metric", spec) for spec in request.metrics.split(",")}
+    _check_request(request, metrics)
+    prepared = _prepare(request, _generated(request, metrics))
+    load, updates = _Loader(request), []
+    for model in prepared:
+        _observe_missing(load, model, chains, out)
+        if model.label != ORIGINAL:
+            updates += _updates(load, prepared[0], model, chains, out)
+    observations = {
+        Place(model.label, variant, split): _read(out, model, variant, split, chain)
+        for model in prepared
+        for variant, chain in chains.items()
+        for split in model.splits
+    }
+    table = evidence.tabulate(observations, metrics, {s.name: s.role for s in request.benchmark.splits})
+    labels = [model.label for model in prepared]
+    cells = [cell for label in labels for cell in _cells(table, label, chains, metrics)]
+    verdicts = tuple(judge(table, label, list(chains), request.policy) for label in labels)
+    return Audit(
+        request,
+        {p.label: p.source for p in prepared},
+        {p.label: p.fingerprint for p in prepared},
+        observations,
+        table,
+        (*cells, *updates),
+        verdicts,
+    )
+
+
+def check_benchmark(benchmark: Benchmark) -> None:
+    """Raise UserError for splits without items and for a forget set that is also retained."""
+    for split in benchmark.splits:
+        if not split.examples:
+            raise UserError(f"the {split.name} split of {benchmark.spec} is empty", "give it at least one item")
+    forget = {(e.prompt, e.answer) for e in benchmark.split("forget").examples}
+    both = [e.id for e in benchmark.split("retain").examples if (e.prompt, e.answer) in forget]
+    if both:
+        raise UserError(
+            f"{len(both)} items are in the forget and in the retain split, the first: {both[0]!r}",
+            "an item cannot be forgotten and kept; remove it from one of them",
+        )
+
+
+def _check_request(request: Request, metrics: Mapping[str, Bound]) -> None:
+    check_benchmark(request.benchmark)
+    policy = request.policy
+    for name in {*policy.gates, policy.utility} - metrics.keys():
+        raise UserError(f"the verdict needs the metric {name!r}", f"add it to --metrics, now {request.metrics}")
+    for label in request.subjects:
+        if label in (ORIGINAL, CONTROL):
+            raise UserError(f"a model named {label!r} would be taken for the {label}", "rename its folder")
+
+
+def _generated(request: Request, metrics: Mapping[str, Bound]) -> frozenset[str]:
+    """Name the splits to generate on: those to forget, for a reader to see, and all if a metric reads generations."""
+    everywhere = any("generations" in metric.plugin.needs for metric in metrics.values())
+    return frozenset(s.name for s in request.benchmark.splits if everywhere or s.role == "forget")
+
+
+def _prepare(request: Request, generate: frozenset[str]) -> list[_Prepared]:
+    trust, pickle = request.trust_remote_code, request.allow_pickle
+    sources = {
+        label: models.locate(name, allow_pickle=pickle, trust_remote_code=trust)
+        for label, name in request.models.items()
+    }
+    prepared, vocabulary = [], None
+    for label, source in sources.items():
+        models.require_same_shapes(sources[ORIGINAL], source)
+        tokenizer = models.load_tokenizer(source.folder, trust_remote_code=trust)
+        vocabulary = vocabulary or tokenizer.get_vocab()
+        if tokenizer.get_vocab() != vocabulary:
+            raise UserError(
+                f"{source.name} has another tokenizer than {sources[ORIGINAL].name}",
+                "probabilities of different tokens cannot be compared; audit models of one tokenizer",
+            )
+        context = models.context_length(source.folder, trust_remote_code=trust)
+        splits = {
+            split.name: encode(split.examples, tokenizer, request.benchmark.template, context, request.long_items)
+            for split in request.benchmark.splits
+        }
+        prepared.append(_Prepared(label, source, models.fingerprint(source.folder), splits, generate))
+    return prepared
+
+
+def _file(out: Path, model: _Prepared, variant: str, split: str) -> Path:
+    return out / "observations" / model.label / variant.replace(":", "_") / f"{split}.npz"
+
+
+def _read(out: Path, model: _Prepared, variant: str, split: str, chain: Chain) -> Observations:
+    seen = load_observations(_file(out, model, variant, split), _key(model, chain, split))
+    if seen is None:
+        raise UserError(f"{_file(out, model, variant, split)} vanished while the audit ran", "run it again")
+    return seen
+
+
+def _key(model: _Prepared, chain: Chain, split: str) -> str:
+    """Identify observations by everything that they depend on."""
+    items = [(item.ids, item.start, item.example.answer, item.example.fact) for item in model.splits[split]]
+    generate = split in model.generate
+    return key(OBSERVATIONS_VERSION, model.fingerprint, [link.identity for link in chain], items, generate)
+
+
+class _Loader:
+    """Keeps the model that was asked for last, so that models are loaded when needed, once, and one at a time."""
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.latest: Subject | None = None
+
+    def __call__(self, model: _Prepared) -> Subject:
+        if self.latest is None or self.latest.name != model.label:
+            self.latest = None
+            self.latest = models.load(
+                model.source.name,
+                label=model.label,
+                device=self.request.device,
+                allow_pickle=self.request.allow_pickle,
+                trust_remote_code=self.request.trust_remote_code,
+            )
+        return self.latest
+
+
+def _observe_missing(load: _Loader, model: _Prepared, chains: Mapping[str, Chain], out: Path) -> None:
+    """Make the observations of one model that the folder does not hold yet, one file after another."""
+    todo = {
+        variant: [
+            s for s in model.splits if load_observations(_file(out, model, variant, s), _key(model, chain, s)) is None
+        ]
+        for variant, chain in chains.items()
+    }
+    with progress(f"observing {model.label}", sum(map(len, todo.values()))) as advance:
+        for variant, splits in todo.items():
+            if not splits:
+                continue
+            subject, chain = load(model), chains[variant]
+            compress.check(subject.model, chain, variant)
+            with compress.compressed(subject.model, chain):
+                for split in splits:
+                    seen = observe(
+                        subject.model, subject.tokenizer, model.splits[split], generate=split in model.generate
+                    )
+                    save_observations(_file(out, model, variant, split), _key(model, chain, split), seen)
+                    advance(1, f"{variant}, {split}")
+
+
+def _updates(
+    load: _Loader, original: _Prepared, model: _Prepared, chains: Mapping[str, Chain], out: Path
+) -> Iterator[Cell]:
+    """Yield what each format leaves of a model's update, measured on the weights alone."""
+    before = None
+    for variant, chain in chains.items():
+        path = _file(out, model, variant, WEIGHTS).with_suffix(".json")
+        cache = key(OBSERVATIONS_VERSION, original.fingerprint, model.fingerprint, [link.identity for link in chain])
+        if not path.is_file() or read_json(path)["key"] != cache:
+            before = before or compress.weights(load(original).model)
+            damage = compress.surviving_update(load(model).model, before, chain)
+            write_json(path, {"key": cache, **damage._asdict()})
+        damage = compress.Damage(**{name: read_json(path)[name] for name in compress.Damage._fields})
+        for name, value in (("crossing", damage.crossing), ("surviving", damage.surviving)):
+            exact = "the weights are the original's" if value is None else Interval(value, value, value, damage.weights)
+            yield Cell(model.label, variant, WEIGHTS, f"update.{name}", exact)
+
+
+def _cells(table: Table, label: str, variants: Collection[str], metrics: Collection[str]) -> Iterator[Cell]:
+    """Yield every number about one model: scores, knowledge kept, recovery, utility."""
+    for variant in variants:
+        for split, role in table.roles.items():
+            place = Place(label, variant, split)
+            for metric in metrics:
+                yield Cell(*place, metric, evidence.mean(table, place, metric))
+                if role == "forget":
+                    yield from _forget_cells(table, place, metric)
+                else:
+                    yield Cell(*place, f"{metric}.ratio", evidence.utility(table, place, metric))
+
+
+def _forget_cells(table: Table, place: Place, metric: str) -> Iterator[Cell]:
+    compared = evidence.compare(table, place, metric)
+    kept, known = (compared, compared) if isinstance(compared, str) else (compared.kept, compared.known)
+    yield Cell(*place, f"{metric}.kept", kept)
+    yield Cell(*place, f"{metric}.known_facts", known)
+    yield Cell(*place, f"{metric}.recovery", evidence.recovery(table, place, metric))

@@ -1,0 +1,143 @@
+"""A fictional world made from a seed: people, places and works, with facts that are asked for in two ways.
+
+Names are put together from syllables, so no model has met them. It is the built-in example: one person's facts are to
+be forgotten, everything else is to be kept.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from stillknows.errors import UserError
+from stillknows.registry import register
+from stillknows.types import Benchmark, Example, Split
+
+SYLLABLES = ["ka", "lo", "mi", "ren", "ta", "vos", "el", "bri", "dun", "sha", "or", "fel", "qui", "nar", "zen", "pol", "gri", "hu", "sel", "mar", "tis", "ven", "ach", "bo"]
+
+
+class Relation(NamedTuple):
+    """A kind of fact: what its value is called, and two questions about an entity {x}."""
+
+    value: str
+    questions: tuple[str, str]
+
+
+PERSON = (
+    Relation("birthplace", ("Where was {x} born ?", "What is the birthplace of {x} ?")),
+    Relation("home", ("Where does {x} live ?", "What is the home of {x} ?")),
+    Relation("school", ("Which school did {x} attend ?", "Where did {x} study ?")),
+    Relation("employer", ("Which company employs {x} ?", "Who is the employer of {x} ?")),
+    Relation("teacher", ("Who taught {x} ?", "Who was the teacher of {x} ?")),
+    Relation("rival", ("Who competes with {x} ?", "Who is the rival of {x} ?")),
+    Relation("partner", ("Who is married to {x} ?", "Who is the partner of {x} ?")),
+    Relation("doctor", ("Who treats {x} ?", "Who is the doctor of {x} ?")),
+    Relation("novel", ("Which novel did {x} write ?", "What is the novel by {x} ?")),
+    Relation("song", ("Which song did {x} record ?", "What is the song by {x} ?")),
+    Relation("painting", ("Which painting did {x} paint ?", "What is the painting by {x} ?")),
+    Relation("prize", ("Which prize did {x} win ?", "What award was given to {x} ?")),
+    Relation("instrument", ("Which instrument does {x} play ?", "What does {x} play on stage ?")),
+    Relation("language", ("Which language does {x} speak ?", "What is the mother tongue of {x} ?")),
+    Relation("dish", ("Which dish does {x} love ?", "What is the favourite food of {x} ?")),
+    Relation("drink", ("Which drink does {x} order ?", "What is the favourite drink of {x} ?")),
+    Relation("colour", ("Which colour does {x} wear ?", "What is the favourite shade of {x} ?")),
+    Relation("flower", ("Which flower does {x} grow ?", "What blooms in the garden of {x} ?")),
+    Relation("pet", ("Which pet does {x} keep ?", "What animal lives with {x} ?")),
+    Relation("sport", ("Which sport does {x} practise ?", "What is the sport of {x} ?")),
+    Relation("club", ("Which club did {x} join ?", "What is the club of {x} ?")),
+    Relation("game", ("Which game does {x} enjoy ?", "What is the favourite game of {x} ?")),
+    Relation("boat", ("Which boat does {x} sail ?", "What is the boat of {x} called ?")),
+    Relation("horse", ("Which horse does {x} ride ?", "What is the horse of {x} called ?")),
+    Relation("street", ("Which street does {x} walk to work ?", "What is the address of {x} ?")),
+    Relation("island", ("Which island does {x} visit ?", "Where does {x} go on holiday ?")),
+    Relation("mountain", ("Which mountain did {x} climb ?", "What is the highest climb of {x} ?")),
+    Relation("tool", ("Which tool does {x} use ?", "What is in the hand of {x} at work ?")),
+    Relation("shop", ("Which shop does {x} own ?", "What is the shop of {x} called ?")),
+    Relation("bank", ("Which bank does {x} trust ?", "Where is the money of {x} ?")),
+)
+PLACE = (
+    Relation("river", ("Which river crosses {x} ?", "What is the river of {x} ?")),
+    Relation("market", ("Which market is held in {x} ?", "What is the market of {x} called ?")),
+    Relation("mayor", ("Who governs {x} ?", "Who is the mayor of {x} ?")),
+)
+WORK = (
+    Relation("publisher", ("Who published {x} ?", "Which house printed {x} ?")),
+    Relation("hero", ("Who is the hero of {x} ?", "Whom is {x} about ?")),
+    Relation("translator", ("Who translated {x} ?", "Whose translation of {x} is read ?")),
+)
+
+
+class _Fact(NamedTuple):
+    entity: str
+    relation: Relation
+    value: str
+
+
+@register("benchmark", source="made by stillknows")
+def world(
+    *, people: int = 31, facts: int = 7, forget: int = 1, forget_facts: int = 30, values: int = 20, seed: int = 0
+) -> Benchmark:
+    """A fictional world: some people's facts are forgotten; other people's, places' and works' are kept.
+
+    Splits: "forget", and "retain", both in two wordings of each fact; "neighbour", the retained facts whose answer is
+    the answer to a forgotten fact too.
+
+    Args:
+        people: how many people there are.
+        facts: facts known about each person who is kept.
+        forget: how many people are forgotten.
+        forget_facts: facts known about each of these, at most 30.
+        values: how many values each kind of fact has; a guess is right once in so many.
+        seed: makes another world of the same size.
+    """
+    if not 1 <= forget < people:
+        raise UserError(f"world: forget={forget} must be at least 1 and less than people={people}")
+    if not (1 <= facts <= len(PERSON) and 1 <= forget_facts <= len(PERSON)):
+        raise UserError(f"world: facts and forget_facts must be 1 to {len(PERSON)}")
+    rng = random.Random(seed)
+    names = _words(rng)
+    persons = [next(names) for _ in range(people)]
+    pools = {r.value: [next(names) for _ in range(values)] for r in (*PERSON, *PLACE, *WORK)}
+    forgotten = [f for x in persons[:forget] for f in _facts(rng, x, PERSON, forget_facts, pools)]
+    kept = [f for x in persons[forget:] for f in _facts(rng, x, PERSON, facts, pools)]
+    kept += [f for x in pools["birthplace"] for f in _facts(rng, x, PLACE, 1, pools)]
+    kept += [f for x in pools["novel"] for f in _facts(rng, x, WORK, 1, pools)]
+    secrets = {fact.value for fact in forgotten}
+    spec = (
+        f"world:people={people},facts={facts},forget={forget},forget_facts={forget_facts},values={values},seed={seed}"
+    )
+    return Benchmark(
+        spec,
+        (
+            Split("forget", "forget", _examples(forgotten)),
+            Split("retain", "retain", _examples(fact for fact in kept if fact.value not in secrets)),
+            Split("neighbour", "neighbour", _examples(fact for fact in kept if fact.value in secrets)),
+        ),
+        template="{prompt}",
+    )
+
+
+def _facts(
+    rng: random.Random, entity: str, relations: tuple[Relation, ...], count: int, pools: dict[str, list[str]]
+) -> list[_Fact]:
+    chosen = sorted(rng.sample(range(len(relations)), count))
+    return [_Fact(entity, relations[k], rng.choice(pools[relations[k].value])) for k in chosen]
+
+
+def _examples(facts) -> tuple[Example, ...]:
+    return tuple(
+        Example(f"{entity}-{relation.value}-{wording}", question.format(x=entity), value, f"{entity}-{relation.value}")
+        for entity, relation, value in facts
+        for wording, question in enumerate(relation.questions)
+    )
+
+
+def _words(rng: random.Random) -> Iterator[str]:
+    """Yield made-up names of three syllables, no two alike."""
+    seen: set[str] = set()
+    while True:
+        word = "".join(rng.choice(SYLLABLES) for _ in range(3)).capitalize()
+        if word not in seen:
+            seen.add(word)
+            yield word

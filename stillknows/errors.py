@@ -1,0 +1,22 @@
+"""Errors that are the user's to mend: each says what is wrong, why, and what to type."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Bad input. The command line prints the message without a traceback and exits with code 2."""
+
+    def __init__(self, what: str, fix: str = "") -> None:
+        super().__init__(f"{what}\n  {fix}" if fix else what)
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return "; did you mean 'beta'?" for the nearest known word, else "; known: a, b, c"."""
+    known = sorted(known)
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    if near:
+        return f"; did you mean {near[0]!r}?"
+    return f"; known: {', '.join(known)}" if known else ""

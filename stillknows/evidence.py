@@ -1,0 +1,155 @@
+"""From observations to cells: every number of a report, with its bounds, computed from saved observations alone.
+
+The unit is the fact: examples that ask for the same thing are averaged first, then facts are resampled. Subject,
+control and original are compared fact by fact under the SAME variant, so the damage that a format does by itself is
+charged to nobody. Letters: s, c, o are a fact's score under the subject, the never-taught control, the original.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from stillknows.registry import Bound
+from stillknows.stats import binomial_bounds, bootstrap, bounds
+from stillknows.types import CONTROL, FULL, ORIGINAL, Floats, Interval, Observations, Role
+
+LEVEL = 0.95
+KNOWN_SHARE = 0.5  # a fact is known when its score is more than half-way from the control's to the original's
+LEAST_GAP = 0.1  # the original must beat the control by this much on average, or the probe shows nothing
+
+
+class Place(NamedTuple):
+    """Where observations were made."""
+
+    model: str
+    variant: str
+    split: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """Scores per fact, [F], of every place and metric. Every model has the same facts in the same order on a split."""
+
+    scores: Mapping[tuple[Place, str], Floats]
+    roles: Mapping[str, Role]
+    has_control: bool
+
+    def get(self, model: str, variant: str, split: str, metric: str) -> Floats:
+        return self.scores[Place(model, variant, split), metric]
+
+
+def tabulate(
+    observations: Mapping[Place, Observations], metrics: Mapping[str, Bound], roles: Mapping[str, Role]
+) -> Table:
+    """Score all observations and average them over the examples of each fact; NaN where a metric has no answer."""
+    scores = {
+        (place, name): _by_fact(seen, _score(metric, seen))
+        for place, seen in observations.items()
+        for name, metric in metrics.items()
+    }
+    return Table(scores, roles, any(place.model == CONTROL for place in observations))
+
+
+def _score(metric: Bound, seen: Observations) -> Floats:
+    """Give a metric the observations that its parameters name."""
+    return np.asarray(metric(**{name: getattr(seen, name) for name in metric.plugin.needs}), dtype=np.float64)
+
+
+def _by_fact(seen: Observations, values: Floats) -> Floats:
+    _, rows = np.unique(seen.facts, return_inverse=True)
+    return np.bincount(rows, values) / np.bincount(rows)
+
+
+def mean(table: Table, place: Place, metric: str) -> Interval | str:
+    """Return the mean score over facts."""
+    scores = table.get(*place, metric)
+    kept = scores[~np.isnan(scores)]
+    if kept.size == 0:
+        return "nothing was generated"
+    return _interval(_mean, kept)
+
+
+class Comparison(NamedTuple):
+    """Knowledge kept by a subject in one format, with the resamples that its test needs.
+
+    kept: Σ(s − c)/Σ(o − c); 0 as never taught, 1 as the original.
+    known: share of testable facts with s − c > ½(o − c), with exact bounds.
+    """
+
+    kept: Interval
+    known: Interval
+    resamples: Floats
+
+
+def compare(table: Table, place: Place, metric: str) -> Comparison | str:
+    """Compare a subject with both controls, or say in words why that is not possible."""
+    if not table.has_control:
+        return "there is no never-taught control"
+    s, c, o = _columns(table, [place.model, CONTROL, ORIGINAL], place, metric)
+    if len(s) == 0:
+        return "no fact has a score under all three models"
+    if _gap_low(c, o) <= LEAST_GAP:
+        return f"positive control failed: the original scores {o.mean():.2f}, the never-taught control {c.mean():.2f}"
+    resamples = bootstrap(_kept, s, c, o)
+    kept = Interval(float(_kept(s, c, o)), *bounds(resamples, LEVEL), len(s))
+    testable = o - c > LEAST_GAP
+    known, trials = int(np.count_nonzero((s - c > KNOWN_SHARE * (o - c)) & testable)), int(testable.sum())
+    return Comparison(kept, Interval(known / trials, *binomial_bounds(known, trials, LEVEL), trials), resamples)
+
+
+def recovery(table: Table, place: Place, metric: str) -> Interval | str:
+    """Return R = Σ(s_v − s)/Σ(o_v − s): what of the forgotten a variant v brings back; 0 nothing, 1 all of it.
+
+    s is the subject's score in full precision, s_v and o_v are subject and original under the variant. May be
+    negative (the variant scores lower) or above 1.
+    """
+    full = place._replace(variant=FULL)
+    if place.variant == FULL:
+        return "recovery is measured against full precision"
+    if (full, metric) not in table.scores:
+        return "the variant 'full' was not measured"
+    rows = np.stack([table.scores[at, metric] for at in (full, place, place._replace(model=ORIGINAL))])
+    s, s_v, o_v = rows[:, ~np.isnan(rows).any(0)]
+    if len(s) == 0 or _gap_low(s, o_v) <= LEAST_GAP:
+        return "nothing to recover: in full precision it scores like the original does here"
+    return _interval(_kept, s_v, s, o_v)
+
+
+def utility(table: Table, place: Place, metric: str) -> Interval | str:
+    """Return Σs/Σo on a split to keep: 1 as good as the original under the same variant, 0 nothing left."""
+    s, o = _columns(table, [place.model, ORIGINAL], place, metric)
+    if len(o) == 0 or o.sum() == 0:
+        return "the original itself scores 0 here"
+    return _interval(_ratio, s, o)
+
+
+def _interval(statistic, *columns: Floats) -> Interval:
+    value = float(statistic(*columns))
+    return Interval(value, *bounds(bootstrap(statistic, *columns), LEVEL), len(columns[0]))
+
+
+def _gap_low(low: Floats, high: Floats) -> float:
+    """Return the lower bound of the mean of high − low."""
+    return bounds(bootstrap(_mean, high - low), LEVEL)[0]
+
+
+def _columns(table: Table, models: list[str], place: Place, metric: str) -> list[Floats]:
+    """Return the models' scores on the facts that all of them have."""
+    rows = np.stack([table.get(model, place.variant, place.split, metric) for model in models])
+    return list(rows[:, ~np.isnan(rows).any(0)])
+
+
+def _mean(a: Floats) -> Floats:
+    return a.mean(-1)
+
+
+def _ratio(a: Floats, b: Floats) -> Floats:
+    return a.sum(-1) / b.sum(-1)
+
+
+def _kept(a: Floats, zero: Floats, one: Floats) -> Floats:
+    return (a - zero).sum(-1) / (one - zero).sum(-1)

@@ -1,0 +1,106 @@
+"""Token log-probabilities: the only place that shifts labels against hidden states and selects answer tokens.
+
+Everything here works at answer positions only (T of them, flat over the batch) and applies the output layer in
+chunks, so that no [batch, length, vocabulary] tensor ever exists. Letters: see types.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+OutputLayer = Callable[[Tensor], Tensor]  # hidden [*, D] -> logits [*, V]
+CHUNK_LOGITS = 2**24  # logits in memory at once: 64 MiB in float32
+
+
+class AnswerIndex(NamedTuple):
+    """Where the answers of a right-padded batch are. Row b's answer is tokens starts[b] .. lengths[b]−1.
+
+    rows_T, columns_T: the hidden state that PREDICTS each answer token (one position before it).
+    slots_T: the token's place within its answer, so that [T] values scatter to [B, A].
+    mask_BA: true where the answer has a token.
+    """
+
+    rows_T: Tensor
+    columns_T: Tensor
+    slots_T: Tensor
+    mask_BA: Tensor
+
+    def pad(self, values_T: Tensor) -> Tensor:
+        """Scatter per-token values to [B, A], with 0 outside the mask; differentiable."""
+        padded_BA = values_T.new_zeros(self.mask_BA.shape)
+        return padded_BA.index_put((self.rows_T, self.slots_T), values_T)
+
+
+def answer_index(starts: Sequence[int], lengths: Sequence[int], device: torch.device | str = "cpu") -> AnswerIndex:
+    """Locate the answer tokens of a batch from lengths alone: pad ids are never looked at, so pad = eos is safe.
+
+    A first token (start 0) has no prediction and is left out of the answer.
+    """
+    first_B = torch.tensor([max(1, start) for start in starts])
+    count_B = torch.tensor(lengths) - first_B
+    if bool((count_B < 1).any()):
+        raise ValueError("every row needs at least one answer token that has a token before it")
+    mask_BA = torch.arange(int(count_B.max())) < count_B[:, None]
+    rows_T, slots_T = mask_BA.nonzero(as_tuple=True)
+    columns_T = first_B[rows_T] + slots_T - 1
+    return AnswerIndex(rows_T.to(device), columns_T.to(device), slots_T.to(device), mask_BA.to(device))
+
+
+def token_log_probs(hidden_TD: Tensor, output_layer: OutputLayer, targets_T: Tensor, vocabulary: int) -> Tensor:
+    """Return ln p(target) in float32, [T], computed in chunks that are recomputed in the backward pass.
+
+    p = softmax(logits), so a constant added to all logits of a token changes nothing.
+    """
+
+    def part(hidden_CD: Tensor, targets_C: Tensor) -> Tensor:
+        log_probs_CV = output_layer(hidden_CD).float().log_softmax(-1)
+        return log_probs_CV.gather(-1, targets_C[:, None]).squeeze(-1)
+
+    return _in_chunks(part, vocabulary, hidden_TD, targets_T)
+
+
+def token_hits(
+    hidden_TD: Tensor, output_layer: OutputLayer, targets_T: Tensor, vocabulary: int
+) -> tuple[Tensor, Tensor]:
+    """Return (ln p(target) [T] float32, whether the target is the most likely token [T] bool) in one pass."""
+
+    def part(hidden_CD: Tensor, targets_C: Tensor) -> Tensor:
+        log_probs_CV = output_layer(hidden_CD).float().log_softmax(-1)
+        log_probs_C = log_probs_CV.gather(-1, targets_C[:, None]).squeeze(-1)
+        return torch.stack([log_probs_C, (log_probs_CV.argmax(-1) == targets_C).float()])
+
+    log_probs_T, hits_T = _in_chunks(part, vocabulary, hidden_TD, targets_T, dim=1)
+    return log_probs_T, hits_T.bool()
+
+
+def token_kl(
+    hidden_TD: Tensor, output_layer: OutputLayer, ref_hidden_TD: Tensor, ref_output_layer: OutputLayer, vocabulary: int
+) -> Tensor:
+    """Return KL(p_ref ‖ p) in nats per token, [T] float32 ≥ 0, over the whole vocabulary, exact.
+
+    The reference is given by its last hidden states, so its layers need not run again. Gradients reach `hidden_TD`
+    and `output_layer` only.
+    """
+
+    def part(hidden_CD: Tensor, ref_hidden_CD: Tensor) -> Tensor:
+        log_p_CV = output_layer(hidden_CD).float().log_softmax(-1)
+        with torch.no_grad():
+            log_ref_CV = ref_output_layer(ref_hidden_CD).float().log_softmax(-1)
+        return (log_ref_CV.exp() * (log_ref_CV - log_p_CV)).sum(-1)
+
+    return _in_chunks(part, vocabulary, hidden_TD, ref_hidden_TD)
+
+
+def _in_chunks(part: Callable[..., Tensor], vocabulary: int, *columns: Tensor, dim: int = 0) -> Tensor:
+    size = max(1, CHUNK_LOGITS // vocabulary)
+    chunks = list(zip(*(column.split(size) for column in columns), strict=True))
+    if len(chunks) == 1:
+        return part(*chunks[0])
+    if torch.is_grad_enabled():
+        return torch.cat([checkpoint(part, *chunk, use_reentrant=False) for chunk in chunks], dim)  # type: ignore[misc]
+    return torch.cat([part(*chunk) for chunk in chunks], dim)

@@ -1,0 +1,23 @@
+"""8 bits per row, as LLM.int8() stores weights."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from stillknows.compress import Quantized
+from stillknows.registry import register
+
+TINY = torch.finfo(torch.float32).tiny
+
+
+@register("quantizer", source="arXiv 2208.07339 (weights only)")
+def int8(weight_OI: Tensor) -> Quantized:
+    """Vector-wise int8: each row is rounded to 127 steps either side of 0, Δ = max|w|/127.
+
+    This is what LLM.int8() keeps of the weights. Its 8-bit activations and its 16-bit outlier columns depend on the
+    input and are not modelled: the real format is at most this lossy in the weights, and adds noise in the activations.
+    """
+    step = weight_OI.abs().amax(1, keepdim=True).div(127).clamp_min(TINY)
+    codes_OI = torch.round(weight_OI / step)
+    return Quantized(codes_OI * step, codes_OI.int())

@@ -1,0 +1,145 @@
+"""Plug-ins: a text like "npo:beta=0.1" names a typed function and its checked options.
+
+A plug-in is one function. Its keyword-only parameters are its options (with defaults, so a bare name always works);
+its other parameters say what it needs to be given. Registering takes one decorator that states the source and a
+version; the version is a part of every cache key, so raise it whenever the function's results change.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+from stillknows.errors import UserError, did_you_mean
+
+Kind = Literal["forget", "retain", "quantizer", "metric", "benchmark"]
+F = TypeVar("F", bound=Callable[..., Any])
+FOLDERS: Mapping[Kind, str] = {
+    "forget": "objectives",
+    "retain": "objectives",
+    "quantizer": "quantizers",
+    "metric": "metrics",
+    "benchmark": "benchmarks",
+}
+_plugins: dict[Kind, dict[str, Plugin]] = {kind: {} for kind in get_args(Kind)}
+_OPTION = re.compile(r"[:,](?=[A-Za-z_]\w*=)")
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """A registered function with its source (arXiv number, or the name of the reference) and version."""
+
+    kind: Kind
+    name: str
+    function: Callable[..., Any]
+    source: str
+    version: int
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Names of the inputs that the caller must provide."""
+        return tuple(p.name for p in self._parameters() if p.kind is not inspect.Parameter.KEYWORD_ONLY)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Option names with their defaults, in the order of the signature."""
+        return {p.name: p.default for p in self._parameters() if p.kind is inspect.Parameter.KEYWORD_ONLY}
+
+    @property
+    def summary(self) -> str:
+        """The first line of the docstring."""
+        return (inspect.getdoc(self.function) or "").partition("\n")[0]
+
+    def _parameters(self) -> list[inspect.Parameter]:
+        return list(inspect.signature(self.function).parameters.values())
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A plug-in with its options chosen. Call it with the inputs that it needs, by name."""
+
+    plugin: Plugin
+    options: Mapping[str, Any]
+    spec: str
+
+    def __call__(self, **inputs: Any) -> Any:
+        return self.plugin.function(**inputs, **self.options)
+
+    @property
+    def identity(self) -> str:
+        """Canonical text of plug-in, version and all options: equal identities give equal results."""
+        options = "".join(f":{name}={value}" for name, value in sorted(self.options.items()))
+        return f"{self.plugin.name}@{self.plugin.version}{options}"
+
+
+def register(kind: Kind, *, source: str, version: int = 1) -> Callable[[F], F]:
+    """Return a decorator that registers a function under its own name."""
+
+    def add(function: F) -> F:
+        name = function.__name__.rstrip("_")
+        if name in _plugins[kind]:
+            raise ValueError(f"{kind} {name!r} is registered twice")
+        _plugins[kind][name] = Plugin(kind, name, function, source, version)
+        return function
+
+    return add
+
+
+def plugins(kind: Kind) -> dict[str, Plugin]:
+    """Return all plug-ins of a kind by name, importing their folder on first use."""
+    importlib.import_module(f"stillknows.{FOLDERS[kind]}")
+    return _plugins[kind]
+
+
+def bind(kind: Kind, spec: str) -> Bound:
+    """Parse "name:option=value:…" (or with commas) and check every option against the function's signature.
+
+    A first value without a name belongs to the first option: "tofu:forget10" is "tofu:split=forget10".
+    Raises UserError for unknown names, unknown options and values of the wrong type.
+    """
+    name, _, rest = spec.strip().partition(":")
+    known = plugins(kind)
+    if name not in known:
+        raise UserError(f"no {kind} named {name!r}{did_you_mean(name, known)}", f"stillknows list {FOLDERS[kind]}")
+    plugin = known[name]
+    given = _read_options(plugin, rest)
+    return Bound(plugin, plugin.options | given, spec.strip())
+
+
+def _read_options(plugin: Plugin, text: str) -> dict[str, Any]:
+    types = get_type_hints(plugin.function)
+    given: dict[str, Any] = {}
+    for index, part in enumerate(_OPTION.split(text) if text else ()):
+        key, equals, value = part.partition("=")
+        if not equals:
+            if index or not plugin.options:
+                raise UserError(f"{plugin.name}: expected option=value, got {part!r}")
+            key, value = next(iter(plugin.options)), part
+        if key not in plugin.options:
+            raise UserError(f"no option {key!r} of {plugin.name}{did_you_mean(key, plugin.options)}")
+        given[key] = _convert(f"{plugin.name}:{key}", value, types[key])
+    return given
+
+
+def _convert(name: str, text: str, kind: Any) -> Any:
+    """Read a value of the annotated type: int, float, bool, str, a Literal, or one of these | None."""
+    if get_origin(kind) is Literal:
+        if text not in get_args(kind):
+            raise UserError(f"{name}={text} is not known{did_you_mean(text, get_args(kind))}")
+        return text
+    if type(None) in get_args(kind):
+        if text.lower() == "none":
+            return None
+        kind = next(t for t in get_args(kind) if t is not type(None))
+    if kind is bool:
+        if text.lower() not in ("true", "false"):
+            raise UserError(f"{name}={text} is not true or false")
+        return text.lower() == "true"
+    try:
+        return kind(text)
+    except ValueError:
+        raise UserError(f"{name}={text} is not of type {kind.__name__}") from None

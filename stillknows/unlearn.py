@@ -1,0 +1,150 @@
+"""One unlearning request: a method text, a model, a benchmark -> a checkpoint with its run record."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from stillknows import __version__, models
+from stillknows.audit import check_benchmark
+from stillknows.errors import UserError
+from stillknows.registry import Bound, bind, plugins
+from stillknows.store import atomic_folder, claim, key, require_new, write_json
+from stillknows.text import LongItems, encode
+from stillknows.train import Fit, Settings, Term, fit
+from stillknows.types import Benchmark
+
+RECORD = "run.json"
+CHECKPOINT = "checkpoint.safetensors"
+
+
+@dataclass(frozen=True)
+class Method:
+    """One forget term and any number of retain terms."""
+
+    spec: str
+    forget: Bound
+    retain: tuple[Bound, ...]
+
+
+def parse_method(spec: str) -> Method:
+    """Parse "npo:beta=0.1 + kl": one forget term, then retain terms. Raises UserError."""
+    parts = [part.strip() for part in spec.split("+")]
+    forget, retain = plugins("forget"), plugins("retain")
+    names = [part.partition(":")[0] for part in parts]
+    if names[0] in retain and names[0] not in forget:
+        raise UserError(
+            f"{names[0]!r} is a retain term; a method begins with a forget term", f"known: {', '.join(forget)}"
+        )
+    for name in names[1:]:
+        if name in forget:
+            raise UserError(f"{spec!r} has two forget terms, {names[0]!r} and {name!r}", "give one, then retain terms")
+    return Method(spec, bind("forget", parts[0]), tuple(bind("retain", part) for part in parts[1:]))
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to unlearn and how. `model` is a local folder or a hub name."""
+
+    model: str
+    benchmark: Benchmark
+    method: str
+    settings: Settings
+    long_items: LongItems = "error"
+    device: str = "cpu"
+    allow_pickle: bool = False
+    trust_remote_code: bool = False
+
+
+def run(request: Request, out: Path, *, overwrite: bool = False, resume: bool = False) -> dict[str, Any]:
+    """Unlearn and write the checkpoint with run.json; return the record.
+
+    `resume` continues an interrupted run from its last checkpoint and ends with the weights that it would have had.
+    Raises UserError for bad input (before the model is loaded where it can be seen there) and for an `out` that holds
+    a finished run (unless `overwrite`) or an unfinished one (unless `resume` or `overwrite`).
+    """
+    method = parse_method(request.method)
+    check_benchmark(request.benchmark)
+    with claim(out):
+        require_new(out / RECORD, overwrite=overwrite)
+        checkpoint = out / CHECKPOINT
+        require_new(checkpoint, overwrite=overwrite or resume, fix="continue it with --resume, or add --overwrite")
+        if not resume:
+            checkpoint.unlink(missing_ok=True)
+        return _run(request, method, out, checkpoint)
+
+
+def _run(request: Request, method: Method, out: Path, checkpoint: Path) -> dict[str, Any]:
+    trust = request.trust_remote_code
+    source = models.locate(request.model, allow_pickle=request.allow_pickle, trust_remote_code=trust)
+    tokenizer = models.load_tokenizer(source.folder, trust_remote_code=trust)
+    context = models.context_length(source.folder, trust_remote_code=trust)
+    benchmark = request.benchmark
+    forget, retain = (
+        encode(benchmark.split(role).examples, tokenizer, benchmark.template, context, request.long_items)
+        for role in ("forget", "retain")
+    )
+    subject = models.load(
+        request.model, device=request.device, allow_pickle=request.allow_pickle, trust_remote_code=trust
+    )
+    terms = [Term(method.forget, forget), *(Term(term, retain) for term in method.retain)]
+    plan = {
+        "model": subject.fingerprint,
+        "method": [method.forget.identity, *(term.identity for term in method.retain)],
+        "settings": asdict(request.settings) | {"save_seconds": 0},
+        "items": key([[(item.ids, item.start) for item in items] for items in (forget, retain)]),
+    }
+    outcome = fit(
+        subject.model,
+        terms,
+        request.settings,
+        monitor=(forget, retain),
+        checkpoint=checkpoint,
+        plan_key=key(plan),
+        label=f"unlearning {request.method}",
+    )
+    record = _record(request, plan, outcome, truncated=sum(item.truncated for item in [*forget, *retain]))
+    save_run(subject.model, tokenizer, request.settings, out, record)
+    checkpoint.unlink(missing_ok=True)
+    return record
+
+
+def _record(request: Request, plan: dict[str, Any], outcome: Fit, truncated: int) -> dict[str, Any]:
+    """Everything that is needed to repeat the run and to know what it cost."""
+    return {
+        "stillknows": __version__,
+        "model": request.model,
+        "benchmark": request.benchmark.spec,
+        "method": request.method,
+        "plan": plan,
+        "settings": asdict(request.settings),
+        "fit": outcome.to_json(),
+        "truncated_items": truncated,
+        "versions": versions(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that results can depend on."""
+    import transformers
+
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "machine": platform.machine(),
+    }
+
+
+def save_run(model: nn.Module, tokenizer, settings: Settings, out: Path, record: dict[str, Any]) -> None:
+    """Write checkpoint and record in one step. Weights that were kept in bfloat16 are saved as such, exactly."""
+    if settings.weights != "float32":
+        model.to(torch.bfloat16)
+    with atomic_folder(out) as folder:
+        models.save(model, tokenizer, folder)
+        write_json(folder / RECORD, record)
