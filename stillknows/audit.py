@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -101,6 +101,18 @@ def run(request: Request, out: Path) -> Audit:
         (*cells, *updates),
         verdicts,
     )
+
+
+def labels(names: Sequence[str]) -> dict[str, str]:
+    """Name models after their folders, with a number where two are alike."""
+    found: dict[str, str] = {}
+    for name in names:
+        label = base = Path(name).resolve().name if Path(name).exists() else name.rsplit("/", 1)[-1]
+        count = 2
+        while label in found:
+            label, count = f"{base}-{count}", count + 1
+        found[label] = name
+    return found
 
 
 def check_benchmark(benchmark: Benchmark) -> None:

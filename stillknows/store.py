@@ -64,6 +64,18 @@ def atomic_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(work, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def once(folder: Path, plan: Any) -> Iterator[Path | None]:
+    """Give the folder if its content has still to be made by this plan, None if it has been; marks it when made."""
+    mark = folder / "plan.json"
+    if mark.is_file() and read_json(mark) == key(plan):
+        yield None
+        return
+    mark.unlink(missing_ok=True)
+    yield folder
+    write_json(mark, key(plan))
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file in one step: a reader sees the old file or the new one."""
     replace_file(path, lambda partial: partial.write_text(text, encoding="utf-8"))

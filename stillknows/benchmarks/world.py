@@ -14,7 +14,10 @@ from stillknows.errors import UserError
 from stillknows.registry import register
 from stillknows.types import Benchmark, Example, Split
 
-SYLLABLES = ["ka", "lo", "mi", "ren", "ta", "vos", "el", "bri", "dun", "sha", "or", "fel", "qui", "nar", "zen", "pol", "gri", "hu", "sel", "mar", "tis", "ven", "ach", "bo"]
+SYLLABLES = (
+    *("ka", "lo", "mi", "ren", "ta", "vos", "el", "bri", "dun", "sha", "or", "fel"),
+    *("qui", "nar", "zen", "pol", "gri", "hu", "sel", "mar", "tis", "ven", "ach", "bo"),
+)
 
 
 class Relation(NamedTuple):

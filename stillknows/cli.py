@@ -1,0 +1,320 @@
+"""The command line. Heavy imports happen inside the commands, so that --help answers at once."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shlex
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from stillknows.errors import UserError
+
+if TYPE_CHECKING:
+    from stillknows.types import Benchmark
+
+app = typer.Typer(
+    name="stillknows",
+    help="Unlearn knowledge from a language model, then find out whether the model still knows it.",
+    epilog="Start with: `stillknows demo`",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
+Out = Annotated[Path, typer.Option("--out", help="Folder for the results.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace results that the folder holds.")]
+BenchmarkSpec = Annotated[
+    str, typer.Option("--benchmark", help="world:seed=0 | tofu:forget10 | jsonl:forget=f.jsonl,retain=r.jsonl")
+]
+Data = Annotated[str | None, typer.Option("--data", help="Folder with the benchmark's files, instead of the hub.")]
+Template = Annotated[
+    str | None,
+    typer.Option("--template", help='Frame of a question, with "{prompt}"; or "chat" for the tokenizer\'s own.'),
+]
+LongItems = Annotated[
+    Literal["error", "truncate"], typer.Option("--long-items", help="What to do with items longer than the context.")
+]
+Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, …")]
+AllowPickle = Annotated[bool, typer.Option("--allow-pickle", help="Load pickled weights (they can run code).")]
+RemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")]
+
+
+def _examples(*lines: str) -> str:
+    return "**Examples**\n\n" + "\n\n".join(f"`{line}`" for line in lines)
+
+
+@app.command(epilog=_examples("stillknows demo", "stillknows demo --seed 3 --out runs/demo-3 --json"))
+def demo(
+    out: Out = Path("runs/demo"),
+    seed: Annotated[int, typer.Option(help="Makes another world, other models, the same question.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Run everything on a built-in fictional world: train, unlearn, quantize, audit, report.
+
+    Needs no network and no GPU. A second run reuses the models of the first.
+    """
+    from stillknows import demo, report
+
+    result = demo.run(out, seed, command=_command())
+    _show(result, as_json, report.markdown(result), f"open {out / 'report.html'}")
+
+
+@app.command(
+    epilog=_examples(
+        "stillknows unlearn org/model --benchmark tofu:forget05 --method 'npo:beta=0.1 + kl' --lr 1e-5 --out runs/npo",
+        "stillknows unlearn ./model --benchmark jsonl:forget=f.jsonl,retain=r.jsonl --weights bfloat16 --out runs/bf16",
+        "stillknows unlearn ./model --benchmark tofu:forget05 --data ./tofu --out runs/npo --resume",
+    )
+)
+def unlearn(
+    model: Annotated[str, typer.Argument(help="Folder of a Hugging Face causal language model, or a hub name.")],
+    benchmark: BenchmarkSpec,
+    out: Out,
+    method: Annotated[
+        str, typer.Option(help="A forget term, then retain terms: see `stillknows list methods`.")
+    ] = "npo + kl",
+    lr: Annotated[float, typer.Option(help="Learning rate of AdamW.")] = 1e-5,
+    weights: Annotated[
+        Literal["float32", "bfloat16", "stochastic"],
+        typer.Option(help="How weights are kept between steps. Only bfloat16 is known to come undone in 4 bits."),
+    ] = "float32",
+    epochs: Annotated[float, typer.Option(help="Passes over the forget set.")] = 10.0,
+    steps: Annotated[int | None, typer.Option(help="Most steps to take.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Items per term and step.")] = 16,
+    accumulate: Annotated[int, typer.Option(help="Split a step into so many forward passes; same result.")] = 1,
+    forget_below: Annotated[
+        float, typer.Option(help="Stop when the forget items' mean answer probability is at most this; 0: never.")
+    ] = 0.0,
+    retain_floor: Annotated[
+        float,
+        typer.Option(help="Stop, and go back a check, when retain falls below this share of its start; 0: never."),
+    ] = 0.0,
+    check_every: Annotated[int, typer.Option(help="Steps between two such checks.")] = 10,
+    warmup: Annotated[int, typer.Option(help="Steps over which the learning rate rises.")] = 0,
+    seed: Annotated[int, typer.Option(help="Order of the items, and stochastic rounding.")] = 0,
+    data: Data = None,
+    template: Template = None,
+    long_items: LongItems = "error",
+    device: Device = "cpu",
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run; same result.")] = False,
+    overwrite: Overwrite = False,
+    allow_pickle: AllowPickle = False,
+    trust_remote_code: RemoteCode = False,
+    as_json: Json = False,
+) -> None:
+    """Remove the forget split's knowledge from a model and write a new checkpoint.
+
+    Writes a normal safetensors checkpoint and run.json, which holds everything needed to repeat the run.
+    """
+    from stillknows import unlearn
+    from stillknows.train import Settings
+
+    settings = Settings(
+        lr=lr, epochs=epochs, max_steps=steps, batch_size=batch_size, accumulate=accumulate, weights=weights, seed=seed,
+        warmup=warmup, forget_below=forget_below, retain_floor=retain_floor, check_every=check_every,
+    )  # fmt: skip
+    request = unlearn.Request(
+        model,
+        _benchmark(benchmark, data, template),
+        method,
+        settings,
+        long_items,
+        device,
+        allow_pickle,
+        trust_remote_code,
+    )
+    record = unlearn.run(request, out, overwrite=overwrite, resume=resume)
+    fit = record["fit"]
+    words = f"{fit['steps']} steps in {fit['seconds']:.0f} s; {fit['stopped']}"
+    _show(record, as_json, words, f"wrote {out}; next: stillknows audit {out} --original {model} --control … --out …")
+
+
+@app.command(
+    epilog=_examples(
+        "stillknows audit runs/npo --original org/model --control runs/retrained --benchmark tofu:forget05 --out runs/a",
+        "stillknows audit runs/a runs/b --original ./model --benchmark jsonl:forget=f.jsonl,retain=r.jsonl "
+        "--variants full,int8,nf4,rtn:bits=3:group=64 --out runs/audit",
+    )
+)
+def audit(
+    models: Annotated[list[str], typer.Argument(help="Models to judge: folders or hub names.")],
+    original: Annotated[str, typer.Option(help="The model before unlearning: it must show the knowledge.")],
+    benchmark: BenchmarkSpec,
+    out: Out,
+    control: Annotated[
+        str | None, typer.Option(help="A model that was never taught the forget split; without it nothing is decided.")
+    ] = None,
+    variants: Annotated[
+        str,
+        typer.Option(
+            help="What is done to every model before measuring; `+` chains: see `stillknows list quantizers`."
+        ),
+    ] = "full,bf16,int8,nf4,fp4,int4",
+    metrics: Annotated[
+        str, typer.Option(help="What is measured: see `stillknows list metrics`.")
+    ] = "answer_probability,exact_memorisation,extraction_strength,rouge_l",
+    tolerance: Annotated[float, typer.Option(help="Largest share of knowledge, and of facts, that may remain.")] = 0.1,
+    utility_floor: Annotated[float, typer.Option(help="Least retain score, as a share of the original's.")] = 0.9,
+    data: Data = None,
+    template: Template = None,
+    long_items: LongItems = "error",
+    device: Device = "cpu",
+    overwrite: Overwrite = False,
+    allow_pickle: AllowPickle = False,
+    trust_remote_code: RemoteCode = False,
+    as_json: Json = False,
+) -> None:
+    """Find out whether models still know the forget split, in full precision and in every variant.
+
+    Exit code: 0 FORGOTTEN, 3 STILL KNOWS or HIDDEN, 4 DAMAGED, 5 UNDECIDED, 2 for bad input. An interrupted audit
+    resumes where it was.
+    """
+    from stillknows import audit, report
+    from stillknows.store import claim, require_new
+    from stillknows.verdict import EXIT_CODES, Policy
+
+    request = audit.Request(
+        original, audit.labels(models), _benchmark(benchmark, data, template), control, variants, metrics,
+        Policy(tolerance=tolerance, utility_floor=utility_floor), long_items, device, allow_pickle, trust_remote_code,
+    )  # fmt: skip
+    with claim(out):
+        require_new(out / report.JSON, overwrite=overwrite)
+        result = report.build(audit.run(request, out), _command())
+        report.write(result, out)
+    _show(result, as_json, report.markdown(result), f"open {out / report.HTML}")
+    raise typer.Exit(EXIT_CODES[result["verdict"]])
+
+
+@app.command(epilog=_examples("stillknows report runs/audit", "stillknows report runs/audit --json | jq .verdict"))
+def report(
+    folder: Annotated[Path, typer.Argument(help="Folder that an audit or the demo wrote.")], as_json: Json = False
+) -> None:
+    """Show the report of an audit again, and write its pages anew."""
+    from stillknows import report
+    from stillknows.store import claim
+
+    result = report.read(folder)
+    with claim(folder):
+        report.write(result, folder)
+    _show(result, as_json, report.markdown(result), f"open {folder / report.HTML}")
+
+
+LISTS: dict[str, list[str]] = {
+    "methods": ["forget", "retain"],
+    "quantizers": ["quantizer"],
+    "metrics": ["metric"],
+    "benchmarks": ["benchmark"],
+}
+
+
+@app.command("list", epilog=_examples("stillknows list", "stillknows list methods --json"))
+def list_(
+    what: Annotated[
+        Literal["methods", "quantizers", "metrics", "benchmarks"] | None,
+        typer.Argument(help="One kind; all if left out."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """List what can be named on the command line, with options, defaults and sources."""
+    from stillknows.registry import plugins
+
+    found = {
+        name: [_describe(plugin) for kind in LISTS[name] for plugin in plugins(kind).values()]  # type: ignore[arg-type]
+        for name in ([what] if what else LISTS)
+    }
+    lines = []
+    for name, entries in found.items():
+        lines.append(f"\n{name}")
+        for entry in entries:
+            options = "".join(f":{key}={value}" for key, value in entry["options"].items())
+            lines += [f"  {entry['name']}{options}", f"      {entry['summary']}  [{entry['source']}]"]
+    _show(found, as_json, "\n".join(lines).lstrip("\n"))
+
+
+def _describe(plugin) -> dict[str, Any]:
+    return {
+        "name": plugin.name,
+        "kind": plugin.kind,
+        "options": plugin.options,
+        "needs": list(plugin.needs),
+        "source": plugin.source,
+        "version": plugin.version,
+        "summary": plugin.summary,
+    }
+
+
+def _benchmark(spec: str, data: str | None, template: str | None) -> Benchmark:
+    from stillknows.registry import bind
+
+    benchmark = bind("benchmark", f"{spec}:data={data}" if data else spec)()
+    return replace(benchmark, template=template) if template else benchmark
+
+
+def _command() -> str:
+    return shlex.join(["stillknows", *sys.argv[1:]])
+
+
+def _show(result: Any, as_json: bool, text: str, hint: str = "") -> None:
+    if as_json:
+        print(json.dumps(result, ensure_ascii=False))
+        return
+    print(text)
+    if hint:
+        print(hint, file=sys.stderr)
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        from stillknows import __version__
+
+        print(__version__)
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command line; every way out is a message and an exit code, never a traceback for bad input."""
+    try:
+        code = app(standalone_mode=False)
+    except UserError as error:
+        _fail(str(error), 2)
+    except typer.Abort:
+        _fail("stopped", 130)
+    except KeyboardInterrupt:
+        _fail("stopped; what was finished is kept: repeat the command (unlearn: with --resume) to go on", 130)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        _fail("the disk is full; nothing was half-written. Free some space and repeat the command", 2)
+    except MemoryError:
+        _fail(OUT_OF_MEMORY, 2)
+    except RuntimeError as error:
+        if not any(
+            sign in str(error).lower() for sign in ("out of memory", "can't allocate memory", "not enough memory")
+        ):
+            raise
+        _fail(OUT_OF_MEMORY, 2)
+    except Exception as error:
+        if not hasattr(error, "exit_code"):
+            raise
+        error.show()  # type: ignore[attr-defined]
+        sys.exit(error.exit_code)  # type: ignore[attr-defined]
+    else:
+        sys.exit(code or 0)
+
+
+OUT_OF_MEMORY = "out of memory. Lower --batch-size or raise --accumulate (unlearn), or use a machine with more memory"
+
+
+def _fail(message: str, code: int) -> None:
+    if "--json" in sys.argv:
+        print(json.dumps({"error": message}, ensure_ascii=False))
+    print(f"stillknows: {message}", file=sys.stderr)
+    sys.exit(code)

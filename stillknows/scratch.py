@@ -1,0 +1,84 @@
+"""Small Llama models trained from nothing: the built-in example and experiments need originals and true controls."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from stillknows import __version__
+from stillknows.registry import bind
+from stillknows.text import encode
+from stillknows.train import Settings, Term, fit
+from stillknows.types import Benchmark, Example
+from stillknows.unlearn import save_run, versions
+
+SPECIAL = {"pad_token": "<pad>", "eos_token": "<eos>", "unk_token": "<unk>"}
+
+
+def word_tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerFast:
+    """Return a tokenizer with one token for each word that stands between spaces in the texts."""
+    words = [*SPECIAL.values(), *sorted({word for text in texts for word in text.split()})]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **SPECIAL)
+
+
+def subword_tokenizer(texts: Sequence[str], vocabulary: int) -> PreTrainedTokenizerFast:
+    """Return a byte-level BPE tokenizer trained on the texts."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=list(SPECIAL.values()),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **SPECIAL)
+
+
+def texts(benchmark: Benchmark) -> list[str]:
+    """Return every question and answer of a benchmark, for a tokenizer that all of its models share."""
+    return [f"{e.prompt} {e.answer}" for split in benchmark.splits for e in split.examples]
+
+
+def train(
+    out: Path,
+    examples: Sequence[Example],
+    template: str,
+    tokenizer: PreTrainedTokenizerFast,
+    architecture: Mapping[str, int],
+    settings: Settings,
+) -> dict[str, Any]:
+    """Train a Llama of this architecture on the examples' answers, write it as a checkpoint, return the record.
+
+    The weights are saved in bfloat16, as most models are published.
+    """
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.eos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        **architecture,  # type: ignore[arg-type]
+    )
+    torch.manual_seed(settings.seed)
+    model = LlamaForCausalLM(config)
+    items = encode(examples, tokenizer, template, config.max_position_embeddings)
+    outcome = fit(model, [Term(bind("retain", "nll"), items)], settings, label=f"training {out.name}")
+    record = {
+        "stillknows": __version__,
+        "trained from scratch on": f"{len(items)} examples",
+        "architecture": dict(architecture),
+        "settings": asdict(settings),
+        "fit": outcome.to_json(),
+        "versions": versions(),
+    }
+    save_run(model.to(torch.bfloat16), tokenizer, settings, out, record)
+    return record
