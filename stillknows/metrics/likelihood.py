@@ -21,7 +21,7 @@ def exact_memorisation(hits: Ragged, ends: NDArray[np.bool_]) -> Floats:
     return np.array([words.mean() if len(words) else np.nan for words in _without_end(hits, ends)])
 
 
-@register("metric", source="arXiv 2412.17686 (extraction strength)")
+@register("metric", source="arXiv 2012.07805 (extraction), teacher-forced")
 def extraction_strength(hits: Ragged, ends: NDArray[np.bool_]) -> Floats:
     """1 − k/T, k the shortest part of the answer after which all the rest is reproduced: 0..1, lower is more forgotten.
 

@@ -1,0 +1,66 @@
+"""The worked examples of CONTRIBUTING.md run, register, and pass through the engine."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from stillknows import registry
+from stillknows.compress import parse_variant, quantize
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def examples():
+    """Run every block of the page; what it registers is taken back afterwards."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL)
+    for kind in registry.FOLDERS:
+        registry.plugins(kind)
+    before = {kind: dict(known) for kind, known in registry._plugins.items()}
+    for block in blocks:
+        exec(compile(block, "CONTRIBUTING.md", "exec"), {"__name__": "contributing"})
+    yield blocks
+    for kind, known in before.items():
+        registry._plugins[kind].clear()
+        registry._plugins[kind].update(known)
+
+
+def test_there_is_an_example_of_each_kind(examples):
+    kinds = {re.search(r'@register\("(\w+)"', block).group(1) for block in examples}
+    assert kinds == {"forget", "quantizer", "metric", "benchmark"}
+
+
+def test_the_term_is_an_objective(examples):
+    log_probs = torch.tensor([[-1.0, -2.0, 0.0]], requires_grad=True)
+    mask = torch.tensor([[True, True, False]])
+    loss = registry.bind("forget", "wga:beta=1")(log_probs=log_probs, mask=mask)
+    loss.sum().backward()
+    expected = [np.exp(-1.0) / 2, np.exp(-2.0) / 2, 0.0]
+    assert loss.item() == pytest.approx((np.exp(-1.0) * -1 + np.exp(-2.0) * -2) / 2)
+    assert log_probs.grad[0].tolist() == pytest.approx(expected)
+
+
+def test_the_quantizer_is_a_variant(examples):
+    values = quantize(torch.tensor([[1.0, -3.0]]), parse_variant("bf16+binary")).values_OI
+    assert values.tolist() == [[2.0, -2.0]]
+
+
+def test_the_metric_scores(examples):
+    assert registry.bind("metric", "least_token")(log_probs=[np.log([0.5, 0.25])]).tolist() == [0.25]
+
+
+def test_the_benchmark_binds(examples):
+    benchmark = registry.bind("benchmark", "tables:forget=8")()
+    assert [len(split.examples) for split in benchmark.splits] == [9, 72]
+    assert benchmark.split("forget").examples[1].answer == "16"
+
+
+def test_every_link_of_the_documentation_leads_somewhere():
+    for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]:
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+            assert "://" in target or (page.parent / target).exists(), f"{page.name}: {target}"
