@@ -1,0 +1,133 @@
+"""One pass over a batch gives what the plain model gives, for every family, whatever the padding and the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from stillknows.errors import UserError
+from stillknows.forward import answer_states, mean_probability, score_items
+from stillknows.logprobs import token_log_probs
+from stillknows.models import OutputLayer, hidden_states, output_layer
+from stillknows.text import batches, right_padded
+
+Items = Callable[..., list[Any]]
+LENGTHS = [1, 9, 4, 4, 2, 17, 3, 8, 1, 5]
+
+
+def plain_scores(model: Any, item: Any) -> tuple[Tensor, Tensor]:
+    """ln p and hits of one item's answer in float64 from the model's own logits: no batch, no padding, no chunks."""
+    with torch.no_grad():
+        logits_LV = model(input_ids=torch.tensor([item.ids])).logits[0].double()
+    log_probs_LV = logits_LV.log_softmax(-1)
+    positions = range(max(1, item.start), len(item.ids))
+    log_probs = torch.stack([log_probs_LV[i - 1, item.ids[i]] for i in positions])
+    return log_probs, torch.tensor([int(logits_LV[i - 1].argmax()) == item.ids[i] for i in positions])
+
+
+@torch.no_grad()
+def test_output_layer_equals_the_models_own_logits(family_model: Any) -> None:
+    ids_BL = torch.arange(24).reshape(2, 12) % 32
+    own = output_layer(family_model)(hidden_states(family_model, ids_BL))
+    torch.testing.assert_close(own, family_model(input_ids=ids_BL).logits, rtol=1e-5, atol=1e-5)
+
+
+def test_scores_equal_the_plain_model(family_model: Any, make_items: Items) -> None:
+    """Batches, padding, answer positions and the output layer together, for every family."""
+    items = make_items(LENGTHS)
+    scores = dict(score_items(family_model, output_layer(family_model), items, batch_size=4))
+    assert sorted(scores) == list(range(len(items)))
+    for i, item in enumerate(items):
+        log_probs, hits = plain_scores(family_model, item)
+        assert scores[i].log_probs.dtype == torch.float32
+        torch.testing.assert_close(scores[i].log_probs.double(), log_probs, rtol=1e-4, atol=1e-5)
+        assert scores[i].hits.tolist() == hits.tolist()
+
+
+def test_batch_size_changes_nothing(family_model: Any, make_items: Items) -> None:
+    items = make_items(LENGTHS)
+    one, many = (dict(score_items(family_model, output_layer(family_model), items, size)) for size in (1, 64))
+    for i in range(len(items)):
+        torch.testing.assert_close(one[i].log_probs, many[i].log_probs, rtol=0, atol=1e-5)
+        assert torch.equal(one[i].hits, many[i].hits)
+
+
+@pytest.mark.parametrize("filler", [0, 2, 31])
+def test_the_filler_is_never_seen(model: Any, make_items: Items, filler: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever token pads, even the end of sequence, and also where answers hold that token themselves."""
+
+    def padded(items: Any, device: Any) -> Tensor:
+        ids_BL = right_padded(items, device)
+        for row, item in enumerate(items):
+            ids_BL[row, len(item.ids) :] = filler
+        return ids_BL
+
+    items = [i for seed in range(4) for i in make_items(LENGTHS, vocabulary=6, seed=seed)]
+    expected = dict(score_items(model, output_layer(model), items, 1))
+    monkeypatch.setattr("stillknows.forward.right_padded", padded)
+    for i, scores in score_items(model, output_layer(model), items, 64):
+        torch.testing.assert_close(scores.log_probs, expected[i].log_probs, rtol=0, atol=1e-5)
+
+
+def test_plain_text_is_scored_from_its_second_token(model: Any, make_items: Items) -> None:
+    item = make_items([5], prompt=0)[0]
+    [(_, scores)] = score_items(model, output_layer(model), [item])
+    torch.testing.assert_close(scores.log_probs.double(), plain_scores(model, item)[0], rtol=1e-4, atol=1e-5)
+    assert len(scores.log_probs) == 4
+
+
+def test_answer_states_can_be_trained_through(model: Any, make_items: Items) -> None:
+    model.requires_grad_(True)
+    layer = output_layer(model)
+    states = answer_states(model, make_items([3, 5]))
+    token_log_probs(states.hidden_TD, layer, states.targets_T, layer.vocabulary).sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+def test_mean_probability_is_the_mean_over_items_of_the_geometric_mean(model: Any, make_items: Items) -> None:
+    items = make_items(LENGTHS)
+    expected = [plain_scores(model, item)[0].mean().exp().item() for item in items]
+    found = mean_probability(score_items(model, output_layer(model), items))
+    assert found == pytest.approx(sum(expected) / len(expected), rel=1e-5)
+
+
+def test_a_frozen_output_layer_stays_while_the_model_trains(family_model: Any) -> None:
+    layer = output_layer(family_model)
+    frozen = layer.frozen()
+    hidden_TD = torch.randn(6, 16, generator=torch.Generator().manual_seed(0))
+    before = layer(hidden_TD)
+    torch.testing.assert_close(frozen(hidden_TD), before, rtol=0, atol=0)
+    with torch.no_grad():
+        for parameter in family_model.parameters():
+            parameter.mul_(1.5)
+    assert not torch.allclose(layer(hidden_TD), before, atol=1e-3)
+    torch.testing.assert_close(frozen(hidden_TD), before, rtol=0, atol=0)
+    assert not any(p.requires_grad for p in frozen.linear.parameters())
+
+
+def test_an_unknown_way_to_make_logits_is_refused(make_model: Callable[..., Any]) -> None:
+    model = make_model("cohere")
+    model.config.logit_scale = 1.0  # the layer believes the configuration; the model keeps its own copy
+    with pytest.raises(UserError, match="does not know"):
+        output_layer(model)
+
+
+def test_soft_cap_scale_and_bias_are_all_at_work(make_model: Callable[..., Any]) -> None:
+    """So that the families above test what they are there for."""
+    assert OutputLayer(make_model("gemma2")).cap == 1.5
+    assert OutputLayer(make_model("cohere")).scale == pytest.approx(0.3)
+    assert OutputLayer(make_model("granite")).scale == pytest.approx(1 / 3)
+    assert bool(OutputLayer(make_model("phi")).linear.bias.abs().max() > 0.1)  # type: ignore[union-attr]
+
+
+def test_batches_hold_every_item_once_and_alike(make_items: Items) -> None:
+    items = make_items(LENGTHS)
+    order = batches(items, 3)
+    assert sorted(i for batch in order for i in batch) == list(range(len(items)))
+    assert [len(batch) for batch in order] == [3, 3, 3, 1]
+    lengths = [len(items[i].ids) for batch in order for i in batch]
+    assert lengths == sorted(lengths, reverse=True)

@@ -1,0 +1,172 @@
+"""An import points down only. The table below is the rule; the code is read, not run, except where noted."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import stillknows
+
+ROOT = Path(stillknows.__file__).parent
+
+# From the bottom up. A module may import its own layer and those below it; "/" marks a folder of plug-ins.
+LAYERS = (
+    ("__init__", "errors", "types"),
+    ("registry", "stats", "progress"),
+    ("store",),
+    ("logprobs", "text", "models"),
+    ("forward",),
+    ("train", "observe", "compress"),
+    ("objectives/", "quantizers/", "metrics/", "benchmarks/", "attacks/"),
+    ("evidence", "verdict"),
+    ("audit", "unlearn", "report"),
+    ("scratch", "demo"),
+    ("cli", "__main__"),
+)
+LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+FOLDERS = tuple(name for name in LEVEL if name.endswith("/"))
+LIGHT = ("errors", "types", "registry", "stats", "store", "metrics/", "evidence", "verdict", "report")
+HEAVY = ("torch", "transformers")
+
+
+def layer_name(module: str) -> str:
+    """ "stillknows.metrics.likelihood" -> "metrics/", "stillknows.audit" -> "audit", "stillknows" -> "__init__"."""
+    parts = module.split(".")[1:]
+    if not parts:
+        return "__init__"
+    return f"{parts[0]}/" if f"{parts[0]}/" in FOLDERS or len(parts) > 1 else parts[0]
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def is_type_checking(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+
+
+def executed(node: ast.AST) -> Iterator[ast.AST]:
+    """Yield all nodes that can run: bodies of functions too, blocks for type checkers not."""
+    yield node
+    children = node.orelse if is_type_checking(node) else ast.iter_child_nodes(node)  # type: ignore[attr-defined]
+    for child in children:
+        yield from executed(child)
+
+
+def imports(source: str, module: str, is_package: bool = False) -> set[str]:
+    """Return the full names that a module's source imports; "from stillknows import audit" gives stillknows.audit."""
+    found: set[str] = set()
+    for node in executed(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parts = module.split(".")
+                parents = parts[: len(parts) - node.level + is_package]
+                base = ".".join([*parents, *([base] if base else [])])
+            found |= {f"{base}.{a.name}" if _is_module(f"{base}.{a.name}") else base for a in node.names}
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("import_module", "__import__")):
+            found |= {a.value for a in node.args if isinstance(a, ast.Constant) and isinstance(a.value, str)}
+    return found
+
+
+def _is_module(name: str) -> bool:
+    path = ROOT.parent.joinpath(*name.split("."))
+    return name.startswith("stillknows.") and (path.is_dir() or path.with_suffix(".py").is_file())
+
+
+MODULES = {module_name(path): path for path in sorted(ROOT.rglob("*.py"))}
+IMPORTS = {name: imports(path.read_text(), name, path.name == "__init__.py") for name, path in MODULES.items()}
+
+
+def violations(imported: dict[str, set[str]]) -> list[str]:
+    """Return "a imports b: why not" for every import of the package that points up or sideways."""
+    found = []
+    for module, names in imported.items():
+        here = layer_name(module)
+        for name in sorted(n for n in names if n.split(".")[0] == "stillknows"):
+            there = layer_name(name)
+            if there not in LEVEL:
+                found.append(f"{module} imports {name}, which is in no layer")
+            elif LEVEL[there] > LEVEL[here]:
+                found.append(f"{module} imports {name}, which is a layer above it")
+            elif here != there and here in FOLDERS and there in FOLDERS:
+                found.append(f"{module} imports {name}: plug-in folders never import one another")
+            elif there in FOLDERS and here not in FOLDERS and here not in ("demo", "cli", "__main__"):
+                found.append(f"{module} imports {name}: engines find plug-ins through the registry")
+    return found
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_module_has_a_layer(module: str) -> None:
+    assert layer_name(module) in LEVEL, f"{module} is in no layer: add it to LAYERS in {Path(__file__).name}"
+
+
+def test_imports_point_down() -> None:
+    assert violations({m: n for m, n in IMPORTS.items() if layer_name(m) in LEVEL}) == []
+
+
+def test_no_import_cycles() -> None:
+    """Modules of one layer may import one another, but not in a circle."""
+    state: dict[str, str] = {}
+
+    def visit(module: str, path: tuple[str, ...]) -> None:
+        assert state.get(module) != "open", " -> ".join((*path, module))
+        if module in state:
+            return
+        state[module] = "open"
+        for name in sorted(IMPORTS[module] & MODULES.keys() - {module}):
+            if not module.startswith(f"{name}."):  # a package's modules are parts of it
+                visit(name, (*path, module))
+        state[module] = "done"
+
+    for module in MODULES:
+        visit(module, ())
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if layer_name(m) in LIGHT])
+def test_scoring_imports_no_model_library(module: str) -> None:
+    assert {n for n in IMPORTS[module] if n.split(".")[0] in HEAVY} == set()
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if layer_name(m) in LIGHT and not m.endswith("/")])
+def test_scoring_loads_no_model_library(module: str) -> None:
+    """Really import it in a fresh process: what it imports must not load torch either."""
+    script = f"import sys, {module}; print(*(n for n in {HEAVY!r} if n in sys.modules))"
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout == "\n"
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("import stillknows.audit", {"stillknows.audit"}),
+        ("from stillknows import audit, __version__", {"stillknows.audit", "stillknows"}),
+        ("def f():\n  from stillknows.train import fit", {"stillknows.train"}),
+        ("from ..train import fit", {"stillknows.train"}),
+        ("from . import rtn", {"stillknows.quantizers.rtn"}),
+        ("if TYPE_CHECKING:\n  import torch\nelse:\n  import numpy", {"numpy"}),
+        ("import importlib\nimportlib.import_module('stillknows.cli')", {"importlib", "stillknows.cli"}),
+    ],
+)
+def test_the_reader_of_imports_sees(source: str, expected: set[str]) -> None:
+    assert imports(source, "stillknows.quantizers.casts") == expected
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        ("stillknows.store", "stillknows.models"),
+        ("stillknows.metrics.likelihood", "stillknows.quantizers"),
+        ("stillknows.train", "stillknows.objectives.forget"),
+        ("stillknows.audit", "stillknows.metrics"),
+    ],
+)
+def test_the_rule_refuses(module: str, name: str) -> None:
+    assert len(violations({module: {name}})) == 1
