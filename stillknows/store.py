@@ -9,9 +9,9 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -25,9 +25,12 @@ LOCK = ".stillknows.lock"
 def claim(folder: Path) -> Iterator[Path]:
     """Create a folder if needed and hold it until the block ends, so that two runs cannot mix.
 
-    The lock belongs to the process: it ends with it, also when it is killed. Raises UserError when another run holds
-    the folder or when it cannot be written.
+    The lock belongs to the process: it ends with it, also when it is killed. Folders that were made for nothing are
+    removed again. Raises UserError when another run holds the folder or when it cannot be written.
     """
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file, not a folder", "choose another folder with --out")
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         handle = (folder / LOCK).open("w")
@@ -38,7 +41,29 @@ def claim(folder: Path) -> Iterator[Path]:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"another run is working in {folder}", "wait for it, or choose another --out") from None
-        yield folder
+        try:
+            yield folder
+        finally:
+            if made and [path.name for path in folder.iterdir()] == [LOCK]:
+                (folder / LOCK).unlink()
+                _remove_empty(made)
+
+
+def _remove_empty(folders: Iterable[Path]) -> None:
+    """Remove folders, the innermost first, up to one that holds something."""
+    with contextlib.suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
+
+
+def require_apart(out: Path, folders: Iterable[Path]) -> None:
+    """Raise UserError when results would be written into one of these folders."""
+    for folder in folders:
+        if out.resolve().is_relative_to(folder.resolve()):
+            raise UserError(
+                f"--out {out} lies in the model folder {folder}, which is left as it is",
+                "choose a folder outside of it with --out",
+            )
 
 
 def require_new(path: Path, *, overwrite: bool, fix: str = "add --overwrite, or choose another --out") -> None:
@@ -51,13 +76,15 @@ def require_new(path: Path, *, overwrite: bool, fix: str = "add --overwrite, or 
 def atomic_folder(target: Path) -> Iterator[Path]:
     """Give an empty folder beside `target` that takes its place when the block ends well, and vanishes otherwise.
 
-    Files that were in `target` and are not written anew stay: the new files are moved in one by one, the run record
-    last, so that a folder with a record is complete.
+    The new files are moved in one by one, after an older run record and older weights have gone and with the new record
+    last: a folder with a record is complete, and no weights of two runs lie side by side. Other files stay.
     """
     target.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=".partial-", dir=target))
     try:
         yield work
+        for old in [*target.glob("run.json"), *target.glob("model*.safetensors*")]:
+            old.unlink()
         for file in sorted(work.iterdir(), key=lambda f: f.name == "run.json"):
             file.replace(target / file.name)
     finally:
@@ -152,10 +179,18 @@ def save_observations(path: Path, cache_key: str, observations: Observations) ->
 
 
 def load_observations(path: Path, cache_key: str | None = None) -> Observations | None:
-    """Read observations back; None when there are none, or when they were made for another key."""
+    """Read observations back; None when there are none, when they were made for another key or are damaged."""
     if not path.is_file():
         return None
-    with np.load(path, allow_pickle=False) as file:
+    with path.open("rb") as handle:
+        try:
+            return _read_observations(handle, cache_key)
+        except Exception:  # numpy, zipfile, zlib and json raise a dozen kinds of error for a damaged file
+            return None
+
+
+def _read_observations(handle: IO[bytes], cache_key: str | None) -> Observations | None:
+    with np.load(handle, allow_pickle=False) as file:
         meta = json.loads(file["meta"].tobytes())
         if cache_key is not None and meta["key"] != cache_key:
             return None
