@@ -1,0 +1,161 @@
+"""A text names a function and its checked options; every plug-in says what it is and where it comes from."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterator
+from typing import Any, Literal, get_args, get_type_hints
+
+import pytest
+
+from stillknows import registry
+from stillknows.errors import UserError, did_you_mean
+from stillknows.registry import Kind, Plugin, bind, plugins, register
+
+KINDS: tuple[Kind, ...] = get_args(Kind)
+ALL = [plugin for kind in KINDS for plugin in plugins(kind).values()]
+
+
+@pytest.fixture(autouse=True)
+def sandbox() -> Iterator[None]:
+    """Take away what a test registers."""
+    before = {kind: dict(known) for kind, known in registry._plugins.items()}
+    yield
+    for kind, known in before.items():
+        registry._plugins[kind] = known
+
+
+@pytest.fixture
+def sample() -> Plugin:
+    @register("metric", source="a paper", version=3)
+    def sample_(
+        hits: list[int],
+        *,
+        count: int = 1,
+        rate: float = 0.5,
+        name: str = "x",
+        flag: bool = False,
+        mode: Literal["low", "high"] = "low",
+        limit: int | None = None,
+    ) -> tuple[Any, ...]:
+        """Return everything. Twice.
+
+        More words.
+        """
+        return hits, count, rate, name, flag, mode, limit
+
+    return plugins("metric")["sample"]
+
+
+def test_a_plugin_is_its_signature(sample: Plugin) -> None:
+    assert sample.name == "sample"
+    assert (sample.source, sample.version) == ("a paper", 3)
+    assert sample.needs == ("hits",)
+    expected = {"count": 1, "rate": 0.5, "name": "x", "flag": False, "mode": "low", "limit": None}
+    assert sample.options == expected
+    assert list(sample.options) == list(expected)
+    assert sample.summary == "Return everything. Twice."
+
+
+@pytest.mark.parametrize(
+    ("spec", "given"),
+    [
+        ("sample", {}),
+        ("  sample ", {}),
+        ("sample:", {}),
+        ("sample:7", {"count": 7}),
+        ("sample:7:flag=true", {"count": 7, "flag": True}),
+        ("sample:count=2:rate=1e-3", {"count": 2, "rate": 1e-3}),
+        ("sample:count=2,rate=3,flag=True", {"count": 2, "rate": 3.0, "flag": True}),
+        ("sample:name=a:b", {"name": "a:b"}),
+        ("sample:name=C:/data,x:flag=false", {"name": "C:/data,x", "flag": False}),
+        ("sample:name=a=b", {"name": "a=b"}),
+        ("sample:name=", {"name": ""}),
+        ("sample:mode=high:limit=4", {"mode": "high", "limit": 4}),
+        ("sample:limit=none", {"limit": None}),
+        ("sample:count=-1", {"count": -1}),
+    ],
+)
+@pytest.mark.usefixtures("sample")
+def test_options_are_read(spec: str, given: dict[str, Any]) -> None:
+    bound = bind("metric", spec)
+    assert bound.options == bound.plugin.options | given
+    assert {key: type(bound.options[key]) for key in given} == {key: type(value) for key, value in given.items()}
+    assert bound(hits=[1]) == ([1], *bound.options.values())
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("smaple", "no metric named 'smaple'; did you mean 'sample'?"),
+        ("", "no metric named ''; known: "),
+        ("sample:cuont=2", "no option 'cuont' of sample; did you mean 'count'?"),
+        ("sample:hits=2", "no option 'hits' of sample"),
+        ("sample:count=two", "sample:count=two is not of type int"),
+        ("sample:count=1.5", "sample:count=1.5 is not of type int"),
+        ("sample:rate=fast", "sample:rate=fast is not of type float"),
+        ("sample:flag=1", "sample:flag=1 is not true or false"),
+        ("sample:mode=hihg", "sample:mode=hihg is not known; did you mean 'high'?"),
+        ("sample:limit=few", "sample:limit=few is not of type int"),
+    ],
+)
+@pytest.mark.usefixtures("sample")
+def test_a_wrong_text_is_explained(spec: str, message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        bind("metric", spec)
+
+
+def test_a_plugin_without_options_takes_none() -> None:
+    with pytest.raises(UserError, match="expected option=value, got '4'"):
+        bind("quantizer", "nf4:4")
+
+
+@pytest.mark.usefixtures("sample")
+def test_identity_names_version_and_all_options_in_one_order() -> None:
+    a, b = bind("metric", "sample:rate=1:count=2"), bind("metric", "sample:count=2,rate=1.0")
+    assert a.identity == b.identity
+    assert a.identity.startswith("sample@3:count=2:flag=False:")
+    others = [bind("metric", f"sample:{option}").identity for option in ("count=3", "rate=1", "name=y", "flag=true")]
+    assert len({a.identity, bind("metric", "sample").identity, *others}) == 6
+
+
+@pytest.mark.usefixtures("sample")
+def test_a_name_is_registered_once() -> None:
+    def sample(hits: list[int]) -> None: ...
+
+    with pytest.raises(ValueError, match="'sample' is registered twice"):
+        register("metric", source="x")(sample)
+    assert register("quantizer", source="x")(sample) is sample
+
+
+def test_the_nearest_word_is_offered_else_all() -> None:
+    assert did_you_mean("betta", ["beta", "weight"]) == "; did you mean 'beta'?"
+    assert did_you_mean("zzz", ["beta", "alpha"]) == "; known: alpha, beta"
+    assert did_you_mean("zzz", []) == ""
+
+
+@pytest.mark.parametrize("plugin", ALL, ids=lambda p: f"{p.kind}-{p.name}")
+def test_every_plugin_documents_itself(plugin: Plugin) -> None:
+    doc = inspect.getdoc(plugin.function) or ""
+    assert plugin.summary.endswith("."), "the first line of the docstring is one sentence"
+    assert plugin.source
+    assert plugin.version >= 1
+    missing = [name for name in plugin.options if f"{name}:" not in doc and f"{name} :" not in doc]
+    assert missing == [] or len(plugin.options) < 2, f"options that the docstring does not explain: {missing}"
+
+
+@pytest.mark.parametrize("plugin", ALL, ids=lambda p: f"{p.kind}-{p.name}")
+def test_every_plugin_works_by_its_bare_name_and_its_options_can_be_typed(plugin: Plugin) -> None:
+    """Each option has a default and a type that a text can give; giving the defaults changes nothing."""
+    assert inspect.Parameter.empty not in plugin.options.values()
+    bound = bind(plugin.kind, plugin.name)
+    assert bound.options == plugin.options
+    hints = get_type_hints(plugin.function)
+    assert set(plugin.options) | set(plugin.needs) <= hints.keys()
+    text = ":".join(f"{key}={value}" for key, value in plugin.options.items() if value is not None)
+    assert bind(plugin.kind, f"{plugin.name}:{text}").identity == bound.identity
+
+
+def test_every_kind_has_plugins() -> None:
+    assert {plugin.kind for plugin in ALL} == set(KINDS)

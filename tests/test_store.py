@@ -1,0 +1,239 @@
+"""Files: a reader never sees half of one, a folder has one owner, observations come back as they were."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stillknows import store
+from stillknows.errors import UserError
+from stillknows.types import Observations
+
+
+def observations() -> Observations:
+    return Observations(
+        ids=("a", "b", "ü"),
+        facts=("f", "f", "g"),
+        prompts=("Who?", "", "Wo?\n"),
+        answers=("Ada", "plain text", "Zürich"),
+        log_probs=(np.array([-0.1, -2.0, -1e-9]), np.array([-3.5]), np.array([-0.25, 0.0])),
+        hits=(np.array([True, False, True]), np.array([False]), np.array([True, True])),
+        ends=np.array([True, False, True]),
+        generations=("Ada.", None, ""),
+    )
+
+
+def assert_same(a: Observations, b: Observations) -> None:
+    for name in ("ids", "facts", "prompts", "answers", "generations"):
+        assert getattr(a, name) == getattr(b, name)
+    for name in ("log_probs", "hits"):
+        for x, y in zip(getattr(a, name), getattr(b, name), strict=True):
+            assert (x.dtype, x.tolist()) == (y.dtype, y.tolist())
+    assert (a.ends.dtype, a.ends.tolist()) == (b.ends.dtype, b.ends.tolist())
+
+
+def test_observations_come_back_as_they_were(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "seen.npz"
+    store.save_observations(path, "key", observations())
+    for key in ("key", None):
+        found = store.load_observations(path, key)
+        assert found is not None
+        assert_same(found, observations())
+
+
+def test_observations_of_another_key_or_nowhere_are_none(tmp_path: Path) -> None:
+    path = tmp_path / "seen.npz"
+    assert store.load_observations(path) is None
+    store.save_observations(path, "key", observations())
+    assert store.load_observations(path, "another") is None
+
+
+def test_the_file_holds_no_pickle(tmp_path: Path) -> None:
+    path = tmp_path / "seen.npz"
+    store.save_observations(path, "key", observations())
+    with np.load(path, allow_pickle=False) as file:
+        assert all(file[name].dtype != object for name in file.files)
+
+
+def test_a_pickle_in_the_file_is_never_run(tmp_path: Path) -> None:
+    class Bomb:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return pytest.fail, ("a pickle was run",)
+
+    path = tmp_path / "seen.npz"
+    np.savez(path, meta=np.array([Bomb()], dtype=object))
+    assert store.load_observations(path) is None
+    path.write_bytes(pickle.dumps(Bomb()))
+    assert store.load_observations(path) is None
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.9, 0.999])
+def test_a_truncated_file_counts_as_not_there(tmp_path: Path, share: float) -> None:
+    """It is then observed again."""
+    path = tmp_path / "seen.npz"
+    store.save_observations(path, "key", observations())
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(len(whole) * share)])
+    assert store.load_observations(path, "key") is None
+
+
+def test_a_file_with_a_flipped_byte_is_not_believed(tmp_path: Path) -> None:
+    path = tmp_path / "seen.npz"
+    store.save_observations(path, "key", observations())
+    whole = path.read_bytes()
+    for place in range(0, len(whole), 7):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+        found = store.load_observations(path, "key")
+        if found is not None:  # a byte that carries no data
+            assert_same(found, observations())
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit])
+def test_a_failing_writer_leaves_the_old_file_and_no_rest(tmp_path: Path, error: type[BaseException]) -> None:
+    path = tmp_path / "result.json"
+    store.write_text(path, "old")
+
+    def fail(partial: Path) -> None:
+        partial.write_text("half of the n")
+        raise error
+
+    with pytest.raises(error):
+        store.replace_file(path, fail)
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["result.json"]
+
+
+def test_json_round_trip_and_refusal_of_nan(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "b.json"
+    store.write_json(path, {"ü": [1.5, None]})
+    assert store.read_json(path) == {"ü": [1.5, None]}
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        store.write_json(path, {"a": float("nan")})
+    assert store.read_json(path) == {"ü": [1.5, None]}
+
+
+def test_broken_json_is_the_users_to_mend(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    with pytest.raises(UserError, match=r"no file .*a\.json"):
+        store.read_json(path)
+    for content in (b'{"a": 1', b"\xff\xfe"):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=r"a\.json is not JSON"):
+            store.read_json(path)
+
+
+def test_a_folder_is_filled_at_once_or_not_at_all(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "kept.txt").write_text("kept")
+    (out / "run.json").write_text("old")
+
+    def fill(fail: bool) -> None:
+        with store.atomic_folder(out) as work:
+            (work / "run.json").write_text("new")
+            (work / "weights").write_text("new")
+            if fail:
+                raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fill(fail=True)
+    assert sorted(p.name for p in out.iterdir()) == ["kept.txt", "run.json"]
+    assert (out / "run.json").read_text() == "old"
+    fill(fail=False)
+    assert {p.name: p.read_text() for p in out.iterdir()} == {"kept.txt": "kept", "run.json": "new", "weights": "new"}
+
+
+def test_the_record_is_moved_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So a folder with a record is complete."""
+    moved: list[str] = []
+    replace = Path.replace
+    monkeypatch.setattr(Path, "replace", lambda self, target: (moved.append(self.name), replace(self, target))[1])
+    with store.atomic_folder(tmp_path / "out") as work:
+        for name in ("run.json", "a.json", "tokenizer.json", "weights"):
+            (work / name).write_text(name)
+    assert moved[-1] == "run.json"
+    assert len(moved) == 4
+
+
+CLAIM = """
+import sys
+from pathlib import Path
+from stillknows.store import claim
+with claim(Path(sys.argv[1])):
+    print("mine", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_claim_keeps_a_second_process_out_until_the_first_ends(tmp_path: Path) -> None:
+    other = subprocess.Popen(
+        [sys.executable, "-c", CLAIM, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert other.stdin is not None
+    assert other.stdout is not None
+    with other:
+        try:
+            assert other.stdout.readline() == "mine\n"
+            with pytest.raises(UserError, match="another run is working in"), store.claim(tmp_path):
+                pass
+        finally:
+            other.kill()  # a killed run leaves no lock behind
+    with store.claim(tmp_path) as folder:
+        assert folder == tmp_path
+
+
+def test_a_claim_needs_a_folder_that_can_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write to"), store.claim(tmp_path / "file" / "out"):
+        pass
+
+
+def test_results_are_not_replaced_unasked(tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    store.require_new(path, overwrite=False)
+    path.write_text("")
+    store.require_new(path, overwrite=True)
+    with pytest.raises(UserError, match="exists already"):
+        store.require_new(path, overwrite=False)
+
+
+def test_work_is_done_once_per_plan(tmp_path: Path) -> None:
+    def work(plan: object, fail: bool = False) -> bool:
+        with store.once(tmp_path, plan) as folder:
+            if fail:
+                raise RuntimeError
+            return folder is not None
+
+    assert work("a")
+    assert not work("a")
+    assert work("b")
+    assert work("a")
+    with pytest.raises(RuntimeError):
+        work("c", fail=True)
+    assert work("c")
+    assert not work("c")
+
+
+def test_keys_depend_on_content_and_not_on_order_of_names() -> None:
+    assert store.key({"a": 1, "b": [2]}) == store.key({"b": [2], "a": 1})
+    assert store.key("ab", "c") != store.key("a", "bc")
+    assert store.key(1) != store.key("1")
+
+
+def test_digests_depend_on_names_and_contents(tmp_path: Path) -> None:
+    a, b = tmp_path / "a", tmp_path / "b"
+    a.write_text("1")
+    b.write_text("2")
+    first = store.file_digest(a, b)
+    assert len(first) == 64
+    assert store.file_digest(a, b) == first
+    assert store.file_digest(b, a) != first
+    b.write_text("3")
+    assert store.file_digest(a, b) != first
+    assert json.dumps(first)
