@@ -1,0 +1,429 @@
+"""The optimisation loop: the same bits for the same settings, also after an interruption; what ends a run; rounding."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from stillknows import train
+from stillknows.errors import UserError
+from stillknows.forward import mean_probability, score_items
+from stillknows.models import output_layer
+from stillknows.registry import bind
+from stillknows.train import Fit, Settings, Term, WeightStorage, fit, stochastic_bfloat16
+
+Items = Callable[..., list[Any]]
+Make = Callable[..., Any]
+STORAGES: tuple[WeightStorage, ...] = get_args(WeightStorage)
+every_storage = pytest.mark.parametrize("weights", STORAGES)
+
+
+@pytest.fixture
+def terms(make_items: Items) -> list[Term]:
+    """npo on 5 items and kl and nll on 7 others: every kind of reference takes part."""
+    forget, retain = make_items([3, 1, 4, 2, 5]), make_items([2, 6, 3, 3, 1, 4, 2], seed=1)
+    return [
+        Term(bind("forget", "npo"), forget),
+        Term(bind("retain", "kl"), retain),
+        Term(bind("retain", "nll:weight=0.5"), retain),
+    ]
+
+
+def setting(**changes: Any) -> Settings:
+    return Settings(**({"lr": 3e-3, "epochs": 4, "batch_size": 2, "check_every": 2, "save_seconds": 0} | changes))
+
+
+def weights_of(model: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def trained(make_model: Make, terms: list[Term], **changes: Any) -> dict[str, Tensor]:
+    model = make_model()
+    fit(model, terms, setting(**changes))
+    return weights_of(model)
+
+
+@every_storage
+def test_one_seed_gives_one_result_and_another_seed_another(
+    weights: WeightStorage, make_model: Make, terms: list[Term]
+) -> None:
+    first = trained(make_model, terms, weights=weights)
+    torch.rand(3)  # the global generator plays no part
+    assert same(first, trained(make_model, terms, weights=weights))
+    assert not same(first, trained(make_model, terms, weights=weights, seed=1))
+
+
+@every_storage
+@pytest.mark.parametrize("interrupted_after", [2, 5, 9])
+@pytest.mark.parametrize("how", [{}, {"retain_floor": 0.01, "schedule": "linear", "warmup": 3, "accumulate": 2}])
+def test_a_resumed_run_ends_with_the_same_bits(
+    weights: WeightStorage,
+    interrupted_after: int,
+    how: dict[str, Any],
+    make_model: Make,
+    terms: list[Term],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    s = setting(weights=weights, **how)
+    monitor = (terms[0].items, terms[1].items)
+    whole = make_model()
+    outcome = fit(whole, terms, s, monitor=monitor)
+    assert outcome.steps == 10
+
+    path = tmp_path / "checkpoint.safetensors"
+    step = train._Loop.step
+
+    def interrupted(self: train._Loop, total: int) -> float:
+        if self.done.steps == interrupted_after:
+            raise KeyboardInterrupt
+        return step(self, total)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train._Loop, "step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            fit(make_model(), terms, s, monitor=monitor, checkpoint=path, plan_key="plan")
+    assert path.is_file()
+
+    taken: list[int] = []
+    monkeypatch.setattr(train._Loop, "step", lambda self, total: (taken.append(1), step(self, total))[1])
+    resumed = make_model()
+    again = fit(resumed, terms, s, monitor=monitor, checkpoint=path, plan_key="plan")
+    assert len(taken) == 10 - interrupted_after // 2 * 2
+    assert same(weights_of(resumed), weights_of(whole))
+    assert (again.steps, again.stopped, again.tokens) == (outcome.steps, outcome.stopped, outcome.tokens)
+    assert again.history == outcome.history
+
+
+def test_a_run_interrupted_twice_and_a_finished_one_resume_too(
+    make_model: Make, terms: list[Term], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, step = tmp_path / "checkpoint.safetensors", train._Loop.step
+    whole = trained(make_model, terms, weights="stochastic")
+
+    def run(stop: int) -> nn.Module:
+        def interrupted(self: train._Loop, total: int) -> float:
+            if self.done.steps == stop:
+                raise KeyboardInterrupt
+            return step(self, total)
+
+        monkeypatch.setattr(train._Loop, "step", interrupted)
+        model = make_model()
+        fit(model, terms, setting(weights="stochastic"), checkpoint=path, plan_key="plan")
+        return model
+
+    for stop in (3, 7):
+        with pytest.raises(KeyboardInterrupt):
+            run(stop)
+    assert same(weights_of(run(-1)), whole)
+    assert same(weights_of(run(10)), whole)  # nothing left to do
+
+
+def test_a_checkpoint_of_another_plan_is_refused(make_model: Make, terms: list[Term], tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.safetensors"
+    fit(make_model(), terms, setting(), checkpoint=path, plan_key="plan")
+    with pytest.raises(UserError, match="belongs to a run with other settings"):
+        fit(make_model(), terms, setting(lr=1e-3), checkpoint=path, plan_key="another")
+
+
+def test_checkpoints_are_written_after_checks_and_not_too_often(
+    make_model: Make, terms: list[Term], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved: list[int] = []
+    monkeypatch.setattr(train._Loop, "save", lambda self, path, plan_key: saved.append(self.done.steps))
+    fit(make_model(), terms, setting(check_every=3), checkpoint=tmp_path / "a")
+    assert saved == [3, 6, 9, 10]
+    saved.clear()
+    fit(make_model(), terms, setting(save_seconds=1e9), checkpoint=tmp_path / "a")
+    assert saved == []
+
+
+@pytest.mark.parametrize(("count", "batch"), [(5, 2), (7, 7), (6, 3), (3, 8)])
+def test_every_item_is_visited_once_per_epoch(count: int, batch: int, model: Any, make_items: Items) -> None:
+    """Of every term, each in its own order, which differs from epoch to epoch and from seed to seed."""
+    term = Term(bind("forget", "ga"), make_items([2] * count))
+    loops = [train._Loop(model, [term, term], setting(batch_size=batch, seed=seed), ((), ())) for seed in (0, 1)]
+    steps = math.ceil(4 * count / min(batch, count))
+    orders = [[i for step in range(steps) for i in loop._batch(k, step)] for loop in loops for k in (0, 1)]
+    for order in orders:
+        epochs = [order[e * count : (e + 1) * count] for e in range(4)]
+        assert all(sorted(epoch) == list(range(count)) for epoch in epochs)
+        assert len({tuple(epoch) for epoch in epochs}) > 1
+    assert len({tuple(order) for order in orders}) == 4
+
+
+def test_no_term_is_seen_less_because_another_has_fewer_items(
+    model: Any, make_items: Items, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Counter[int]] = [Counter(), Counter()]
+    backward = train._Loop._backward
+    monkeypatch.setattr(
+        train._Loop, "_backward", lambda self, k, rows: (seen[k].update(rows), backward(self, k, rows))[1]
+    )
+    few, many = make_items([2, 3]), make_items([2] * 6, seed=1)
+    outcome = fit(model, [Term(bind("retain", "nll"), many), Term(bind("retain", "nll"), few)], setting(epochs=2))
+    assert outcome.steps == 6
+    assert seen[0] == Counter(dict.fromkeys(range(6), 2))
+    assert seen[1] == Counter({0: 6, 1: 6})
+    assert outcome.tokens == 2 * sum(len(item.ids) for item in many) + 6 * sum(len(item.ids) for item in few)
+
+
+@pytest.mark.parametrize(
+    ("changes", "steps"), [({}, 10), ({"epochs": 0.5}, 2), ({"max_steps": 3}, 3), ({"batch_size": 99}, 4)]
+)
+def test_epochs_and_max_steps(changes: dict[str, Any], steps: int, make_model: Make, terms: list[Term]) -> None:
+    assert fit(make_model(), terms, setting(**changes)).steps == steps
+
+
+def probability(model: nn.Module, items: list[Any]) -> float:
+    return mean_probability(score_items(model, output_layer(model), items))
+
+
+def test_forget_below_stops_at_the_first_check_that_is_low_enough(model: Any, make_items: Items) -> None:
+    items = make_items([3, 2, 4])
+    start = probability(model, items)
+    s = setting(lr=2e-3, epochs=100, forget_below=start / 3)
+    outcome = fit(model, [Term(bind("forget", "ga"), items)], s, monitor=(items, ()))
+    assert outcome.steps < s.steps(3)
+    assert outcome.steps % s.check_every == 0
+    seen = [check["forget"] for check in outcome.history]
+    assert seen[-1] <= start / 3 < min(seen[:-1])
+    assert probability(model, items) == pytest.approx(seen[-1], rel=1e-4)
+    assert outcome.stopped.startswith("forget items at ")
+
+
+def test_retain_floor_goes_back_to_the_last_good_weights(
+    make_model: Make, make_items: Items, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gradient ascent ruins the retain items too; what is left is the state of the check before, bit by bit."""
+    items, retain = make_items([3, 2, 4]), make_items([3, 3], seed=1)
+    terms = [Term(bind("forget", "ga"), items), Term(bind("forget", "ga"), retain)]
+    model = make_model()
+    floor = 0.5
+    start = probability(model, retain)
+    checked: dict[int, dict[str, Tensor]] = {0: weights_of(model)}
+    check = train._Loop.check
+
+    def watched(self: train._Loop, loss: float) -> bool:
+        checked[self.done.steps] = weights_of(self.model)
+        return check(self, loss)
+
+    monkeypatch.setattr(train._Loop, "check", watched)
+    outcome = fit(model, terms, setting(epochs=50, retain_floor=floor), monitor=((), retain))
+    assert outcome.stopped == f"retain below 0.5 of its start; went back to step {outcome.steps}"
+    assert outcome.steps == max(checked) - 2
+    assert same(weights_of(model), checked[outcome.steps])
+    assert probability(model, retain) >= floor * start
+    assert outcome.history[-1]["retain"] < floor * start
+    assert all(seen["retain"] >= floor * start for seen in outcome.history[:-1])
+
+
+def test_retain_floor_at_the_first_check_gives_the_start_back(make_model: Make, make_items: Items) -> None:
+    retain = make_items([3, 3])
+    model = make_model()
+    start = weights_of(model)
+    outcome = fit(
+        model, [Term(bind("forget", "ga"), retain)], setting(lr=0.5, epochs=9, retain_floor=0.99), monitor=((), retain)
+    )
+    assert outcome.steps == 0
+    assert same(weights_of(model), start)
+
+
+def test_without_limits_all_steps_are_taken(make_model: Make, terms: list[Term]) -> None:
+    outcome = fit(make_model(), terms, setting(), monitor=(terms[0].items, terms[1].items))
+    assert outcome.stopped == "all steps taken"
+    assert [seen["step"] for seen in outcome.history] == [2, 4, 6, 8, 10]
+    assert all(math.isfinite(seen["loss"]) for seen in outcome.history)
+    assert outcome.seconds > 0
+    assert Fit(**outcome.to_json()) == outcome
+
+
+def test_a_loss_that_is_not_a_number_is_the_users_to_mend(
+    model: Any, make_items: Items, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log_probs = train.token_log_probs
+    monkeypatch.setattr(train, "token_log_probs", lambda *args: log_probs(*args) * math.nan)
+    path = tmp_path / "checkpoint.safetensors"
+    with pytest.raises(UserError, match=r"the loss is nan at step 1[\s\S]*lower --lr"):
+        fit(model, [Term(bind("retain", "nll"), make_items([3]))], setting(check_every=1), checkpoint=path)
+    assert not path.exists()
+
+
+def test_a_diverging_run_ends_in_an_error(model: Any, make_items: Items) -> None:
+    with pytest.raises(UserError, match=r"the loss is (nan|inf|-inf) at step"):
+        fit(model, [Term(bind("forget", "ga"), make_items([3, 4]))], setting(lr=1e30, epochs=50))
+
+
+@pytest.mark.parametrize(
+    ("schedule", "warmup", "expected"),
+    [
+        ("constant", 0, [1, 1, 1, 1, 1]),
+        ("constant", 2, [0.5, 1, 1, 1, 1]),
+        ("linear", 0, [1, 0.8, 0.6, 0.4, 0.2]),
+        ("linear", 2, [0.5, 1, 1, 2 / 3, 1 / 3]),
+    ],
+)
+def test_learning_rates(
+    schedule: Literal["constant", "linear"],
+    warmup: int,
+    expected: list[float],
+    model: Any,
+    make_items: Items,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rates: list[float] = []
+    step = train._Loop.step
+
+    def watched(self: train._Loop, total: int) -> float:
+        loss = step(self, total)
+        rates.append(self.optimizer.param_groups[0]["lr"])
+        return loss
+
+    monkeypatch.setattr(train._Loop, "step", watched)
+    s = setting(lr=1e-3, schedule=schedule, warmup=warmup, max_steps=5)
+    fit(model, [Term(bind("retain", "nll"), make_items([3, 4, 2, 2, 2]))], s)
+    assert rates == pytest.approx([1e-3 * rate for rate in expected])
+
+
+def test_the_model_is_left_frozen_and_was_trained_without_dropout(make_model: Make, make_items: Items) -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(vocab_size=32, n_embd=16, n_layer=1, n_head=2, n_positions=32)
+    assert config.resid_pdrop > 0
+    results = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        model = GPT2LMHeadModel(config).train()
+        torch.manual_seed(len(results))
+        fit(model, [Term(bind("retain", "nll"), make_items([3, 4]))], setting())
+        assert not any(p.requires_grad for p in model.parameters())
+        results.append(weights_of(model))
+    assert same(*results)
+
+
+def is_bfloat16(tensor: Tensor) -> bool:
+    return torch.equal(tensor, tensor.bfloat16().float())
+
+
+@pytest.mark.parametrize("weights", ["bfloat16", "stochastic"])
+def test_storage_holds_bfloat16_values_after_every_step(
+    weights: WeightStorage, make_model: Make, terms: list[Term], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[bool] = []
+    step = train._Loop.step
+
+    def watched(self: train._Loop, total: int) -> float:
+        held.append(all(is_bfloat16(p.detach()) for p in self.parameters.values()))  # the start too
+        loss = step(self, total)
+        held.append(all(is_bfloat16(p.detach()) for p in self.parameters.values()))
+        return loss
+
+    monkeypatch.setattr(train._Loop, "step", watched)
+    model = make_model()
+    assert not is_bfloat16(model.lm_head.weight)
+    fit(model, terms, setting(weights=weights))
+    assert held == [True] * 20
+
+
+def spacing(values: Tensor) -> Tensor:
+    """The distance of a bfloat16 value from the next one towards 0: 2^(exponent − 7), half that at a power of two."""
+    return torch.exp2(torch.floor(torch.log2(values.abs() * (1 - 2**-9))) - 7)
+
+
+def test_bfloat16_drops_updates_below_half_a_spacing_and_float32_keeps_them(
+    make_model: Make, make_items: Items
+) -> None:
+    """AdamW's first step moves every weight by lr at most; a weight whose half spacing is larger stays where it is."""
+    term = Term(bind("retain", "nll"), make_items([5, 6, 7]))
+    lr = 2e-4
+    moved: dict[str, Tensor] = {}
+    for weights in STORAGES:
+        model = make_model()
+        before = torch.cat([p.bfloat16().float().flatten() for p in model.parameters()])
+        with torch.no_grad():
+            for p in model.parameters():
+                p.copy_(p.bfloat16())
+        fit(model, [term], setting(lr=lr, max_steps=1, batch_size=3, weights=weights))
+        moved[weights] = torch.cat([p.flatten() for p in model.parameters()]) - before
+    changed = moved["float32"].abs() > 0.9 * lr
+    large, small = spacing(before) / 2 > 1.01 * lr, spacing(before) / 2 < 0.5 * lr
+    assert min(int((changed & large).sum()), int((changed & small).sum())) > 50
+    assert bool((moved["bfloat16"][large] == 0).all())
+    assert bool((moved["bfloat16"][changed & small] != 0).all())
+    survived = moved["stochastic"][changed & large]
+    assert 0 < (survived != 0).float().mean() < 1
+    assert survived.mean() == pytest.approx(moved["float32"][changed & large].mean().item(), abs=lr)
+
+
+floats = st.floats(width=32, allow_nan=False, allow_infinity=False, max_value=2.0**100, min_value=-(2.0**100))
+
+
+def rounded(values: Tensor, seed: int = 0) -> Tensor:
+    return stochastic_bfloat16(values, torch.Generator().manual_seed(seed))
+
+
+def neighbours(value: float) -> tuple[float, float]:
+    """The bfloat16 values at or towards zero, and next away from zero, from the bits of a float32."""
+    bits = int(np.float32(value).view(np.uint32))
+    inner = bits & 0xFFFF0000
+    outer = inner + 0x10000 if bits != inner else inner
+    return tuple(float(np.uint32(b).view(np.float32)) for b in (inner, outer))  # type: ignore[return-value]
+
+
+@settings(deadline=None, max_examples=200)
+@given(floats, st.integers(0, 2**32))
+def test_stochastic_rounding_hits_only_the_two_neighbours(value: float, seed: int) -> None:
+    assert set(rounded(torch.full((16,), value), seed).tolist()) <= set(neighbours(value))
+
+
+@settings(deadline=None, max_examples=100)
+@given(floats, st.integers(0, 2**32))
+def test_stochastic_rounding_leaves_bfloat16_values_alone(value: float, seed: int) -> None:
+    exact = torch.full((16,), value).bfloat16().float()
+    assert torch.equal(rounded(exact, seed), exact)
+
+
+@pytest.mark.parametrize("value", [1.001, -1.001, 0.7499, 3e-5, -123.456, 1 + 2**-8, 1e-40, 2 - 2**-20])
+def test_stochastic_rounding_is_unbiased(value: float) -> None:
+    """The mean of n draws lies within 4.5 standard errors, which are known: spacing · sqrt(p(1 − p)/n)."""
+    n = 200_000
+    exact = float(np.float32(value))
+    inner, outer = neighbours(exact)
+    p = (exact - inner) / (outer - inner)
+    mean = rounded(torch.full((n,), exact)).double().mean().item()
+    assert abs(mean - exact) <= 4.5 * abs(outer - inner) * math.sqrt(p * (1 - p) / n)
+    assert abs(mean - exact) < abs(outer - inner) / 50
+
+
+def test_stochastic_rounding_keeps_infinity_nan_zero_shape_and_strides() -> None:
+    special = torch.tensor([math.inf, -math.inf, math.nan, 0.0, -0.0])
+    for seed in range(20):
+        torch.testing.assert_close(rounded(special, seed), special, equal_nan=True, rtol=0, atol=0)
+    table = torch.randn(3, 5).T
+    assert rounded(table).shape == (5, 3)
+    assert bool(((rounded(table) - table).abs() <= 2 * spacing(table)).all())
+
+
+def test_stochastic_rounding_draws_anew_for_every_weight_and_step(make_model: Make) -> None:
+    a, b = torch.full((64,), 1.002), torch.full((64,), 1.002)
+    train._store([a, b], "stochastic", 0, 1)
+    assert not torch.equal(a, b)
+    again, later = torch.full((64,), 1.002), torch.full((64,), 1.002)
+    train._store([again], "stochastic", 0, 1)
+    train._store([later], "stochastic", 0, 2)
+    assert torch.equal(a, again)
+    assert not torch.equal(a, later)
