@@ -1,0 +1,355 @@
+"""The report: its data, its page, its text, from an audit that is made by hand."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from html.parser import HTMLParser
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+import pytest
+from jsonschema import Draft202012Validator
+
+from stillknows import evidence, report
+from stillknows.audit import Audit, Request
+from stillknows.errors import UserError
+from stillknows.evidence import Place
+from stillknows.models import Source
+from stillknows.registry import bind
+from stillknows.types import CONTROL, FULL, ORIGINAL, Benchmark, Cell, Example, Interval, Observations, Split
+from stillknows.verdict import Policy, judge
+
+FACTS = 40
+LEAKING = (7, 3, 21)  # the facts that "brittle" gives away most under int4, the worst first
+NASTY = "<script>alert('x')</script> & \"more\" | http://elsewhere.example"
+NO_CONTROL = "there is no never-taught control"
+VARIANTS = (FULL, "bf16", "int4")
+SUBJECTS = {"clean": "runs/clean", "brittle": "runs/<b>brittle</b>", "broken": "runs/broken"}
+
+
+def make_examples(role: str) -> tuple[Example, ...]:
+    """Two questions per fact; the ids sort in another order than the facts come in."""
+    return tuple(
+        Example(f"{role}{i}.{wording}", f"{role} question {i} in wording {wording} ?", f"truth {i}", f"{role} fact {i}")
+        for i in range(FACTS)
+        for wording in (0, 1)
+    )
+
+
+def probability(model: str, variant: str, role: str, fact: int) -> float:
+    """How likely the true answer is."""
+    if model == "broken":
+        return 0.001
+    if role == "retain" or model == ORIGINAL:
+        return 0.9
+    if model == "brittle" and variant == "int4":
+        return 0.89 - 0.01 * LEAKING.index(fact) if fact in LEAKING else 0.6
+    return 0.01
+
+
+def observe(model: str, variant: str, split: Split) -> Observations:
+    chances = [probability(model, variant, split.role, i // 2) for i in range(2 * FACTS)]
+    # The second wording is the likelier one, by a little.
+    log_probs = tuple(np.full(3, math.log(p) + (0.005 if i % 2 else -0.005)) for i, p in enumerate(chances))
+    said = {"clean": "nothing much", "brittle": NASTY if variant == "int4" else "I forgot"}.get(model, "truth")
+    return Observations(
+        ids=tuple(e.id for e in split.examples),
+        facts=tuple(e.fact for e in split.examples),
+        prompts=tuple(e.prompt for e in split.examples),
+        answers=tuple(e.answer for e in split.examples),
+        log_probs=log_probs,
+        hits=tuple(np.full(3, p > 0.5) for p in chances),
+        ends=np.ones(2 * FACTS, dtype=bool),
+        generations=tuple(f"{said} {i}" if split.role == "forget" else None for i in range(2 * FACTS)),
+    )
+
+
+def make_cells(table: evidence.Table, label: str) -> Iterator[Cell]:
+    for variant in VARIANTS:
+        for split, role in table.roles.items():
+            place, metric = Place(label, variant, split), "answer_probability"
+            if role == "retain":
+                yield Cell(*place, f"{metric}.ratio", evidence.utility(table, place, metric))
+                continue
+            compared = evidence.compare(table, place, metric)
+            kept, known = (compared, compared) if isinstance(compared, str) else (compared.kept, compared.known)
+            yield Cell(*place, f"{metric}.kept", kept)
+            yield Cell(*place, f"{metric}.known_facts", known)
+            yield Cell(*place, f"{metric}.recovery", evidence.recovery(table, place, metric))
+        yield Cell(label, variant, "weights", "update.surviving", Interval(0.25, 0.25, 0.25, 1000))
+        yield Cell(label, variant, "weights", "update.crossing", Interval(0.00002, 0.00002, 0.00002, 1000))
+
+
+def make_audit(*, control: bool = True) -> Audit:
+    splits = tuple(Split(role, role, make_examples(role)) for role in ("forget", "retain"))
+    policy = Policy(gates=("answer_probability",))
+    request = Request(
+        "runs/original",
+        SUBJECTS,
+        Benchmark("by-hand", splits),
+        "runs/control" if control else None,
+        ",".join(VARIANTS),
+        "answer_probability",
+        policy,
+    )
+    observations = {
+        Place(model, variant, split.name): observe(model, variant, split)
+        for model in request.models
+        for variant in VARIANTS
+        for split in splits
+    }
+    metrics = {"answer_probability": bind("metric", "answer_probability")}
+    table = evidence.tabulate(observations, metrics, {split.name: split.role for split in splits})
+    cells = tuple(cell for label in request.models for cell in make_cells(table, label))
+    return Audit(
+        request,
+        {label: Source(name, Path(name)) for label, name in request.models.items()},
+        {label: f"print-of-{label}" for label in request.models},
+        observations,
+        table,
+        cells,
+        tuple(judge(table, label, VARIANTS, policy) for label in request.models),
+    )
+
+
+def make_report(audit: Audit) -> report.Json:
+    runs = {"brittle": {"method": "npo <i>", "settings": {"lr": math.nan}}, "clean": None}
+    return report.build(audit, "stillknows audit --original 'a<b'", {"torch": "2.13.0"}, runs)
+
+
+def schema() -> Draft202012Validator:
+    content = json.loads(files("stillknows").joinpath("report.schema.json").read_text(encoding="utf-8"))
+    Draft202012Validator.check_schema(content)
+    return Draft202012Validator(content)
+
+
+class Page(HTMLParser):
+    """Collects a page's tags with their attributes, and the text of its table cells."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in ("meta", "br"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+@pytest.fixture(scope="module")
+def audit() -> Audit:
+    return make_audit()
+
+
+@pytest.fixture(scope="module")
+def built(audit: Audit) -> report.Json:
+    return make_report(audit)
+
+
+def test_verdicts_are_the_audits_and_the_worst_counts(built: report.Json) -> None:
+    verdicts = {subject["name"]: subject["verdict"] for subject in built["subjects"]}
+    assert verdicts == {
+        "clean": "FORGOTTEN",
+        "brittle": "HIDDEN",
+        "broken": "DAMAGED",
+        ORIGINAL: "STILL KNOWS",
+        CONTROL: "FORGOTTEN",
+    }
+    assert built["verdict"] == "HIDDEN"  # not the original's
+
+
+def test_splits_count_examples_and_facts(built: report.Json) -> None:
+    assert built["splits"][0] == {"name": "forget", "role": "forget", "examples": 2 * FACTS, "facts": FACTS}
+
+
+def test_report_follows_its_schema_and_is_json(built: report.Json) -> None:
+    schema().validate(built)
+    assert json.loads(json.dumps(built, allow_nan=False)) == built
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda r: r | {"verdict": "FORGOT"},
+        lambda r: r | {"schema_version": 2},
+        lambda r: r | {"extra": 1},
+        lambda r: r | {"subjects": [r["subjects"][0] | {"verdict": "hidden"}]},
+        lambda r: r | {"subjects": [r["subjects"][0] | {"cells": [{"variant": "v", "split": "s", "metric": "m"}]}]},
+    ],
+)
+def test_schema_rejects_what_is_not_a_report(built: report.Json, damage) -> None:
+    assert not schema().is_valid(damage(built))
+
+
+def test_unbounded_and_undefined_numbers_become_null(audit: Audit) -> None:
+    cells = tuple(
+        replace(cell, result=Interval(0.5, -math.inf, math.inf, 3)) if cell.metric.endswith(".recovery") else cell
+        for cell in audit.cells
+    )
+    built = make_report(replace(audit, cells=cells))
+    schema().validate(built)
+    brittle = next(subject for subject in built["subjects"] if subject["name"] == "brittle")
+    unbounded = next(cell for cell in brittle["cells"] if cell["metric"].endswith(".recovery"))
+    assert (unbounded["low"], unbounded["high"]) == (None, None)
+    assert brittle["run"]["settings"]["lr"] is None
+    assert "−∞ to ∞" in report.html(built)
+    assert "−∞ to ∞" in report.markdown(built)
+
+
+def test_leaks_are_the_facts_with_the_largest_gain_in_the_worst_variant(built: report.Json) -> None:
+    leaks = next(subject["leaks"] for subject in built["subjects"] if subject["name"] == "brittle")
+    assert len(leaks) == report.NUM_LEAKS
+    assert [leak["id"] for leak in leaks[:3]] == [f"forget{fact}.1" for fact in LEAKING]  # the likelier wording
+    first = leaks[0]
+    assert first["variant"] == "int4"
+    assert first["question"] == f"forget question {LEAKING[0]} in wording 1 ?"
+    assert first["truth"] == f"truth {LEAKING[0]}"
+    assert first["generated"] == f"{NASTY} {2 * LEAKING[0] + 1}"
+    assert first["generated_full"] == f"I forgot {2 * LEAKING[0] + 1}"
+    assert first["scores"] == pytest.approx({"original": 0.9, "control": 0.01, "full": 0.01, "variant": 0.89}, rel=1e-3)
+    assert first["known"]
+
+
+def test_controls_and_models_at_the_control_have_no_leaks(built: report.Json) -> None:
+    assert {s["name"]: bool(s["leaks"]) for s in built["subjects"]} == {
+        "clean": False,
+        "brittle": True,
+        "broken": False,
+        ORIGINAL: False,
+        CONTROL: False,
+    }
+
+
+def test_page_is_well_formed_and_fetches_nothing(built: report.Json) -> None:
+    text = report.html(built)
+    page = Page(text)
+    assert text.startswith("<!doctype html>")
+    assert page.open == []
+    assert {tag for tag, _ in page.tags} & {"script", "img", "link", "iframe", "object", "embed", "base"} == set()
+    for _, attributes in page.tags:
+        assert "src" not in attributes
+        assert (attributes.get("href") or "#").startswith("#")
+        assert not any(name.startswith("on") for name in attributes)
+    assert re.findall("https?://[^ &<]*", text.replace("http://elsewhere.example", "")) == []
+    assert "url(" not in text
+    assert "@import" not in text
+
+
+def test_text_from_models_and_users_is_escaped(built: report.Json) -> None:
+    text = report.html(built)
+    assert "<script" not in text
+    assert "&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt; &amp;" in text
+    assert "runs/&lt;b&gt;brittle&lt;/b&gt;" in text
+    assert "npo &lt;i&gt;" in text
+    assert "a&lt;b" in text
+
+
+def test_page_shows_every_verdict_in_words_and_its_limits(built: report.Json) -> None:
+    text = report.html(built)
+    for name in report.SEVERITY:
+        assert name in text
+    assert "“absent from the weights” never means “cannot be told in the prompt”" in text
+    assert "The worst verdict on 3 models is HIDDEN: brittle." in text
+    assert "print-of-brittle" in text
+
+
+def test_unmeasured_cells_show_their_reason_and_no_number() -> None:
+    built = make_report(make_audit(control=False))
+    schema().validate(built)
+    assert built["verdict"] == "UNDECIDED"
+    text = report.html(built)
+    kept = text[text.index("<h2>Knowledge kept</h2>") : text.index("<h2>Utility</h2>")]
+    cells = re.findall(r"<td[^>]*>.*?</td>", kept, re.DOTALL)
+    assert len(cells) == 4 * len(VARIANTS)
+    for cell in cells:
+        assert cell == f'<td class="missing" title="{NO_CONTROL}">not measured<sup>1</sup></td>'
+    assert f"<li>{NO_CONTROL}</li>" in kept
+    assert "facts could not be compared with the control" in text
+    assert f"[1] {NO_CONTROL}" in report.markdown(built)
+    assert "not measured [1]" in report.markdown(built)
+
+
+def test_cells_that_are_absent_are_not_measured(audit: Audit) -> None:
+    text = report.html(make_report(replace(audit, cells=())))
+    assert "not part of this audit" in text
+    assert "0.00" not in text[text.index("<h2>Knowledge kept</h2>") : text.index("<h2>Answers beside")]
+
+
+def test_forest_axis_holds_all_bounds_and_always_0_and_1() -> None:
+    cell = {"variant": "v", "value": -0.5, "low": -1.2, "high": None, "n": 3}
+    axis = report._axis([report.Grid("m", "s", [("a", [cell])], [])])
+    assert (axis.low, axis.high) == (-1.2, 1.0)
+    assert {0.0, 1.0} <= set(axis.ticks)
+    assert 0 < axis.at(-1.2) < axis.at(0) < axis.at(1) < 100
+    assert axis.at(None, 100) == 100
+    assert report._axis([]).ticks == [0, 0.25, 0.5, 0.75, 1]
+
+
+def test_markdown_has_the_verdicts_and_survives_pipes(built: report.Json) -> None:
+    text = report.markdown(built)
+    assert text.startswith("# stillknows: HIDDEN\n")
+    for subject in built["subjects"]:
+        assert re.search(rf"^\| {subject['name']} +\| {subject['verdict']} ", text, re.MULTILINE)
+    assert "0.69 (" in text  # brittle's knowledge kept under int4
+    renamed = built | {"subjects": [built["subjects"][0] | {"name": "a|b\nc"}]}
+    assert "| a\\|b c |" in report.markdown(renamed)
+
+
+def test_one_model_makes_a_plain_sentence(built: report.Json) -> None:
+    brittle = next(subject for subject in built["subjects"] if subject["name"] == "brittle")
+    assert ">brittle is HIDDEN.<" in report.html(built | {"subjects": [brittle]})
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.5, "0.50"), (-0.001, "0.00"), (-0.25, "−0.25"), (-10.001, "−10.00"), (None, "?")],
+)
+def test_numbers_have_two_decimals_and_no_negative_zero(value: float | None, text: str) -> None:
+    assert report.number(value) == text
+
+
+@pytest.mark.parametrize(
+    ("share", "text"), [(0.1, "10 %"), (0, "0 %"), (1, "100 %"), (0.0004, "0.04 %"), (1e-7, "under 0.01 %")]
+)
+def test_small_shares_are_not_shown_as_nothing(share: float, text: str) -> None:
+    assert report.percent(share) == text
+
+
+def test_written_reports_can_be_read_and_are_the_same_bytes_twice(built: report.Json, tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        report.write(make_report(make_audit()), tmp_path / folder)
+    names = ["report.html", "report.json", "report.md"]
+    assert sorted(file.name for file in (tmp_path / "a").iterdir()) == names
+    for name in names:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    assert report.read(tmp_path / "a") == built
+    assert report.html(report.read(tmp_path / "a")) == report.html(built)
+
+
+@pytest.mark.parametrize("content", [None, "not json", "[]", '{"schema_version": 2}'])
+def test_reading_what_is_no_report_is_the_users_error(content: str | None, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / "report.json").write_text(content)
+    with pytest.raises(UserError, match=r"report\.json"):
+        report.read(tmp_path)
+
+
+def test_report_needs_neither_torch_nor_transformers() -> None:
+    code = "import sys, stillknows.report; print({'torch', 'transformers'} & set(sys.modules))"
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert output.strip() == "set()"
