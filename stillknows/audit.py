@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ from stillknows.evidence import Place, Table
 from stillknows.observe import observe
 from stillknows.progress import progress
 from stillknows.registry import Bound, bind
-from stillknows.store import key, load_observations, read_json, save_observations, write_json
+from stillknows.store import key, load_observations, read_json, require_apart, save_observations, write_json
 from stillknows.text import Encoded, LongItems, encode
 from stillknows.types import CONTROL, ORIGINAL, Benchmark, Cell, Interval, Observations, Subject, Verdict
 from stillknows.verdict import Policy, judge
@@ -77,6 +78,7 @@ def run(request: Request, out: Path) -> Audit:
     metrics = {spec.strip(): bind("metric", spec) for spec in request.metrics.split(",")}
     _check_request(request, metrics)
     prepared = _prepare(request, _generated(request, metrics))
+    _check_models(prepared, chains, out)
     load, updates = _Loader(request), []
     for model in prepared:
         _observe_missing(load, model, chains, out)
@@ -104,12 +106,12 @@ def run(request: Request, out: Path) -> Audit:
 
 
 def labels(names: Sequence[str]) -> dict[str, str]:
-    """Name models after their folders, with a number where two are alike."""
+    """Name models after their folders, with a number where two are alike or one is called like a control."""
     found: dict[str, str] = {}
     for name in names:
         label = base = Path(name).resolve().name if Path(name).exists() else name.rsplit("/", 1)[-1]
         count = 2
-        while label in found:
+        while label in found or label in (ORIGINAL, CONTROL):
             label, count = f"{base}-{count}", count + 1
         found[label] = name
     return found
@@ -120,23 +122,41 @@ def check_benchmark(benchmark: Benchmark) -> None:
     for split in benchmark.splits:
         if not split.examples:
             raise UserError(f"the {split.name} split of {benchmark.spec} is empty", "give it at least one item")
-    forget = {(e.prompt, e.answer) for e in benchmark.split("forget").examples}
-    both = [e.id for e in benchmark.split("retain").examples if (e.prompt, e.answer) in forget]
-    if both:
-        raise UserError(
-            f"{len(both)} items are in the forget and in the retain split, the first: {both[0]!r}",
-            "an item cannot be forgotten and kept; remove it from one of them",
-        )
+    forget = {(e.prompt, e.answer) for s in benchmark.splits if s.role == "forget" for e in s.examples}
+    for split in benchmark.splits:
+        both = [e.id for e in split.examples if (e.prompt, e.answer) in forget]
+        if both and split.role != "forget":
+            raise UserError(
+                f"{len(both)} items are in the forget and in the {split.name} split, the first: {both[0]!r}",
+                "an item cannot be forgotten and kept; remove it from one of them",
+            )
 
 
 def _check_request(request: Request, metrics: Mapping[str, Bound]) -> None:
     check_benchmark(request.benchmark)
+    models.check_device(request.device)
     policy = request.policy
     for name in {*policy.gates, policy.utility} - metrics.keys():
         raise UserError(f"the verdict needs the metric {name!r}", f"add it to --metrics, now {request.metrics}")
     for label in request.subjects:
         if label in (ORIGINAL, CONTROL):
             raise UserError(f"a model named {label!r} would be taken for the {label}", "rename its folder")
+
+
+def _check_models(prepared: Sequence[_Prepared], chains: Mapping[str, Chain], out: Path) -> None:
+    """Check what concerns all models together, and that every format suits their layers."""
+    require_apart(out, [model.source.folder for model in prepared])
+    original = prepared[0]
+    for model in prepared[1:]:
+        models.require_same_shapes(original.source, model.source)
+        if model.label == CONTROL and model.fingerprint == original.fingerprint:
+            raise UserError(
+                f"{original.source.name} and {model.source.name} are the same model, given as original and as control",
+                "the control must never have been taught the forget split; leave out --control if there is none",
+            )
+    skeleton = models.skeleton(original.source)
+    for variant, chain in chains.items():
+        compress.check(skeleton, chain, variant)
 
 
 def _generated(request: Request, metrics: Mapping[str, Bound]) -> frozenset[str]:
@@ -153,7 +173,6 @@ def _prepare(request: Request, generate: frozenset[str]) -> list[_Prepared]:
     }
     prepared, vocabulary = [], None
     for label, source in sources.items():
-        models.require_same_shapes(sources[ORIGINAL], source)
         tokenizer = models.load_tokenizer(source.folder, trust_remote_code=trust)
         vocabulary = vocabulary or tokenizer.get_vocab()
         if tokenizer.get_vocab() != vocabulary:
@@ -162,8 +181,10 @@ def _prepare(request: Request, generate: frozenset[str]) -> list[_Prepared]:
                 "probabilities of different tokens cannot be compared; audit models of one tokenizer",
             )
         context = models.context_length(source.folder, trust_remote_code=trust)
+        tokens = models.vocabulary_size(source.folder, trust_remote_code=trust)
+        template = request.benchmark.template
         splits = {
-            split.name: encode(split.examples, tokenizer, request.benchmark.template, context, request.long_items)
+            split.name: encode(split.examples, tokenizer, template, context, request.long_items, tokens)
             for split in request.benchmark.splits
         }
         prepared.append(_Prepared(label, source, models.fingerprint(source.folder), splits, generate))
@@ -221,7 +242,6 @@ def _observe_missing(load: _Loader, model: _Prepared, chains: Mapping[str, Chain
             if not splits:
                 continue
             subject, chain = load(model), chains[variant]
-            compress.check(subject.model, chain, variant)
             with compress.compressed(subject.model, chain):
                 for split in splits:
                     seen = observe(
@@ -239,14 +259,23 @@ def _updates(
     for variant, chain in chains.items():
         path = _file(out, model, variant, WEIGHTS).with_suffix(".json")
         cache = key(OBSERVATIONS_VERSION, original.fingerprint, model.fingerprint, [link.identity for link in chain])
-        if not path.is_file() or read_json(path)["key"] != cache:
+        damage = _read_damage(path, cache)
+        if damage is None:
             before = before or compress.weights(load(original).model)
             damage = compress.surviving_update(load(model).model, before, chain)
             write_json(path, {"key": cache, **damage._asdict()})
-        damage = compress.Damage(**{name: read_json(path)[name] for name in compress.Damage._fields})
         for name, value in (("crossing", damage.crossing), ("surviving", damage.surviving)):
             exact = "the weights are the original's" if value is None else Interval(value, value, value, damage.weights)
             yield Cell(model.label, variant, WEIGHTS, f"update.{name}", exact)
+
+
+def _read_damage(path: Path, cache: str) -> compress.Damage | None:
+    """Return what was saved under this key; None when there is nothing, or when the file is damaged."""
+    with contextlib.suppress(UserError, KeyError, TypeError):
+        saved = read_json(path)
+        if saved["key"] == cache:
+            return compress.Damage(**{name: saved[name] for name in compress.Damage._fields})
+    return None
 
 
 def _cells(table: Table, label: str, variants: Collection[str], metrics: Collection[str]) -> Iterator[Cell]:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
-from stillknows.errors import UserError
+from stillknows.errors import UserError, is_out_of_memory
 
 if TYPE_CHECKING:
     from stillknows.types import Benchmark
@@ -21,7 +22,6 @@ app = typer.Typer(
     name="stillknows",
     help="Unlearn knowledge from a language model, then find out whether the model still knows it.",
     epilog="Start with: `stillknows demo`",
-    no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -133,12 +133,13 @@ def unlearn(
     record = unlearn.run(request, out, overwrite=overwrite, resume=resume)
     fit = record["fit"]
     words = f"{fit['steps']} steps in {fit['seconds']:.0f} s; {fit['stopped']}"
-    _show(record, as_json, words, f"wrote {out}; next: stillknows audit {out} --original {model} --control … --out …")
+    following = shlex.join(["stillknows", "audit", str(out), "--original", model, "--benchmark", benchmark])
+    _show(record, as_json, words, f"wrote {out}; next: {following} --control … --out …")
 
 
 @app.command(
     epilog=_examples(
-        "stillknows audit runs/npo --original org/model --control runs/retrained --benchmark tofu:forget05 --out runs/a",
+        "stillknows audit runs/npo --original org/model --control runs/never --benchmark tofu:forget05 --out runs/a",
         "stillknows audit runs/a runs/b --original ./model --benchmark jsonl:forget=f.jsonl,retain=r.jsonl "
         "--variants full,int8,nf4,rtn:bits=3:group=64 --out runs/audit",
     )
@@ -176,7 +177,7 @@ def audit(
     Exit code: 0 FORGOTTEN, 3 STILL KNOWS or HIDDEN, 4 DAMAGED, 5 UNDECIDED, 2 for bad input. An interrupted audit
     resumes where it was.
     """
-    from stillknows import audit, report
+    from stillknows import audit, report, unlearn
     from stillknows.store import claim, require_new
     from stillknows.verdict import EXIT_CODES, Policy
 
@@ -185,10 +186,11 @@ def audit(
         Policy(tolerance=tolerance, utility_floor=utility_floor), long_items, device, allow_pickle, trust_remote_code,
     )  # fmt: skip
     with claim(out):
-        require_new(out / report.JSON, overwrite=overwrite)
-        result = report.build(audit.run(request, out), _command())
+        require_new(out / "report.json", overwrite=overwrite)
+        seen = audit.run(request, out)
+        result = report.build(seen, _command(), unlearn.versions(), unlearn.records(seen.sources))
         report.write(result, out)
-    _show(result, as_json, report.markdown(result), f"open {out / report.HTML}")
+    _show(result, as_json, report.markdown(result), f"open {out / 'report.html'}")
     raise typer.Exit(EXIT_CODES[result["verdict"]])
 
 
@@ -203,7 +205,7 @@ def report(
     result = report.read(folder)
     with claim(folder):
         report.write(result, folder)
-    _show(result, as_json, report.markdown(result), f"open {folder / report.HTML}")
+    _show(result, as_json, report.markdown(result), f"open {folder / 'report.html'}")
 
 
 LISTS: dict[str, list[str]] = {
@@ -233,7 +235,7 @@ def list_(
     for name, entries in found.items():
         lines.append(f"\n{name}")
         for entry in entries:
-            options = "".join(f":{key}={value}" for key, value in entry["options"].items())
+            options = "".join(f":{key}={_typed(value)}" for key, value in entry["options"].items())
             lines += [f"  {entry['name']}{options}", f"      {entry['summary']}  [{entry['source']}]"]
     _show(found, as_json, "\n".join(lines).lstrip("\n"))
 
@@ -250,10 +252,18 @@ def _describe(plugin) -> dict[str, Any]:
     }
 
 
+def _typed(value: Any) -> str:
+    """Write an option's default so that it stays on one line and an empty text can be seen."""
+    return repr(value) if isinstance(value, str) and (not value or any(c.isspace() for c in value)) else str(value)
+
+
 def _benchmark(spec: str, data: str | None, template: str | None) -> Benchmark:
     from stillknows.registry import bind
 
-    benchmark = bind("benchmark", f"{spec}:data={data}" if data else spec)()
+    bound = bind("benchmark", spec)
+    if data and "data" not in bound.options:
+        raise UserError(f"--data does not apply to the benchmark {bound.plugin.name}", "leave it out")
+    benchmark = bind("benchmark", f"{spec}:data={data}")() if data else bound()
     return replace(benchmark, template=template) if template else benchmark
 
 
@@ -262,59 +272,75 @@ def _command() -> str:
 
 
 def _show(result: Any, as_json: bool, text: str, hint: str = "") -> None:
-    if as_json:
-        print(json.dumps(result, ensure_ascii=False))
-        return
-    print(text)
-    if hint:
+    _print(json.dumps(result, ensure_ascii=False) if as_json else text)
+    if hint and not as_json:
         print(hint, file=sys.stderr)
 
 
+def _print(text: str) -> None:
+    """Print on standard output; a reader that has gone away, as in `| head`, is no error."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 @app.callback(invoke_without_command=True)
-def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+def _start(
+    context: typer.Context, version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False
+) -> None:
     if version:
         from stillknows import __version__
 
-        print(__version__)
+        _print(__version__)
         raise typer.Exit
+    if context.invoked_subcommand is None:
+        _print(context.get_help())
+
+
+STOPPED = "stopped. What was finished is kept: to go on, repeat the command (unlearn: add --resume)"
+DISK_FULL = (
+    "the disk is full; nothing was half-written\n"
+    "  free some space, then repeat the command (unlearn: add --resume) to go on from what was saved"
+)
+OUT_OF_MEMORY = (
+    "out of memory\n  use a machine with more of it, or, for unlearn, lower --batch-size or raise --accumulate"
+)
+INTERRUPTED = 130
 
 
 def main() -> None:
     """Run the command line; every way out is a message and an exit code, never a traceback for bad input."""
     try:
-        code = app(standalone_mode=False)
-    except UserError as error:
-        _fail(str(error), 2)
-    except typer.Abort:
-        _fail("stopped", 130)
-    except KeyboardInterrupt:
-        _fail("stopped; what was finished is kept: repeat the command (unlearn: with --resume) to go on", 130)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        _fail("the disk is full; nothing was half-written. Free some space and repeat the command", 2)
-    except MemoryError:
-        _fail(OUT_OF_MEMORY, 2)
-    except RuntimeError as error:
-        if not any(
-            sign in str(error).lower() for sign in ("out of memory", "can't allocate memory", "not enough memory")
-        ):
-            raise
-        _fail(OUT_OF_MEMORY, 2)
+        code = app(prog_name="stillknows", standalone_mode=False)
+    except (typer.Abort, KeyboardInterrupt):
+        code = INTERRUPTED
     except Exception as error:
-        if not hasattr(error, "exit_code"):
-            raise
-        error.show()  # type: ignore[attr-defined]
-        sys.exit(error.exit_code)  # type: ignore[attr-defined]
-    else:
-        sys.exit(code or 0)
+        _fail(_explain(error), getattr(error, "exit_code", 2))
+    if code == INTERRUPTED:  # typer turns Ctrl-C into this code without a word
+        _fail(STOPPED, INTERRUPTED)
+    sys.exit(code or 0)
 
 
-OUT_OF_MEMORY = "out of memory. Lower --batch-size or raise --accumulate (unlearn), or use a machine with more memory"
+def _explain(error: Exception) -> str:
+    """Say in words what a user can mend; anything else is a fault of the program and is raised again."""
+    text = str(error)
+    if isinstance(error, UserError):
+        return text
+    if hasattr(error, "format_message"):  # what typer finds wrong with the arguments
+        context = getattr(error, "ctx", None)
+        return f"{error.format_message()}\n  {context.command_path if context else 'stillknows'} --help"  # type: ignore[attr-defined]
+    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "(os error 28)" in text:
+        return DISK_FULL
+    if is_out_of_memory(error):
+        return OUT_OF_MEMORY
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    raise error
 
 
-def _fail(message: str, code: int) -> None:
+def _fail(message: str, code: int) -> NoReturn:
     if "--json" in sys.argv:
-        print(json.dumps({"error": message}, ensure_ascii=False))
+        _print(json.dumps({"error": message}, ensure_ascii=False))
     print(f"stillknows: {message}", file=sys.stderr)
     sys.exit(code)

@@ -13,6 +13,12 @@ class UserError(Exception):
         super().__init__(f"{what}\n  {fix}" if fix else what)
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error says that memory has run out, of the machine or of the accelerator."""
+    signs = ("out of memory", "can't allocate memory", "not enough memory")
+    return isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in signs)
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return "; did you mean 'beta'?" for the nearest known word, else "; known: a, b, c"."""
     known = sorted(known)

@@ -34,6 +34,7 @@ def encode(
     template: str,
     context: int,
     long_items: LongItems = "error",
+    vocabulary: int | None = None,
 ) -> list[Encoded]:
     """Tokenise examples; questions end with the end-of-sequence token, plain text does not.
 
@@ -41,23 +42,36 @@ def encode(
         template: the prompt's frame, "{prompt}" replaced; "chat" uses the tokenizer's own chat template.
         context: the most tokens that the model can read.
         long_items: "error" refuses items over the context, "truncate" cuts their end and marks them.
+        vocabulary: how many tokens the model embeds; None leaves that unchecked.
 
     Prompt and answer are tokenised together, as a model meets them in training, and the answer starts at the first
     token in which that differs from the prompt alone.
 
-    Raises UserError that names the item for an answer that gives no token and for an item that is too long.
+    Raises UserError that names the item for an answer that gives no token, for an item that is too long and for a
+    token that the model lacks.
     """
     if any(example.prompt for example in examples) and tokenizer.eos_token_id is None:
         raise UserError(
             "the tokenizer has no end-of-sequence token, so no answer can end",
             'add "eos_token" to its tokenizer_config.json',
         )
-    return [_encode_one(example, tokenizer, template, context, long_items) for example in examples]
+    items = [_encode_one(example, tokenizer, template, context, long_items) for example in examples]
+    for item in items:
+        if vocabulary is not None and max(item.ids) >= vocabulary:
+            raise UserError(
+                f"item {item.example.id!r} gives token {max(item.ids)}, but the model embeds only {vocabulary} tokens",
+                "put the tokenizer that belongs to the model into its folder",
+            )
+    return items
 
 
 def _encode_one(
     example: Example, tokenizer: PreTrainedTokenizerBase, template: str, context: int, long_items: LongItems
 ) -> Encoded:
+    try:
+        f"{example.prompt}{example.answer}".encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"item {example.id!r} holds half a character: {error.reason}", "correct the item") from error
     if not example.prompt:
         ids, start, ends = _ids(tokenizer, example.answer), 0, False
         start = min(1, len(ids))

@@ -73,10 +73,26 @@ class Settings:
     check_every: int = 10
     save_seconds: float = 60.0
 
+    def __post_init__(self) -> None:
+        """Raise UserError for numbers that no run can use, named as on the command line."""
+        for name in ("lr", "epochs", "clip"):
+            _require(0 < getattr(self, name) < math.inf, name, getattr(self, name), "above 0 and finite")
+        for name in ("batch_size", "accumulate", "check_every"):
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        _require(self.max_steps is None or self.max_steps >= 1, "steps", self.max_steps, "at least 1")
+        _require(self.warmup >= 0, "warmup", self.warmup, "at least 0")
+        for name in ("forget_below", "retain_floor"):
+            _require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "between 0 and 1")
+
     def steps(self, items: int) -> int:
         """Return the number of steps for this many leading items."""
         steps = math.ceil(self.epochs * items / min(self.batch_size, items))
         return min(steps, self.max_steps) if self.max_steps is not None else steps
+
+
+def _require(good: bool, name: str, value: object, range_: str) -> None:
+    if not good:
+        raise UserError(f"--{name.replace('_', '-')} {value} is out of range", f"it must be {range_}")
 
 
 @dataclass

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -14,8 +15,8 @@ from stillknows import __version__, models
 from stillknows.audit import check_benchmark
 from stillknows.errors import UserError
 from stillknows.registry import Bound, bind, plugins
-from stillknows.store import atomic_folder, claim, key, require_new, write_json
-from stillknows.text import LongItems, encode
+from stillknows.store import atomic_folder, claim, key, read_json, require_apart, require_new, write_json
+from stillknows.text import Encoded, LongItems, encode
 from stillknows.train import Fit, Settings, Term, fit
 from stillknows.types import Benchmark
 
@@ -65,33 +66,58 @@ def run(request: Request, out: Path, *, overwrite: bool = False, resume: bool = 
     """Unlearn and write the checkpoint with run.json; return the record.
 
     `resume` continues an interrupted run from its last checkpoint and ends with the weights that it would have had.
-    Raises UserError for bad input (before the model is loaded where it can be seen there) and for an `out` that holds
-    a finished run (unless `overwrite`) or an unfinished one (unless `resume` or `overwrite`).
+    Raises UserError for bad input (before the model is loaded where it can be seen there), for an `out` inside the
+    model's folder and for one that holds a finished run or another model (unless `overwrite`) or an unfinished run
+    (unless `resume` or `overwrite`).
     """
-    method = parse_method(request.method)
-    check_benchmark(request.benchmark)
+    prepared = _prepare(request)
+    require_apart(out, [prepared.source.folder])
     with claim(out):
-        require_new(out / RECORD, overwrite=overwrite)
         checkpoint = out / CHECKPOINT
+        require_new(out / RECORD, overwrite=overwrite)
         require_new(checkpoint, overwrite=overwrite or resume, fix="continue it with --resume, or add --overwrite")
-        if not resume:
-            checkpoint.unlink(missing_ok=True)
-        return _run(request, method, out, checkpoint)
+        require_new(out / "config.json", overwrite=overwrite or checkpoint.exists())
+        return _run(request, prepared, out, checkpoint, resume)
 
 
-def _run(request: Request, method: Method, out: Path, checkpoint: Path) -> dict[str, Any]:
-    trust = request.trust_remote_code
+class _Prepared(NamedTuple):
+    """Everything that a run needs besides the weights."""
+
+    method: Method
+    source: models.Source
+    tokenizer: Any
+    forget: list[Encoded]
+    retain: list[Encoded]
+
+
+def _prepare(request: Request) -> _Prepared:
+    """Check everything that can be checked without the weights."""
+    benchmark, trust = request.benchmark, request.trust_remote_code
+    method = parse_method(request.method)
+    check_benchmark(benchmark)
+    models.check_device(request.device)
     source = models.locate(request.model, allow_pickle=request.allow_pickle, trust_remote_code=trust)
+    models.skeleton(source)
     tokenizer = models.load_tokenizer(source.folder, trust_remote_code=trust)
     context = models.context_length(source.folder, trust_remote_code=trust)
-    benchmark = request.benchmark
+    vocabulary = models.vocabulary_size(source.folder, trust_remote_code=trust)
     forget, retain = (
-        encode(benchmark.split(role).examples, tokenizer, benchmark.template, context, request.long_items)
+        encode(benchmark.split(role).examples, tokenizer, benchmark.template, context, request.long_items, vocabulary)
         for role in ("forget", "retain")
     )
+    return _Prepared(method, source, tokenizer, forget, retain)
+
+
+def _run(request: Request, prepared: _Prepared, out: Path, checkpoint: Path, resume: bool) -> dict[str, Any]:
+    method, forget, retain = prepared.method, prepared.forget, prepared.retain
     subject = models.load(
-        request.model, device=request.device, allow_pickle=request.allow_pickle, trust_remote_code=trust
+        request.model,
+        device=request.device,
+        allow_pickle=request.allow_pickle,
+        trust_remote_code=request.trust_remote_code,
     )
+    if not resume:
+        checkpoint.unlink(missing_ok=True)
     terms = [Term(method.forget, forget), *(Term(term, retain) for term in method.retain)]
     plan = {
         "model": subject.fingerprint,
@@ -109,7 +135,7 @@ def _run(request: Request, method: Method, out: Path, checkpoint: Path) -> dict[
         label=f"unlearning {request.method}",
     )
     record = _record(request, plan, outcome, truncated=sum(item.truncated for item in [*forget, *retain]))
-    save_run(subject.model, tokenizer, request.settings, out, record)
+    save_run(subject.model, prepared.tokenizer, request.settings, out, record)
     checkpoint.unlink(missing_ok=True)
     return record
 
@@ -139,6 +165,19 @@ def versions() -> dict[str, str]:
         "transformers": transformers.__version__,
         "machine": platform.machine(),
     }
+
+
+def records(sources: Mapping[str, models.Source]) -> dict[str, dict[str, Any] | None]:
+    """Return the run record of every model that stillknows wrote, and None for the others."""
+    return {label: _read_record(source.folder / RECORD) for label, source in sources.items()}
+
+
+def _read_record(path: Path) -> dict[str, Any] | None:
+    try:
+        record = read_json(path)
+    except UserError:
+        return None
+    return record if isinstance(record, dict) and "stillknows" in record else None
 
 
 def save_run(model: nn.Module, tokenizer, settings: Settings, out: Path, record: dict[str, Any]) -> None:

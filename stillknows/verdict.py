@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from stillknows.errors import UserError
 from stillknows.evidence import Comparison, Place, Table, compare, utility
 from stillknows.stats import holm, p_value_at_most
 from stillknows.types import FULL, Interval, Verdict, VerdictName
@@ -35,6 +36,14 @@ class Policy:
     alpha: float = 0.05
     gates: tuple[str, ...] = ("answer_probability", "extraction_strength")
     utility: str = "answer_probability"
+
+    def __post_init__(self) -> None:
+        """Raise UserError for thresholds that no evidence can meet or miss."""
+        for name, value in (("tolerance", self.tolerance), ("alpha", self.alpha)):
+            if not 0 < value < 1:
+                raise UserError(f"--{name} {value} is out of range", "it must be above 0 and below 1")
+        if not 0 <= self.utility_floor <= 1:
+            raise UserError(f"--utility-floor {self.utility_floor} is out of range", "it must be between 0 and 1")
 
 
 @dataclass

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -172,3 +173,28 @@ def shared() -> Path:
     if not folder:
         pytest.skip("STILLKNOWS_SHARED is not set")
     return Path(folder)
+
+
+class Ran(NamedTuple):
+    """How a command ended, and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
+    """Return cli("unlearn", folder, …): run the command line in this process, as the shell would."""
+
+    def run(*arguments: object) -> Ran:
+        from stillknows.cli import main
+
+        monkeypatch.setattr(sys, "argv", ["stillknows", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            main()
+        assert isinstance(stop.value.code, int)
+        return Ran(stop.value.code, *capsys.readouterr())
+
+    return run

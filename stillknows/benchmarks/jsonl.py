@@ -49,7 +49,7 @@ def read_examples(path: Path, *, limit: int | None = None) -> tuple[Example, ...
     except UnicodeDecodeError as error:
         line = path.read_bytes()[: error.start].count(b"\n") + 1
         raise UserError(f"{path}:{line}: not UTF-8", f"iconv -f latin1 -t utf-8 {path}") from None
-    lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not lines:
         raise UserError(f"{path} holds no items")
     examples = [_example(_parse(line, path, number), path, number) for number, line in lines]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from stillknows.errors import UserError
 from stillknows.registry import register
 
 
@@ -38,5 +39,7 @@ def npo(log_probs: Tensor, reference_log_probs: Tensor, *, beta: float = 0.1, we
         beta: inverse temperature, > 0; towards 0 it becomes gradient ascent.
         weight: factor γ of the term.
     """
+    if not beta > 0:
+        raise UserError(f"npo: beta={beta} is out of range", "it must be above 0")
     ratio_B = log_probs.sum(1) - reference_log_probs.sum(1)
     return weight * (-2 / beta) * logsigmoid(-beta * ratio_B)
