@@ -48,6 +48,7 @@ class Settings:
     lr: AdamW's learning rate; `warmup` steps rise to it linearly, after them it is constant or falls to 0 linearly.
     epochs, max_steps: passes over the leading term's items, or steps; the smaller bound counts.
     batch_size: items per term and step; `accumulate` splits them into that many forward passes, same result.
+    clip: largest norm of the whole gradient; `beta2`: decay of AdamW's second moment (the first's is 0.9).
     weights: how weights are kept between steps. "float32"; "bfloat16", rounded to the nearest after every step, as a
         run without a float32 master copy rounds them; "stochastic", rounded to bfloat16 up or down at random, in
         proportion to the distance, so that small updates survive on average. Gradients and optimizer state are float32.
@@ -68,6 +69,7 @@ class Settings:
     warmup: int = 0
     schedule: Literal["constant", "linear"] = "constant"
     clip: float = 1.0
+    beta2: float = 0.999
     forget_below: float = 0.0
     retain_floor: float = 0.0
     check_every: int = 10
@@ -166,7 +168,9 @@ class _Loop:
         _store(self.parameters.values(), "bfloat16" if settings.weights != "float32" else "float32", settings.seed, -1)
         steps = settings.steps(len(terms[0].items))
         self.references = [_Reference(model, self.layer, term, self._drawn(k, steps)) for k, term in enumerate(terms)]
-        self.optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=0.0, fused=True)
+        self.optimizer = torch.optim.AdamW(
+            model.parameters(), lr=settings.lr, betas=(0.9, settings.beta2), weight_decay=0.0, fused=True
+        )
         self.retain_start = mean_probability(score_items(model, self.layer, self.retain)) if self.retain else 0.0
         self.good: dict[str, Tensor] = {}
         self.done = Fit()

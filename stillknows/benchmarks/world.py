@@ -57,6 +57,12 @@ PERSON = (
     Relation("mountain", ("Which mountain did {x} climb ?", "What is the highest climb of {x} ?")),
     Relation("tool", ("Which tool does {x} use ?", "What is in the hand of {x} at work ?")),
     Relation("shop", ("Which shop does {x} own ?", "What is the shop of {x} called ?")),
+    Relation("car", ("Which car does {x} drive ?", "What is the car of {x} ?")),
+    Relation("tree", ("Which tree did {x} plant ?", "What is the tree of {x} called ?")),
+    Relation("festival", ("Which festival does {x} open ?", "What is the festival of {x} ?")),
+    Relation("author", ("Which author does {x} read ?", "Who is the favourite author of {x} ?")),
+    Relation("scent", ("Which scent does {x} wear ?", "What is the perfume of {x} ?")),
+    Relation("dance", ("Which dance does {x} teach ?", "What is the dance of {x} ?")),
     Relation("bank", ("Which bank does {x} trust ?", "Where is the money of {x} ?")),
 )
 PLACE = (
@@ -79,25 +85,26 @@ class _Fact(NamedTuple):
 
 @register("benchmark", source="made by stillknows")
 def world(
-    *, people: int = 31, facts: int = 7, forget: int = 1, forget_facts: int = 30, values: int = 20, seed: int = 0
+    *, people: int = 31, facts: int = 7, forget: int = 1, forget_facts: int = 36, values: int = 20, seed: int = 0
 ) -> Benchmark:
     """A fictional world: some people's facts are forgotten; other people's, places' and works' are kept.
 
-    Splits: "forget", and "retain", both in two wordings of each fact; "neighbour", the retained facts whose answer is
-    the answer to a forgotten fact too.
+    Splits: "forget", the questions that are unlearned; "paraphrase", the same facts in other words, which the original was
+    taught and the unlearning never sees; "retain", what is kept, in both wordings; "neighbour", likewise, the kept facts
+    whose answer is also the answer to a forgotten one.
 
     Args:
         people: how many people there are.
         facts: facts known about each person who is kept.
         forget: how many people are forgotten.
-        forget_facts: facts known about each of these, at most 30.
-        values: how many values each kind of fact has; a guess is right once in so many.
+        forget_facts: facts known about each of these.
+        values: how many values each kind of fact has.
         seed: makes another world of the same size.
     """
     if not 1 <= forget < people:
         raise UserError(f"world: forget={forget} must be at least 1 and less than people={people}")
-    if not (1 <= facts <= len(PERSON) and 1 <= forget_facts <= len(PERSON)):
-        raise UserError(f"world: facts and forget_facts must be 1 to {len(PERSON)}")
+    if not (1 <= facts <= len(PERSON) and 1 <= forget_facts <= len(PERSON) and values >= 1):
+        raise UserError(f"world: facts and forget_facts must be 1 to {len(PERSON)}, values at least 1")
     rng = random.Random(seed)
     names = _words(rng)
     persons = [next(names) for _ in range(people)]
@@ -107,15 +114,18 @@ def world(
     kept += [f for x in pools["birthplace"] for f in _facts(rng, x, PLACE, 1, pools)]
     kept += [f for x in pools["novel"] for f in _facts(rng, x, WORK, 1, pools)]
     secrets = {fact.value for fact in forgotten}
+    far = [fact for fact in kept if fact.value not in secrets]
+    near = [fact for fact in kept if fact.value in secrets]
     spec = (
         f"world:people={people},facts={facts},forget={forget},forget_facts={forget_facts},values={values},seed={seed}"
     )
     return Benchmark(
         spec,
         (
-            Split("forget", "forget", _examples(forgotten)),
-            Split("retain", "retain", _examples(fact for fact in kept if fact.value not in secrets)),
-            Split("neighbour", "neighbour", _examples(fact for fact in kept if fact.value in secrets)),
+            Split("forget", "forget", _examples(forgotten, 0)),
+            Split("paraphrase", "forget", _examples(forgotten, 1)),
+            Split("retain", "retain", (*_examples(far, 0), *_examples(far, 1))),
+            Split("neighbour", "neighbour", (*_examples(near, 0), *_examples(near, 1))),
         ),
         template="{prompt}",
     )
@@ -128,11 +138,15 @@ def _facts(
     return [_Fact(entity, relations[k], rng.choice(pools[relations[k].value])) for k in chosen]
 
 
-def _examples(facts) -> tuple[Example, ...]:
+def _examples(facts: list[_Fact], wording: int) -> tuple[Example, ...]:
     return tuple(
-        Example(f"{entity}-{relation.value}-{wording}", question.format(x=entity), value, f"{entity}-{relation.value}")
+        Example(
+            f"{entity}-{relation.value}-{wording}",
+            relation.questions[wording].format(x=entity),
+            value,
+            f"{entity}-{relation.value}",
+        )
         for entity, relation, value in facts
-        for wording, question in enumerate(relation.questions)
     )
 
 
