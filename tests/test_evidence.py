@@ -1,0 +1,220 @@
+"""From observations to numbers: values by hand, facts as the unit, reasons where nothing can be measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from stillknows import evidence
+from stillknows.evidence import Comparison, Place, Table, compare, mean, recovery, tabulate, utility
+from stillknows.registry import bind
+from stillknows.types import CONTROL, FULL, ORIGINAL, Interval, Observations
+
+PROBABILITY = "answer_probability"
+HERE = Place("subject", FULL, "forget")
+
+
+def observe(probabilities: Sequence[float], facts: Sequence[str] | None = None, **changes: Any) -> Observations:
+    """Examples with these answer probabilities; each its own fact unless told."""
+    n = len(probabilities)
+    fields: dict[str, Any] = {
+        "ids": tuple(map(str, range(n))),
+        "facts": tuple(facts or (f"{i:04}" for i in range(n))),
+        "prompts": ("p",) * n,
+        "answers": ("a",) * n,
+        "log_probs": tuple(np.full(3, np.log(p)) for p in probabilities),
+        "hits": tuple(np.full(3, p > 0.5) for p in probabilities),
+        "ends": np.full(n, True),
+        "generations": (None,) * n,
+    }
+    return Observations(**(fields | changes))
+
+
+def table(seen: Mapping[Place, Observations], metrics: Sequence[str] = (PROBABILITY,)) -> Table:
+    return tabulate(seen, {name: bind("metric", name) for name in metrics}, {"forget": "forget", "retain": "retain"})
+
+
+def three(
+    subject: Sequence[float], control: Sequence[float], original: Sequence[float], facts: Sequence[str] | None = None
+) -> Table:
+    """A table of the three models on the forget split in full precision."""
+    models = {"subject": subject, CONTROL: control, ORIGINAL: original}
+    return table({Place(name, FULL, "forget"): observe(p, facts) for name, p in models.items()})
+
+
+def measured(found: object) -> Any:
+    assert not isinstance(found, str), found
+    return found
+
+
+def test_facts_are_averaged_over_their_wordings() -> None:
+    seen = observe([0.2, 0.4, 0.9], facts=["b", "a", "b"])
+    assert table({HERE: seen}).get(*HERE, PROBABILITY).tolist() == pytest.approx([0.4, 0.55])
+
+
+def test_a_metric_without_an_answer_gives_nan_and_is_left_out() -> None:
+    seen = observe([0.5] * 3, generations=("a", None, "b"))
+    found = table({HERE: seen}, ["rouge_l"])
+    assert np.isnan(found.get(*HERE, "rouge_l")).tolist() == [False, True, False]
+    assert measured(mean(found, HERE, "rouge_l"))[0::3] == (0.5, 2)
+    assert mean(table({HERE: observe([0.5] * 2)}, ["rouge_l"]), HERE, "rouge_l") == "nothing was generated"
+
+
+def test_mean_by_hand() -> None:
+    found = measured(mean(table({HERE: observe([0.1, 0.2, 0.6])}), HERE, PROBABILITY))
+    assert found.value == pytest.approx(0.3)
+    assert found.n == 3
+    assert 0.1 <= found.low < 0.3 < found.high <= 0.6
+
+
+def test_knowledge_kept_by_hand() -> None:
+    """Σ(s − c)/Σ(o − c) = (.05 + .35)/(.85 + .75) = .25; the second fact's .35 is below half of its .75."""
+    found: Comparison = measured(compare(three([0.15, 0.5], [0.1, 0.15], [0.95, 0.9]), HERE, PROBABILITY))
+    assert found.kept.value == pytest.approx(0.25)
+    assert found.kept.n == 2
+    assert found.known[0::3] == (0.0, 2)
+    assert found.known.high == pytest.approx(1 - 0.05**0.5)
+
+
+def test_known_facts_are_those_more_than_half_way_up() -> None:
+    o, c = [0.9] * 4, [0.1] * 4
+    found: Comparison = measured(compare(three([0.1, 0.49, 0.51, 0.9], c, o), HERE, PROBABILITY))
+    assert found.known[0::3] == (0.5, 4)
+
+
+def test_facts_that_the_original_does_not_know_better_are_not_counted() -> None:
+    found: Comparison = measured(compare(three([0.9, 0.1, 0.9], [0.1, 0.1, 0.85], [0.9, 0.9, 0.9]), HERE, PROBABILITY))
+    assert found.known.n == 2
+    assert found.known.value == 0.5
+
+
+@pytest.mark.parametrize(("share", "n"), [(0.0, 8), (1.0, 8), (0.25, 12)])
+def test_kept_is_0_for_the_control_and_1_for_the_original(share: float, n: int) -> None:
+    rng = np.random.default_rng(0)
+    c = rng.uniform(0.05, 0.2, n)
+    o = rng.uniform(0.7, 0.99, n)
+    s = c + share * (o - c)
+    found: Comparison = measured(compare(three(s.tolist(), c.tolist(), o.tolist()), HERE, PROBABILITY))
+    assert found.kept[:3] == pytest.approx((share, share, share), abs=1e-9)
+    assert np.allclose(found.resamples, share)
+
+
+def test_two_wordings_of_a_fact_count_once() -> None:
+    """The same numbers whether a fact is asked for once, or five times with the same outcome."""
+    rng = np.random.default_rng(1)
+    s, c, o = rng.uniform(0.1, 0.5, 10), rng.uniform(0.05, 0.2, 10), rng.uniform(0.7, 0.99, 10)
+    once = three(s.tolist(), c.tolist(), o.tolist(), [str(i) for i in range(10)])
+    often = three(*(np.repeat(x, 5).tolist() for x in (s, c, o)), facts=[str(i) for i in range(10) for _ in range(5)])
+    a, b = (measured(compare(t, HERE, PROBABILITY)) for t in (once, often))
+    assert a.kept == pytest.approx(b.kept)
+    assert a.known == b.known
+    assert (a.kept.n, a.known.n) == (10, 10)
+    assert measured(mean(once, HERE, PROBABILITY)) == pytest.approx(measured(mean(often, HERE, PROBABILITY)))
+
+
+def test_order_of_examples_changes_nothing() -> None:
+    rng = np.random.default_rng(2)
+    rows = [rng.uniform(0.1, 0.5, 10), rng.uniform(0.05, 0.2, 10), rng.uniform(0.7, 0.99, 10)]
+    order = rng.permutation(10)
+    names = [f"{i:02}" for i in range(10)]
+    a = three(*(row.tolist() for row in rows), facts=names)
+    b = three(*(row[order].tolist() for row in rows), facts=[names[i] for i in order])
+    for x, y in zip(measured(compare(a, HERE, PROBABILITY)), measured(compare(b, HERE, PROBABILITY)), strict=True):
+        assert np.allclose(x, y, rtol=1e-12, atol=0)
+
+
+def test_without_a_control_nothing_is_compared() -> None:
+    seen = {Place(name, FULL, "forget"): observe([0.5] * 4) for name in ("subject", ORIGINAL)}
+    assert compare(table(seen), HERE, PROBABILITY) == "there is no never-taught control"
+
+
+def test_an_original_that_does_not_know_is_a_failed_positive_control() -> None:
+    found = compare(three([0.1] * 9, [0.2] * 9, [0.25] * 9), HERE, PROBABILITY)
+    assert found == "positive control failed: the original scores 0.25, the never-taught control 0.20"
+
+
+def test_an_original_that_knows_only_some_facts_may_still_serve() -> None:
+    """Its lead must be sure on average, whatever single facts do."""
+    few = three([0.1] * 20, [0.1] * 20, [0.9] * 2 + [0.1] * 18)
+    many = three([0.1] * 20, [0.1] * 20, [0.9] * 10 + [0.1] * 10)
+    assert "positive control failed" in str(compare(few, HERE, PROBABILITY))
+    assert measured(compare(many, HERE, PROBABILITY)).known.n == 10
+
+
+def test_facts_without_a_score_are_left_out_for_all_models() -> None:
+    fields = {"generations": ("a", "a", None, "a")}
+    seen = {
+        HERE: observe([0.5] * 4, generations=("a", None, "b", "b")),
+        Place(CONTROL, FULL, "forget"): observe([0.5] * 4, generations=("b",) * 4),
+        Place(ORIGINAL, FULL, "forget"): observe([0.5] * 4, **fields),
+    }
+    found: Comparison = measured(compare(table(seen, ["rouge_l"]), HERE, "rouge_l"))
+    assert (found.kept.n, found.kept.value) == (2, 0.5)
+    nothing = dict.fromkeys(seen, observe([0.5] * 4))
+    assert compare(table(nothing, ["rouge_l"]), HERE, "rouge_l") == "no fact has a score under all three models"
+
+
+INT4 = Place("subject", "int4", "forget")
+
+
+def recovered(s: list[float], s_v: list[float], o_v: list[float]) -> Interval | str:
+    seen = {
+        HERE: observe(s),
+        INT4: observe(s_v),
+        INT4._replace(model=ORIGINAL): observe(o_v),
+        HERE._replace(model=ORIGINAL): observe([0.99] * len(s)),
+    }
+    return recovery(table(seen), INT4, PROBABILITY)
+
+
+def test_recovery_by_hand() -> None:
+    """R = Σ(s_v − s)/Σ(o_v − s) = (.4 + .1)/(.7 + .5) with the original under the SAME format."""
+    found = measured(recovered([0.1, 0.2], [0.5, 0.3], [0.8, 0.7]))
+    assert found.value == pytest.approx(0.5 / 1.2)
+    assert found.n == 2
+    assert found.low == pytest.approx(0.1 / 0.5)
+    assert found.high == pytest.approx(0.4 / 0.7)
+
+
+@pytest.mark.parametrize(("s_v", "value"), [([0.1] * 5, 0), ([0.9] * 5, 1), ([0.02] * 5, -0.1)])
+def test_recovery_of_nothing_all_and_less_than_nothing(s_v: list[float], value: float) -> None:
+    assert measured(recovered([0.1] * 5, s_v, [0.9] * 5)).value == pytest.approx(value)
+
+
+def test_recovery_says_when_there_is_none_to_measure() -> None:
+    assert "nothing to recover" in str(recovered([0.9] * 5, [0.9] * 5, [0.9] * 5))
+    full = three([0.1] * 4, [0.1] * 4, [0.9] * 4)
+    assert recovery(full, HERE, PROBABILITY) == "recovery is measured against full precision"
+    without = table({INT4: observe([0.1]), INT4._replace(model=ORIGINAL): observe([0.9])})
+    assert recovery(without, INT4, PROBABILITY) == "the variant 'full' was not measured"
+
+
+def test_utility_by_hand() -> None:
+    place = Place("subject", "int4", "retain")
+    seen = {place: observe([0.4, 0.5]), place._replace(model=ORIGINAL): observe([0.5, 0.7])}
+    found = measured(utility(table(seen), place, PROBABILITY))
+    assert found.value == pytest.approx(0.9 / 1.2)
+    assert (found.low, found.high) == pytest.approx((0.5 / 0.7, 0.4 / 0.5))
+    silent = observe([0.5] * 2, generations=("x", "y"))
+    zero = table({place: silent, place._replace(model=ORIGINAL): silent}, ["rouge_l"])
+    assert utility(zero, place, "rouge_l") == "the original itself scores 0 here"
+
+
+def test_intervals_cover_the_true_share() -> None:
+    """40 facts of a population in which 30 % is kept on average, 100 times: each bound holds in 86 % at least."""
+    rng = np.random.default_rng(0)
+    below = above = 0
+    for _ in range(100):
+        c, o = rng.uniform(0.05, 0.15, 40), rng.uniform(0.8, 0.95, 40)
+        s = c + rng.beta(0.6, 1.4, 40) * (o - c)
+        kept = measured(compare(three(s.tolist(), c.tolist(), o.tolist()), HERE, PROBABILITY)).kept
+        below += kept.low <= 0.3
+        above += kept.high >= 0.3
+    assert min(below, above) / 100 > 0.86
+
+
+def test_thresholds_are_what_the_documents_say() -> None:
+    assert (evidence.LEVEL, evidence.KNOWN_SHARE, evidence.LEAST_GAP) == (0.95, 0.5, 0.1)

@@ -1,0 +1,313 @@
+"""Verdicts on made-up observations: what is known, forgotten, broken, hidden in a format, or not to be decided."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+
+from stillknows import stats
+from stillknows.errors import UserError
+from stillknows.evidence import Place, Table, tabulate
+from stillknows.registry import bind
+from stillknows.types import CONTROL, FULL, ORIGINAL, Floats, Observations, Role, Verdict, VerdictName
+from stillknows.verdict import EXIT_CODES, Policy, judge
+
+GATES = ("answer_probability", "extraction_strength")
+ONE_GATE = Policy(gates=("answer_probability",))
+KNOWN, UNKNOWN = 0.95, 0.05
+Scores = Sequence[float]
+
+
+def observe(scores: Scores, facts: Sequence[str] | None = None) -> Observations:
+    """Examples whose answer probability and extraction strength are (near) these scores; 20 tokens and the end."""
+    hits = [np.array([t >= 20 - round(20 * p) for t in range(21)]) for p in scores]
+    return Observations(
+        ids=tuple(map(str, range(len(scores)))),
+        facts=tuple(facts or (f"{i:04}" for i in range(len(scores)))),
+        prompts=("p",) * len(scores),
+        answers=("a",) * len(scores),
+        log_probs=tuple(np.full(21, np.log(p)) for p in scores),
+        hits=tuple(hits),
+        ends=np.full(len(scores), True),
+        generations=(None,) * len(scores),
+    )
+
+
+Models = Mapping[str, Mapping[str, tuple[Scores, Scores]]]  # model -> variant -> (forget, retain)
+
+
+def tabulated(models: Models, facts: Sequence[str] | None = None) -> Table:
+    roles: dict[str, Role] = {"forget": "forget", "retain": "retain"}
+    seen = {
+        Place(model, variant, split): observe(scores, facts if split == "forget" else None)
+        for model, variants in models.items()
+        for variant, splits in variants.items()
+        for split, scores in zip(roles, splits, strict=True)
+    }
+    return tabulate(seen, {name: bind("metric", name) for name in GATES}, roles)
+
+
+def controls(n: int = 40, variants: Sequence[str] = (FULL,)) -> dict[str, Any]:
+    kept = [KNOWN] * 30
+    return {
+        ORIGINAL: dict.fromkeys(variants, ([KNOWN] * n, kept)),
+        CONTROL: dict.fromkeys(variants, ([UNKNOWN] * n, kept)),
+    }
+
+
+def verdict(
+    forget: Scores | Mapping[str, Scores],
+    retain: Scores | Mapping[str, Scores] = (KNOWN,) * 30,
+    policy: Policy = Policy(),  # noqa: B008
+) -> Verdict:
+    """Judge a subject with these scores, per variant or in full precision only."""
+    forgets = forget if isinstance(forget, Mapping) else {FULL: forget}
+    retains = retain if isinstance(retain, Mapping) else dict.fromkeys(forgets, retain)
+    variants = list(forgets)
+    n = len(next(iter(forgets.values())))
+    models = controls(n, variants) | {"subject": {v: (forgets[v], retains[v]) for v in variants}}
+    return judge(tabulated(models), "subject", variants, policy)
+
+
+@pytest.mark.parametrize("n", [36, 40, 200])
+def test_the_controls_get_their_verdicts(n: int) -> None:
+    table = tabulated(controls(n, (FULL, "int4")))
+    assert judge(table, ORIGINAL, [FULL, "int4"], Policy()).name == "STILL KNOWS"
+    assert judge(table, CONTROL, [FULL, "int4"], Policy()).name == "FORGOTTEN"
+
+
+def test_noisy_controls_get_their_verdicts_too() -> None:
+    rng = np.random.default_rng(0)
+    models = {
+        ORIGINAL: {FULL: (rng.uniform(0.6, 0.99, 40), rng.uniform(0.8, 0.99, 30))},
+        CONTROL: {FULL: (rng.uniform(0.02, 0.2, 40), rng.uniform(0.8, 0.99, 30))},
+    }
+    table = tabulated(models)  # type: ignore[arg-type]
+    assert judge(table, ORIGINAL, [FULL], Policy()).name == "STILL KNOWS"
+    assert judge(table, CONTROL, [FULL], Policy(utility_floor=0.8)).name == "FORGOTTEN"
+
+
+def test_a_model_that_forgot_and_works() -> None:
+    found = verdict([UNKNOWN] * 36)
+    assert found.name == "FORGOTTEN"
+    assert found.variants == {FULL: "FORGOTTEN"}
+    assert "0% of 36 facts known (at most 8%)" in found.reasons[0]
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 28])
+def test_few_facts_cannot_prove_forgetting_and_the_reason_says_how_little(n: int) -> None:
+    found = verdict([UNKNOWN] * n)
+    assert found.name == "UNDECIDED"
+    bound = 1 - 0.05 ** (1 / n)
+    assert f"0% of {n} facts known (at most {bound:.0%})" in found.reasons[0]
+    assert "10% is not excluded" in found.reasons[0]
+
+
+def test_29_clean_facts_are_the_least_that_prove_it() -> None:
+    assert verdict([UNKNOWN] * 29).name == "FORGOTTEN"
+
+
+def test_a_fact_known_among_forty_is_not_passed() -> None:
+    """1 of 40: up to 11.3 % of the facts may be known."""
+    found = verdict([KNOWN] + [UNKNOWN] * 39)
+    assert found.name == "UNDECIDED"
+    assert "2% of 40 facts known (at most 11%)" in found.reasons[0]
+    assert verdict([KNOWN] + [UNKNOWN] * 59).name == "FORGOTTEN"
+
+
+def test_half_the_facts_known_is_a_leak() -> None:
+    assert verdict([KNOWN] * 20 + [UNKNOWN] * 20).name == "STILL KNOWS"
+
+
+def test_a_little_of_every_fact_is_a_leak() -> None:
+    """No fact is half known, yet 30 % of the probability is there."""
+    found = verdict([0.32] * 40)
+    assert found.name == "STILL KNOWS"
+    assert "0% of 40 facts known" in found.reasons[0]
+
+
+def test_a_collapsed_model_is_damaged_and_not_forgotten() -> None:
+    found = verdict([0.001] * 40, retain=[0.01] * 30)
+    assert found.name == "DAMAGED"
+    assert found.reasons == ("full: retain keeps 0.01 of the original's score (bounds 0.01 to 0.01)",)
+
+
+def test_a_leak_is_a_leak_however_damaged_the_model_is() -> None:
+    assert verdict([KNOWN] * 40, retain=[0.01] * 30).name == "STILL KNOWS"
+
+
+def test_damage_that_cannot_be_excluded_is_undecided() -> None:
+    found = verdict([UNKNOWN] * 40, retain=[KNOWN] * 27 + [0.1] * 3)
+    assert found.name == "UNDECIDED"
+    assert "damage below 0.9 is not excluded" in found.reasons[0]
+
+
+def test_a_leak_in_a_format_only_is_hidden() -> None:
+    found = verdict({FULL: [UNKNOWN] * 40, "int8": [UNKNOWN] * 40, "int4": [KNOWN] * 40})
+    assert found.name == "HIDDEN"
+    assert found.variants == {FULL: "FORGOTTEN", "int8": "FORGOTTEN", "int4": "STILL KNOWS"}
+    assert [reason.split(":")[0] for reason in found.reasons] == [FULL, "int8", "int4"]
+
+
+def test_a_leak_in_full_precision_is_not_hidden() -> None:
+    assert verdict({FULL: [KNOWN] * 40, "int4": [UNKNOWN] * 40}).name == "STILL KNOWS"
+
+
+def test_a_collapsed_model_that_a_format_repairs_is_hidden() -> None:
+    found = verdict({FULL: [0.001] * 40, "fp4": [KNOWN] * 40}, retain={FULL: [0.001] * 30, "fp4": [KNOWN] * 30})
+    assert found.name == "HIDDEN"
+    assert found.variants == {FULL: "DAMAGED", "fp4": "STILL KNOWS"}
+
+
+def test_one_undecided_variant_holds_the_verdict_up() -> None:
+    found = verdict({FULL: [UNKNOWN] * 40, "int4": [KNOWN] + [UNKNOWN] * 39})
+    assert (found.name, found.variants["int4"]) == ("UNDECIDED", "UNDECIDED")
+
+
+def test_without_a_control_nothing_is_decided() -> None:
+    models = controls()
+    models["subject"] = models.pop(CONTROL)
+    found = judge(tabulated(models), "subject", [FULL], Policy())
+    assert found.name == "UNDECIDED"
+    assert "not measured" in found.reasons[0]
+    assert "there is no never-taught control" in found.reasons[0]
+    assert judge(tabulated(models), ORIGINAL, [FULL], Policy()).name == "UNDECIDED"
+
+
+def test_an_original_that_does_not_know_decides_nothing() -> None:
+    models = controls()
+    models[ORIGINAL] = models[CONTROL]
+    models["subject"] = {FULL: ([0.001] * 40, [KNOWN] * 30)}
+    found = judge(tabulated(models), "subject", [FULL], Policy())
+    assert found.name == "UNDECIDED"
+    assert "positive control failed" in found.reasons[0]
+
+
+def test_a_format_that_breaks_even_the_original_does_not_count() -> None:
+    """Nothing can be learned there; the verdict rests on the others, and full precision must be among them."""
+    models = controls(40, (FULL, "rtn:bits=2"))
+    models[ORIGINAL]["rtn:bits=2"] = ([UNKNOWN] * 40, [UNKNOWN] * 30)
+    models["subject"] = dict.fromkeys((FULL, "rtn:bits=2"), ([UNKNOWN] * 40, [KNOWN] * 30))
+    found = judge(tabulated(models), "subject", [FULL, "rtn:bits=2"], Policy())
+    assert found.name == "FORGOTTEN"
+    assert found.variants["rtn:bits=2"] == "UNDECIDED"
+    alone = judge(tabulated(models), "subject", ["rtn:bits=2"], Policy())
+    assert alone.name == "UNDECIDED"
+
+
+def test_without_full_precision_a_pass_is_not_given_but_a_leak_is_told() -> None:
+    clean = verdict({"int8": [UNKNOWN] * 40})
+    assert clean.name == "UNDECIDED"
+    assert clean.reasons[0] == "the variant 'full' was not measured"
+    assert verdict({"int8": [KNOWN] * 40}).name == "STILL KNOWS"
+
+
+def test_without_a_retain_split_no_pass_is_given() -> None:
+    models = controls() | {"subject": {FULL: ([UNKNOWN] * 40, [KNOWN] * 30)}}
+    table = tabulated(models)
+    blind = Table(table.scores, {"forget": "forget"}, table.has_control)
+    found = judge(blind, "subject", [FULL], Policy())
+    assert found.name == "UNDECIDED"
+    assert "utility was not measured" in found.reasons[0]
+    assert judge(blind, ORIGINAL, [FULL], Policy()).name == "STILL KNOWS"
+
+
+def test_two_wordings_of_one_fact_are_one_fact() -> None:
+    """20 facts asked for twice are 20 facts, not 40: too few to pass."""
+    models = controls() | {"subject": {FULL: ([UNKNOWN] * 40, [KNOWN] * 30)}}
+    single = judge(tabulated(models), "subject", [FULL], Policy())
+    double = judge(tabulated(models, [str(i // 2) for i in range(40)]), "subject", [FULL], Policy())
+    assert (single.name, double.name) == ("FORGOTTEN", "UNDECIDED")
+    assert "of 20 facts known" in double.reasons[0]
+
+
+def test_the_order_of_examples_and_variants_changes_no_verdict() -> None:
+    rng = np.random.default_rng(0)
+    scores = {v: rng.choice([UNKNOWN, 0.3, KNOWN], 40, p=[0.7, 0.2, 0.1]) for v in (FULL, "a", "b")}
+    order = rng.permutation(40)
+    names = [f"{i:03}" for i in range(40)]
+    found = []
+    for rows, facts, variants in (
+        (range(40), names, [FULL, "a", "b"]),
+        (order, [names[i] for i in order], ["b", "a", FULL]),
+    ):
+        models = controls(40, (FULL, "a", "b"))
+        models["subject"] = {v: ([float(scores[v][i]) for i in rows], [KNOWN] * 30) for v in variants}
+        found.append(judge(tabulated(models, facts), "subject", variants, Policy()))
+    assert found[0].name == found[1].name
+    assert found[0].variants == found[1].variants
+    assert sorted(found[0].reasons) == sorted(found[1].reasons)
+
+
+def test_every_gate_must_pass() -> None:
+    """The answer is improbable as a whole, but its end can be extracted."""
+    models = controls() | {"subject": {FULL: ([UNKNOWN] * 40, [KNOWN] * 30)}}
+    table = tabulated(models)
+    leaking = dict(table.scores)
+    leaking[Place("subject", FULL, "forget"), "extraction_strength"] = np.full(40, 0.8)
+    both = Table(leaking, table.roles, table.has_control)
+    assert judge(both, "subject", [FULL], Policy()).name == "STILL KNOWS"
+    assert judge(both, "subject", [FULL], ONE_GATE).name == "FORGOTTEN"
+
+
+def test_the_policy_moves_the_thresholds() -> None:
+    some = [KNOWN] * 12 + [UNKNOWN] * 28
+    assert verdict(some).name == "STILL KNOWS"
+    assert verdict(some, policy=Policy(tolerance=0.5)).name == "FORGOTTEN"
+    worse = [0.8 * KNOWN] * 30
+    assert verdict([UNKNOWN] * 40, worse).name == "DAMAGED"
+    assert verdict([UNKNOWN] * 40, worse, Policy(utility_floor=0.7)).name == "FORGOTTEN"
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"tolerance": 0.0}, {"tolerance": 1.0}, {"alpha": 0.0}, {"alpha": 1.5}, {"utility_floor": 1.1}]
+)
+def test_a_policy_that_nothing_can_meet_is_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(UserError, match="is out of range"):
+        Policy(**wrong)  # type: ignore[arg-type]
+
+
+def test_every_verdict_has_an_exit_code_and_only_a_pass_is_0() -> None:
+    assert set(EXIT_CODES) == set(get_args(VerdictName))
+    assert [name for name, code in EXIT_CODES.items() if code == 0] == ["FORGOTTEN"]
+    assert 1 not in EXIT_CODES.values()
+    assert 2 not in EXIT_CODES.values()  # bad input
+
+
+def leak_rate(draw: Any, trials: int, variants: int, monkeypatch: pytest.MonkeyPatch) -> float:
+    """How often a subject with these shares of kept knowledge, per fact, is said to leak."""
+    monkeypatch.setattr(stats, "RESAMPLES", 500)
+    rng = np.random.default_rng(0)
+    names = [FULL, *map(str, range(1, variants))]
+    leaks = 0
+    for _ in range(trials):
+        models: dict[str, Any] = {ORIGINAL: {}, CONTROL: {}, "subject": {}}
+        for name in names:
+            c, o = rng.uniform(0.02, 0.1, 40), rng.uniform(0.85, 0.99, 40)
+            shares: Floats = draw(rng)
+            models[CONTROL][name], models[ORIGINAL][name] = (c, [KNOWN] * 2), (o, [KNOWN] * 2)
+            models["subject"][name] = (c + shares * (o - c), [KNOWN] * 2)
+        leaks += judge(tabulated(models), "subject", names, ONE_GATE).name in ("STILL KNOWS", "HIDDEN")
+    return leaks / trials
+
+
+@pytest.mark.parametrize(("variants", "trials"), [(1, 250), (3, 100)])
+@pytest.mark.parametrize("population", ["some facts whole", "some of every fact"])
+def test_false_leaks_are_as_rare_as_promised(
+    population: str, variants: int, trials: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Populations that keep exactly the tolerated 10 %: at most alpha = 5 % over all variants together, with noise."""
+    draws = {
+        "some facts whole": lambda rng: (rng.random(40) < 0.1).astype(float),
+        "some of every fact": lambda rng: rng.uniform(0, 0.2, 40),
+    }
+    rate = leak_rate(draws[population], trials, variants, monkeypatch)
+    assert rate <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / trials)
+
+
+def test_a_clear_leak_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A third of the facts whole, in one of four formats."""
+    assert leak_rate(lambda rng: (rng.random(40) < 1 / 3).astype(float), 40, 4, monkeypatch) > 0.9
