@@ -53,7 +53,7 @@ def read_examples(path: Path, *, limit: int | None = None) -> tuple[Example, ...
     if not lines:
         raise UserError(f"{path} holds no items")
     examples = [_example(_parse(line, path, number), path, number) for number, line in lines]
-    _require_unique(examples, path)
+    _require_unique(examples, [number for number, _ in lines], path)
     if limit is not None and limit < len(examples):
         examples = [examples[i * len(examples) // limit] for i in range(limit)]
     return tuple(examples)
@@ -82,9 +82,9 @@ def _example(item: dict[str, Any], path: Path, number: int) -> Example:
     return Example(name, prompt.strip(), answer.strip(), str(item.get("fact", name)))
 
 
-def _require_unique(examples: list[Example], path: Path) -> None:
+def _require_unique(examples: list[Example], numbers: list[int], path: Path) -> None:
     seen: set[str] = set()
-    for number, example in enumerate(examples, 1):
+    for count, (number, example) in enumerate(zip(numbers, examples, strict=True), 1):
         if example.id in seen:
-            raise UserError(f"{path}: item {number} repeats the id {example.id!r}")
+            raise UserError(f"{path}:{number}: item {count} repeats the id {example.id!r}")
         seen.add(example.id)

@@ -89,9 +89,9 @@ def world(
 ) -> Benchmark:
     """A fictional world: some people's facts are forgotten; other people's, places' and works' are kept.
 
-    Splits: "forget", the questions that are unlearned; "paraphrase", the same facts in other words, which the original was
-    taught and the unlearning never sees; "retain", what is kept, in both wordings; "neighbour", likewise, the kept facts
-    whose answer is also the answer to a forgotten one.
+    Splits: "forget", the questions that are unlearned; "paraphrase", the same facts in other words, which the original
+    was taught and the unlearning never sees; "retain", what is kept, in both wordings; "neighbour", likewise, the kept
+    facts whose answer is also the answer to a forgotten one (left out where there are none).
 
     Args:
         people: how many people there are.
@@ -105,6 +105,8 @@ def world(
         raise UserError(f"world: forget={forget} must be at least 1 and less than people={people}")
     if not (1 <= facts <= len(PERSON) and 1 <= forget_facts <= len(PERSON) and values >= 1):
         raise UserError(f"world: facts and forget_facts must be 1 to {len(PERSON)}, values at least 1")
+    if people + values * len((*PERSON, *PLACE, *WORK)) > len(SYLLABLES) ** 3:
+        raise UserError(f"world: people={people} and values={values} need more names than there are")
     rng = random.Random(seed)
     names = _words(rng)
     persons = [next(names) for _ in range(people)]
@@ -119,16 +121,13 @@ def world(
     spec = (
         f"world:people={people},facts={facts},forget={forget},forget_facts={forget_facts},values={values},seed={seed}"
     )
-    return Benchmark(
-        spec,
-        (
-            Split("forget", "forget", _examples(forgotten, 0)),
-            Split("paraphrase", "forget", _examples(forgotten, 1)),
-            Split("retain", "retain", (*_examples(far, 0), *_examples(far, 1))),
-            Split("neighbour", "neighbour", (*_examples(near, 0), *_examples(near, 1))),
-        ),
-        template="{prompt}",
+    splits = (
+        Split("forget", "forget", _examples(forgotten, 0)),
+        Split("paraphrase", "forget", _examples(forgotten, 1)),
+        Split("retain", "retain", (*_examples(far, 0), *_examples(far, 1))),
+        Split("neighbour", "neighbour", (*_examples(near, 0), *_examples(near, 1))),
     )
+    return Benchmark(spec, tuple(split for split in splits if split.examples), template="{prompt}")
 
 
 def _facts(
