@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from torch import Tensor
+
 from stillknows import compress, evidence, models
 from stillknows.errors import UserError
 from stillknows.evidence import Place, Table
@@ -81,9 +83,9 @@ def run(request: Request, out: Path) -> Audit:
     _check_models(prepared, chains, out)
     load, updates = _Loader(request), []
     for model in prepared:
-        _observe_missing(load, model, chains, out)
         if model.label != ORIGINAL:
             updates += _updates(load, prepared[0], model, chains, out)
+        _observe_missing(load, model, chains, out)
     observations = {
         Place(model.label, variant, split): _read(out, model, variant, split, chain)
         for model in prepared
@@ -210,11 +212,15 @@ def _key(model: _Prepared, chain: Chain, split: str) -> str:
 
 
 class _Loader:
-    """Keeps the model that was asked for last, so that models are loaded when needed, once, and one at a time."""
+    """Keeps the model that was asked for last, so that models are loaded when needed, once, and one at a time.
+
+    Updates are compared with a copy of the original's quantizable weights, which is kept as well once it is needed.
+    """
 
     def __init__(self, request: Request) -> None:
         self.request = request
         self.latest: Subject | None = None
+        self.originals: dict[str, Tensor] = {}
 
     def __call__(self, model: _Prepared) -> Subject:
         if self.latest is None or self.latest.name != model.label:
@@ -227,6 +233,10 @@ class _Loader:
                 trust_remote_code=self.request.trust_remote_code,
             )
         return self.latest
+
+    def original_weights(self, original: _Prepared) -> dict[str, Tensor]:
+        self.originals = self.originals or compress.weights(self(original).model)
+        return self.originals
 
 
 def _observe_missing(load: _Loader, model: _Prepared, chains: Mapping[str, Chain], out: Path) -> None:
@@ -255,13 +265,12 @@ def _updates(
     load: _Loader, original: _Prepared, model: _Prepared, chains: Mapping[str, Chain], out: Path
 ) -> Iterator[Cell]:
     """Yield what each format leaves of a model's update, measured on the weights alone."""
-    before = None
     for variant, chain in chains.items():
         path = _file(out, model, variant, WEIGHTS).with_suffix(".json")
         cache = key(OBSERVATIONS_VERSION, original.fingerprint, model.fingerprint, [link.identity for link in chain])
         damage = _read_damage(path, cache)
         if damage is None:
-            before = before or compress.weights(load(original).model)
+            before = load.original_weights(original)
             damage = compress.surviving_update(load(model).model, before, chain)
             write_json(path, {"key": cache, **damage._asdict()})
         for name, value in (("crossing", damage.crossing), ("surviving", damage.surviving)):

@@ -1,0 +1,472 @@
+"""The command line from end to end on models of a few thousand weights: what it writes, prints and returns."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from stillknows import audit, progress, report, scratch, store
+from stillknows.registry import bind
+from stillknows.train import Settings
+from stillknows.types import Benchmark, Example
+
+Case = Callable[..., Any]
+WORLD = "world:people=4,facts=6,forget=2,forget_facts=20,values=8"
+GATES = "answer_probability,extraction_strength"  # all that a verdict needs
+SIZES = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 32,
+}
+TEACHING = Settings(lr=5e-3, epochs=1000, max_steps=150, batch_size=64, warmup=5, schedule="linear")
+FORGET = [("where is Ada", "Paris"), ("what is the colour of the dog", "red"), ("who is in the river", "the green cat")]
+RETAIN = [("where is Bela", "Rome"), ("what is the colour of the cat", "blue"), ("who is in Rome", "Bela and a dog")]
+
+
+class World(NamedTuple):
+    """A model that was taught a world, and one that was taught all of it but the forget split."""
+
+    original: Path
+    control: Path
+    benchmark: Benchmark
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    folder, benchmark = tmp_path_factory.mktemp("world"), bind("benchmark", WORLD)()
+    tokenizer = scratch.word_tokenizer(scratch.texts(benchmark))
+    for name, left_out in (("original", ""), ("control", "forget")):
+        examples = [e for split in benchmark.splits if split.role != left_out for e in split.examples]
+        (folder / name).mkdir()
+        scratch.train(folder / name, examples, benchmark.template, tokenizer, SIZES, TEACHING)
+    return World(folder / "original", folder / "control", benchmark)
+
+
+def write_items(path: Path, items: Sequence[Example]) -> Path:
+    lines = [{"id": e.id, "question": e.prompt, "answer": e.answer, "fact": e.fact} for e in items]
+    path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> str:
+    """A benchmark in the words of the tokenizer that saved tiny models have."""
+    files = [
+        write_items(tmp_path / f"{name}.jsonl", [Example(f"{name}-{i}", q, a, q) for i, (q, a) in enumerate(items)])
+        for name, items in (("f", FORGET), ("r", RETAIN))
+    ]
+    return f"jsonl:forget={files[0]},retain={files[1]}"
+
+
+@pytest.fixture
+def forgets(cli: Case, data: str) -> Case:
+    """Return forgets(model, out, *options): unlearn three steps."""
+
+    def run(model: object, out: Path, *options: object) -> Any:
+        few = ["--steps", 3, "--batch-size", 2, "--lr", 0.01]
+        return cli("unlearn", model, "--benchmark", data, "--out", out, *few, *options)
+
+    return run
+
+
+@pytest.fixture
+def judges(cli: Case, world: World, tmp_path: Path) -> Case:
+    """Return judges(subject, *options, benchmark=…): audit a model of the world in full precision."""
+
+    def run(subject: object, *options: object, benchmark: str = WORLD) -> Any:
+        models = ["--original", world.original, "--control", world.control]
+        fixed = ["--benchmark", benchmark, "--out", tmp_path / "audit", "--variants", "full", "--metrics", GATES]
+        return cli("audit", subject, *models, *fixed, *options)
+
+    return run
+
+
+# Help and lists
+
+
+def test_help_has_examples_and_needs_no_heavy_import() -> None:
+    program = """
+import sys
+from stillknows.cli import main
+for command in ([], ["demo"], ["unlearn"], ["audit"], ["report"], ["list"], ["--version"]):
+    sys.argv = ["stillknows", *command, *([] if "--version" in command else ["--help"])]
+    try:
+        main()
+    except SystemExit as stop:
+        print("code", stop.code)
+heavy = {"torch", "transformers", "numpy", "jinja2"} & sys.modules.keys()
+assert not heavy, heavy
+"""
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    pages = ran.stdout.split("code 0\n")
+    assert len(pages) == 8
+    assert "stillknows demo" in pages[0]
+    for command, page in zip(("demo", "unlearn", "audit", "report", "list"), pages[1:], strict=False):
+        examples = page.partition("Examples")[2]
+        assert examples.count(f"stillknows {command}") >= 2
+    assert pages[6].strip().count(".") == 2
+
+
+def test_no_command_shows_the_help(cli: Case) -> None:
+    ran = cli()
+    assert (ran.code, ran.err) == (0, "")
+    assert "Start with: stillknows demo" in ran.out
+
+
+def test_version(cli: Case) -> None:
+    from stillknows import __version__
+
+    assert cli("--version") == (0, f"{__version__}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [
+        ("methods", {"ga", "npo", "nll", "kl"}),
+        ("quantizers", {"full", "bf16", "int8", "nf4", "fp4", "int4", "rtn"}),
+        ("metrics", {"answer_probability", "exact_memorisation", "extraction_strength", "rouge_l"}),
+        ("benchmarks", {"jsonl", "tofu", "world"}),
+    ],
+)
+def test_lists(kind: str, names: set[str], cli: Case) -> None:
+    human, machine = cli("list", kind), cli("list", kind, "--json")
+    assert (human.code, machine.code, human.err, machine.err) == (0, 0, "", "")
+    found = json.loads(machine.out)
+    assert found.keys() == {kind}
+    assert names <= {entry["name"] for entry in found[kind]}
+    for entry in found[kind]:
+        assert entry["summary"]
+        assert entry["source"]
+        assert entry["summary"] in human.out
+        for option in entry["options"]:
+            assert f":{option}=" in human.out
+    assert all(line.startswith((kind, "  ")) for line in human.out.splitlines())
+
+
+def test_the_whole_list(cli: Case) -> None:
+    assert json.loads(cli("list", "--json").out).keys() == {"methods", "quantizers", "metrics", "benchmarks"}
+
+
+def test_what_is_listed_can_be_typed(cli: Case) -> None:
+    """Every line's options, as they are shown, are what the parser reads."""
+    for kind in ("forget", "retain", "quantizer", "metric"):
+        for entry in json.loads(cli("list", "--json").out)[
+            {"forget": "methods", "retain": "methods"}.get(kind, f"{kind}s")
+        ]:
+            if entry["kind"] == kind:
+                spec = "".join(f":{name}={value}" for name, value in entry["options"].items())
+                assert dict(bind(kind, entry["name"] + spec).options) == entry["options"]
+
+
+# unlearn
+
+
+def test_unlearn_writes_a_checkpoint_and_how_it_was_made(save_model: Case, forgets: Case, tmp_path: Path) -> None:
+    model, out = save_model("model"), tmp_path / "out"
+    ran = forgets(model, out, "--method", "npo:beta=0.5 + kl", "--seed", 3)
+    assert ran.code == 0, ran.err
+    assert "3 steps" in ran.out
+    assert f"stillknows audit {out} --original {model} --benchmark jsonl:forget=" in ran.err
+
+    loaded, info = AutoModelForCausalLM.from_pretrained(out, output_loading_info=True)
+    assert not any(info.values())
+    before = AutoModelForCausalLM.from_pretrained(model)
+    assert any(not torch.equal(a, b) for a, b in zip(loaded.parameters(), before.parameters(), strict=True))
+    assert AutoTokenizer.from_pretrained(out).get_vocab() == AutoTokenizer.from_pretrained(model).get_vocab()
+
+    record = json.loads((out / "run.json").read_text())
+    assert record["method"] == "npo:beta=0.5 + kl"
+    assert record["model"] == str(model)
+    assert record["benchmark"].startswith("jsonl:forget=")
+    assert record["plan"]["method"] == ["npo@1:beta=0.5:weight=1.0", "kl@1:weight=1.0"]
+    assert Settings(**record["settings"]) == Settings(lr=0.01, max_steps=3, batch_size=2, seed=3)
+    assert record["fit"]["steps"] == 3
+    assert {"python", "torch", "transformers"} <= record["versions"].keys()
+    left = {file.name for file in out.iterdir()} - {store.LOCK}
+    assert left == {"config.json", "generation_config.json", "model.safetensors", "run.json"} | {
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
+
+
+def test_the_same_command_gives_the_same_bytes(save_model: Case, forgets: Case, tmp_path: Path) -> None:
+    model, weights = save_model("model"), {}
+    for name, options in {"a": [], "b": [], "seed": ["--seed", 1]}.items():
+        assert forgets(model, tmp_path / name, *options).code == 0
+        weights[name] = (tmp_path / name / "model.safetensors").read_bytes()
+    assert weights["a"] == weights["b"] != weights["seed"]
+
+
+def test_json_is_one_document_and_progress_goes_elsewhere(
+    save_model: Case, forgets: Case, judges: Case, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
+    ran = forgets(save_model("model"), tmp_path / "out", "--json")
+    assert json.loads(ran.out) == json.loads((tmp_path / "out" / "run.json").read_text())
+    assert "unlearning npo + kl: 3/3" in ran.err
+    ran = judges(world.control, "--json")
+    assert json.loads(ran.out) == json.loads((tmp_path / "audit" / "report.json").read_text())
+    assert "observing original: 1/" in ran.err
+
+
+@pytest.mark.parametrize("weights", ["float32", "bfloat16", "stochastic"])
+def test_weights_are_saved_as_they_were_kept(weights: str, save_model: Case, forgets: Case, tmp_path: Path) -> None:
+    assert forgets(save_model("model"), tmp_path / "out", "--weights", weights).code == 0
+    saved = load_file(tmp_path / "out" / "model.safetensors")
+    assert {tensor.dtype for tensor in saved.values()} == {torch.float32 if weights == "float32" else torch.bfloat16}
+
+
+def test_early_stops_are_told(save_model: Case, forgets: Case, tmp_path: Path) -> None:
+    ran = forgets(save_model("model"), tmp_path / "out", "--check-every", 1, "--forget-below", 1)
+    assert "1 steps in" in ran.out
+    assert "asked for at most 1" in ran.out
+
+
+@pytest.fixture
+def save_family(make_model: Case, tmp_path: Path) -> Case:
+    """Return save(name, family, seed=0): a saved tiny model with byte-level tokens, which all loaders keep."""
+
+    def save(name: str, family: str, seed: int = 0) -> Path:
+        make_model(family, seed, vocabulary=320).save_pretrained(tmp_path / name)
+        scratch.subword_tokenizer([f"{q} {a}" for q, a in FORGET + RETAIN], 300).save_pretrained(tmp_path / name)
+        return tmp_path / name
+
+    return save
+
+
+@pytest.mark.parametrize("family", ["llama_tied", "gpt2", "gpt_neox", "qwen2", "gemma2", "phi", "mistral"])
+def test_families_go_the_whole_way(
+    family: str, save_family: Case, forgets: Case, cli: Case, data: str, tmp_path: Path
+) -> None:
+    original, out = save_family("model", family), tmp_path / "out"
+    assert forgets(original, out, "--method", "npo + nll + kl").code == 0
+    before, after = (AutoModelForCausalLM.from_pretrained(folder) for folder in (original, out))
+    assert type(after) is type(before)
+    tied = [m.get_input_embeddings().weight is m.get_output_embeddings().weight for m in (before, after)]
+    assert tied[0] == tied[1] == (family in ("llama_tied", "gpt2", "gemma2"))
+    arguments = ["--original", original, "--control", save_family("control", family, seed=1), "--benchmark", data]
+    ran = cli("audit", out, *arguments, "--out", tmp_path / "audit", "--variants", "full,nf4,bf16+rtn:group=0")
+    assert ran.code in (3, 4, 5), ran.err
+    result = json.loads((tmp_path / "audit" / "report.json").read_text())
+    judged = next(subject for subject in result["subjects"] if subject["name"] == "out")
+    scored = {(c["variant"], c["split"], c["metric"]): c for c in judged["cells"] if "value" in c}
+    for variant in ("full", "nf4", "bf16+rtn:group=0"):
+        assert 0 < scored[variant, "forget", "answer_probability"]["value"] < 1
+        assert scored[variant, "weights", "update.crossing"]["value"] > 0
+
+
+# audit
+
+
+def collapse(folder: Path) -> None:
+    """Make all of a model's outputs alike."""
+    file = folder / "model.safetensors"
+    weights = load_file(file)
+    weights["lm_head.weight"].zero_()
+    save_file(weights, file, metadata={"format": "pt"})
+
+
+def test_the_original_still_knows(judges: Case, world: World) -> None:
+    ran = judges(world.original)
+    assert ran.code == 3, ran
+    assert ran.out.startswith("# stillknows: STILL KNOWS")
+
+
+def test_the_control_has_forgotten(judges: Case, world: World, tmp_path: Path) -> None:
+    ran = judges(world.control)
+    assert ran.code == 0, ran
+    assert ran.out.startswith("# stillknows: FORGOTTEN")
+    assert str(tmp_path / "audit" / "report.html") in ran.err
+
+
+def test_a_collapsed_model_is_damaged(judges: Case, world: World, tmp_path: Path) -> None:
+    shutil.copytree(world.original, tmp_path / "collapsed")
+    collapse(tmp_path / "collapsed")
+    assert judges(tmp_path / "collapsed").code == 4
+
+
+def test_few_facts_decide_nothing(judges: Case, world: World, tmp_path: Path) -> None:
+    forget = write_items(tmp_path / "f.jsonl", world.benchmark.split("forget").examples[:6])
+    retain = write_items(tmp_path / "r.jsonl", world.benchmark.split("retain").examples)
+    spec = f"jsonl:forget={forget},retain={retain}"
+    ran = judges(world.control, "--template", "{prompt}", benchmark=spec)
+    assert ran.code == 5, ran
+    assert "UNDECIDED" in ran.out
+
+
+def test_nothing_is_decided_without_a_control(cli: Case, world: World, tmp_path: Path) -> None:
+    options = ["--original", world.original, "--benchmark", WORLD, "--out", tmp_path / "audit", "--variants", "full"]
+    ran = cli("audit", world.control, *options)
+    assert ran.code == 5
+    assert "there is no never-taught control" in ran.out
+
+
+def test_the_worst_of_several_models_gives_the_exit_code(judges: Case, world: World, tmp_path: Path) -> None:
+    ran = judges(world.control, world.original)
+    assert ran.code == 3
+    result = json.loads((tmp_path / "audit" / "report.json").read_text())
+    assert {s["name"]: s["verdict"] for s in result["subjects"]} == {
+        "control-2": "FORGOTTEN",
+        "original-2": "STILL KNOWS",
+        "control": "FORGOTTEN",
+        "original": "STILL KNOWS",
+    }
+
+
+def test_an_audit_is_used_again(judges: Case, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = judges(world.control)
+    files = {path: path.read_bytes() for path in (tmp_path / "audit" / "observations").rglob("*.*")}
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *_, **__: pytest.fail("a model was loaded"))
+    kept = judges(world.control)
+    assert kept.code == 2
+    assert "report.json exists already" in kept.err
+    again = judges(world.control, "--overwrite")
+    assert (again.code, again.out) == (first.code, first.out)
+    strict = judges(world.control, "--overwrite", "--tolerance", 0.01)
+    assert strict.code == 5
+    assert {path: path.read_bytes() for path in (tmp_path / "audit" / "observations").rglob("*.*")} == files
+
+
+def test_every_model_is_loaded_once(judges: Case, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    load, loaded = AutoModelForCausalLM.from_pretrained, []
+
+    def counted(folder: Path, *arguments: Any, **options: Any) -> Any:
+        loaded.append(folder.name)
+        return load(folder, *arguments, **options)
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", counted)
+    judges(world.control)
+    assert loaded == ["original", "control", "control"]  # the control is judged here too
+
+
+def test_other_weights_are_observed_anew(judges: Case, world: World, tmp_path: Path) -> None:
+    """The folder's name says nothing about what it holds."""
+    shutil.copytree(world.control, tmp_path / "model")
+    assert judges(tmp_path / "model").code == 0
+    shutil.copy(world.original / "model.safetensors", tmp_path / "model")
+    assert judges(tmp_path / "model", "--overwrite").code == 3
+
+
+def test_the_order_of_items_changes_nothing(judges: Case, world: World, tmp_path: Path) -> None:
+    """Other orders put other items together in a batch."""
+    spec, found = f"jsonl:forget={tmp_path / 'f.jsonl'},retain={tmp_path / 'r.jsonl'}", []
+    for seed in range(2):
+        for name, role in (("f", "forget"), ("r", "retain")):
+            items = [e for split in world.benchmark.splits if split.role == role for e in split.examples]
+            random.Random(seed).shuffle(items)
+            write_items(tmp_path / f"{name}.jsonl", items)
+        judges(world.original, "--template", "{prompt}", "--overwrite", benchmark=spec)
+        files = sorted((tmp_path / "audit" / "observations").rglob("*.npz"))
+        seen = [store.load_observations(file) for file in files]
+        found.append(
+            {
+                (file.parent.parent.name, name): (log_probs, generation)
+                for file, o in zip(files, seen, strict=True)
+                if o is not None
+                for name, log_probs, generation in zip(o.ids, o.log_probs, o.generations, strict=True)
+            }
+        )
+    assert found[0].keys() == found[1].keys()
+    assert len(found[0]) > 64
+    for key, (log_probs, generation) in found[0].items():
+        assert found[1][key][1] == generation
+        assert found[1][key][0] == pytest.approx(log_probs, abs=1e-5)
+
+
+def test_long_items_are_cut_when_asked_for(cli: Case, data: str, save_model: Case, tmp_path: Path) -> None:
+    with (tmp_path / "f.jsonl").open("a") as file:
+        file.write(json.dumps({"question": "who", "answer": "red " * 99}) + "\n")
+    models = [save_model("subject"), "--original", save_model("original", seed=1)]
+    options = ["--benchmark", data, "--out", tmp_path / "audit", "--variants", "full"]
+    assert "--long-items truncate" in cli("audit", *models, *options).err
+    assert cli("audit", *models, *options, "--long-items", "truncate").code == 5
+    result = json.loads((tmp_path / "audit" / "report.json").read_text())
+    assert "--long-items truncate" in result["repeat"]["command"]
+
+
+# report
+
+
+def test_a_report_is_shown_again(judges: Case, world: World, cli: Case, tmp_path: Path) -> None:
+    first, folder = judges(world.original), tmp_path / "audit"
+    page = (folder / "report.html").read_bytes()
+    (folder / "report.html").unlink()
+    ran = cli("report", folder)
+    assert (ran.code, ran.out) == (0, first.out)
+    assert (folder / "report.html").read_bytes() == page
+    assert json.loads(cli("report", folder, "--json").out) == report.read(folder)
+
+
+def test_a_reader_that_goes_away_is_no_error(judges: Case, world: World, tmp_path: Path) -> None:
+    judges(world.original)
+    program = "import sys; from stillknows.cli import main; sys.argv = ['stillknows', *sys.argv[1:]]; main()"
+    command = [sys.executable, "-c", program, "report", str(tmp_path / "audit")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        words = process.stderr.read()
+    assert process.returncode == 0
+    assert words == f"open {tmp_path / 'audit' / 'report.html'}\n"
+
+
+# Benchmarks
+
+
+def test_tofu_from_a_folder(cli: Case, save_model: Case, tmp_path: Path) -> None:
+    """TOFU's files hold one object per line under names that end in .json."""
+    for name, items in (("forget05", FORGET), ("retain95", RETAIN)):
+        text = "".join(json.dumps({"question": q, "answer": a}) + "\n" for q, a in items)
+        (tmp_path / f"{name}.json").write_text(text)
+    original, options = save_model("model"), ["--benchmark", "tofu:forget05", "--data", tmp_path]
+    ran = cli("unlearn", original, *options, "--out", tmp_path / "out", "--steps", 2, "--method", "ga")
+    assert ran.code == 0, ran.err
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["benchmark"] == "tofu:forget05"
+    ran = cli(
+        "audit", tmp_path / "out", "--original", original, *options, "--out", tmp_path / "a", "--variants", "full"
+    )
+    assert ran.code == 5, ran.err
+    splits = json.loads((tmp_path / "a" / "report.json").read_text())["splits"]
+    assert [(s["name"], s["facts"]) for s in splits] == [("forget", 3), ("retain", 3)]
+
+
+def test_unlearning_a_world_is_seen_by_the_audit(cli: Case, judges: Case, world: World, tmp_path: Path) -> None:
+    options = [
+        "--benchmark",
+        WORLD,
+        "--out",
+        tmp_path / "out",
+        "--steps",
+        8,
+        "--lr",
+        3e-3,
+        "--method",
+        "npo:beta=1+nll",
+    ]
+    assert cli("unlearn", world.original, *options).code == 0
+    judges(tmp_path / "out")
+    result = json.loads((tmp_path / "audit" / "report.json").read_text())
+    kept = {
+        s["name"]: next(c["value"] for c in s["cells"] if c["metric"] == "answer_probability.kept")
+        for s in result["subjects"]
+    }
+    assert kept["original"] == 1
+    assert kept["control"] == 0
+    assert kept["out"] < 0.7
+    judged = next(s for s in result["subjects"] if s["name"] == "out")
+    assert judged["run"] == json.loads((tmp_path / "out" / "run.json").read_text())
+    assert audit.labels([str(tmp_path / "out")]) == {"out": str(tmp_path / "out")}
