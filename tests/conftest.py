@@ -52,7 +52,7 @@ def build_config(family: str, vocabulary: int, hidden: int, layers: int) -> Any:
     import transformers as t
 
     special = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
-    sizes = {
+    sizes: dict[str, Any] = {
         "vocab_size": vocabulary,
         "hidden_size": hidden,
         "intermediate_size": 24,
@@ -63,7 +63,7 @@ def build_config(family: str, vocabulary: int, hidden: int, layers: int) -> Any:
         "initializer_range": 0.2,
     } | special
     neox = {key: value for key, value in sizes.items() if key != "num_key_value_heads"}
-    gpt2 = {
+    gpt2: dict[str, Any] = {
         "vocab_size": vocabulary,
         "n_embd": hidden,
         "n_layer": layers,

@@ -145,11 +145,11 @@ def test_an_original_that_knows_only_some_facts_may_still_serve() -> None:
 
 
 def test_facts_without_a_score_are_left_out_for_all_models() -> None:
-    fields = {"generations": ("a", "a", None, "a")}
+    generations = ("a", "a", None, "a")
     seen = {
         HERE: observe([0.5] * 4, generations=("a", None, "b", "b")),
         Place(CONTROL, FULL, "forget"): observe([0.5] * 4, generations=("b",) * 4),
-        Place(ORIGINAL, FULL, "forget"): observe([0.5] * 4, **fields),
+        Place(ORIGINAL, FULL, "forget"): observe([0.5] * 4, generations=generations),
     }
     found: Comparison = measured(compare(table(seen, ["rouge_l"]), HERE, "rouge_l"))
     assert (found.kept.n, found.kept.value) == (2, 0.5)

@@ -20,7 +20,7 @@ ALL = [plugin for kind in KINDS for plugin in plugins(kind).values()]
 @pytest.fixture(autouse=True)
 def sandbox() -> Iterator[None]:
     """Take away what a test registers."""
-    before = {kind: dict(known) for kind, known in registry._plugins.items()}
+    before: dict[Kind, dict[str, Plugin]] = {kind: dict(known) for kind, known in registry._plugins.items()}
     yield
     for kind, known in before.items():
         registry._plugins[kind] = known

@@ -27,7 +27,7 @@ def example(prompt: str = "Where does Ada live ?", answer: str = "in Paris", nam
     return Example(name, prompt, answer, name)
 
 
-def byte_level() -> PreTrainedTokenizerFast:
+def byte_level() -> Any:
     """As GPT-2 and Llama 3: a space belongs to the word after it."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -42,7 +42,7 @@ def byte_level() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="</s>", clean_up_tokenization_spaces=False)
 
 
-def character_pieces() -> PreTrainedTokenizerFast:
+def character_pieces() -> Any:
     """A BPE without word boundaries: a token can span the end of the prompt and the start of the answer."""
     bpe = Tokenizer(models.BPE(unk_token="<unk>"))
     trainer = trainers.BpeTrainer(vocab_size=60, special_tokens=["<unk>", "</s>"], show_progress=False)
@@ -50,7 +50,7 @@ def character_pieces() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="</s>", unk_token="<unk>")
 
 
-def metaspace() -> PreTrainedTokenizerFast:
+def metaspace() -> Any:
     """As SentencePiece in Llama 2: a mark before each word, also before the first."""
     bpe = Tokenizer(models.BPE(unk_token="<unk>"))
     bpe.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
@@ -63,7 +63,7 @@ def metaspace() -> PreTrainedTokenizerFast:
     )
 
 
-TOKENIZERS: dict[str, Callable[[], PreTrainedTokenizerFast]] = {
+TOKENIZERS: dict[str, Callable[[], Any]] = {
     "byte-level": byte_level,
     "character pieces": character_pieces,
     "metaspace": metaspace,
@@ -71,7 +71,7 @@ TOKENIZERS: dict[str, Callable[[], PreTrainedTokenizerFast]] = {
 
 
 @pytest.fixture(params=TOKENIZERS)
-def subwords(request: pytest.FixtureRequest) -> PreTrainedTokenizerFast:
+def subwords(request: pytest.FixtureRequest) -> Any:
     return TOKENIZERS[request.param]()
 
 
@@ -134,7 +134,7 @@ def test_plain_text_is_an_answer_from_its_second_token_on(tokenizer: Any) -> Non
 
 
 @pytest.fixture
-def chat_tokenizer() -> PreTrainedTokenizerFast:
+def chat_tokenizer() -> Any:
     tokenizer = byte_level()
     tokenizer.chat_template = CHAT
     tokenizer.eos_token = tokenizer.pad_token = "<|im_end|>"

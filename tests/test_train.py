@@ -350,10 +350,10 @@ def test_bfloat16_drops_updates_below_half_a_spacing_and_float32_keeps_them(
     """AdamW's first step moves every weight by lr at most; a weight whose half spacing is larger stays where it is."""
     term = Term(bind("retain", "nll"), make_items([5, 6, 7]))
     lr = 2e-4
+    before = torch.cat([p.bfloat16().float().flatten() for p in make_model().parameters()])
     moved: dict[str, Tensor] = {}
     for weights in STORAGES:
         model = make_model()
-        before = torch.cat([p.bfloat16().float().flatten() for p in model.parameters()])
         with torch.no_grad():
             for p in model.parameters():
                 p.copy_(p.bfloat16())
