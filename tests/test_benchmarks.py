@@ -152,7 +152,7 @@ def test_worlds_without_neighbours_have_no_such_split() -> None:
         f"forget_facts={len(PERSON) + 1}",
         f"facts={len(PERSON) + 1}",
         "people=20000",
-        "values=1000",
+        "values=20000",
     ],
 )
 def test_impossible_worlds_are_refused(options: str) -> None:

@@ -131,6 +131,7 @@ def test_weight_multiplies_the_loss(plugin: Plugin, model: Any, make_items: Item
 LOG_PROBS = [[-0.5, -1.25, -0.125], [-2.0, 0.0, 0.0]]
 REFERENCE = [[-0.25, -0.75, -0.5], [-3.5, 0.0, 0.0]]
 MASK = [[True, True, True], [True, False, False]]
+MEAN = [[-3.0, -2.0, -4.0], [-5.0, 0.0, 0.0]]
 KL = [[0.5, 0.25, 0.0], [0.75, 0.0, 0.0]]
 
 
@@ -138,12 +139,13 @@ def sigmoid(x: float) -> float:
     return 1 / (1 + math.exp(-x))
 
 
-# By hand: sums -1.875 and -2.0, the reference's -1.5 and -3.5; lengths 3 and 1.
+# By hand: sums -1.875 and -2.0, the reference's -1.5 and -3.5, the means' -9 and -5; lengths 3 and 1.
 GOLDEN: dict[str, tuple[float, float]] = {
     "ga": (-0.625, -2.0),
     "npo": (-20 * math.log(sigmoid(-0.1 * -0.375)), -20 * math.log(sigmoid(-0.1 * 1.5))),
     "nll": (0.625, 2.0),
     "kl": (0.25, 0.75),
+    "smoothed_nll": ((0.95 * 1.875 + 0.05 * 9) / 3, 0.95 * 2 + 0.05 * 5),
 }
 
 
@@ -153,6 +155,7 @@ def test_golden_values_in_float64(plugin: Plugin) -> None:
     inputs = {
         "log_probs": torch.tensor(LOG_PROBS, dtype=torch.float64),
         "reference_log_probs": torch.tensor(REFERENCE, dtype=torch.float64),
+        "mean_log_probs": torch.tensor(MEAN, dtype=torch.float64),
         "reference_kl": torch.tensor(KL, dtype=torch.float64),
         "mask": torch.tensor(MASK),
     }
@@ -186,6 +189,7 @@ STATED: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
     "ga": lambda p, p_ref, v, v_ref: p.mean(),
     "npo": lambda p, p_ref, v, v_ref: 20 * torch.log(1 + (p.sum().exp() / p_ref.sum().exp()) ** 0.1),
     "nll": lambda p, p_ref, v, v_ref: -p.mean(),
+    "smoothed_nll": lambda p, p_ref, v, v_ref: -(0.95 * p + 0.05 * v.mean(-1)).mean(),
     "kl": lambda p, p_ref, v, v_ref: (v_ref.exp() * (v_ref - v)).sum(-1).mean(),
 }
 
