@@ -243,6 +243,32 @@ def test_retain_floor_at_the_first_check_gives_the_start_back(make_model: Make, 
     assert same(weights_of(model), start)
 
 
+def test_a_resumed_run_goes_back_to_the_weights_that_it_resumed_from(
+    make_model: Make, make_items: Items, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Interrupted right after the last good check: the next one falls below the floor."""
+    retain = make_items([3, 3])
+    terms, s = [Term(bind("forget", "ga"), retain)], setting(lr=1e-3, epochs=50, retain_floor=0.5)
+    whole = make_model()
+    outcome = fit(whole, terms, s, monitor=((), retain))
+    assert outcome.steps > 0
+    path, step = tmp_path / "checkpoint.safetensors", train._Loop.step
+
+    def interrupted(self: train._Loop, total: int) -> float:
+        if self.done.steps == outcome.steps:
+            raise KeyboardInterrupt
+        return step(self, total)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train._Loop, "step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            fit(make_model(), terms, s, monitor=((), retain), checkpoint=path)
+    resumed = make_model()
+    again = fit(resumed, terms, s, monitor=((), retain), checkpoint=path)
+    assert (again.steps, again.stopped) == (outcome.steps, outcome.stopped)
+    assert same(weights_of(resumed), weights_of(whole))
+
+
 def test_without_limits_all_steps_are_taken(make_model: Make, terms: list[Term]) -> None:
     outcome = fit(make_model(), terms, setting(), monitor=(terms[0].items, terms[1].items))
     assert outcome.stopped == "all steps taken"
@@ -410,7 +436,8 @@ def test_stochastic_rounding_is_unbiased(value: float) -> None:
 
 
 def test_stochastic_rounding_keeps_infinity_nan_zero_shape_and_strides() -> None:
-    special = torch.tensor([math.inf, -math.inf, math.nan, 0.0, -0.0])
+    odd_nans = torch.tensor([0x7F800001, 0x7FFFFFFF, -1], dtype=torch.int32).view(torch.float32)
+    special = torch.cat([torch.tensor([math.inf, -math.inf, math.nan, 0.0, -0.0]), odd_nans])
     for seed in range(20):
         torch.testing.assert_close(rounded(special, seed), special, equal_nan=True, rtol=0, atol=0)
     table = torch.randn(3, 5).T
