@@ -689,8 +689,15 @@ def test_a_folder_in_use_is_refused(
 ) -> None:
     out, model = tmp_path / "out", save_model("model")
     out.mkdir()
-    hold = "import fcntl, sys, time; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX); print(1, flush=True)"
-    holder = [sys.executable, "-c", f"{hold}; time.sleep(60)", str(out / store.LOCK)]
+    program = """
+import sys, time
+from pathlib import Path
+from stillknows.store import claim
+with claim(Path(sys.argv[1])):
+    print("claimed", flush=True)
+    time.sleep(60)
+"""
+    holder = [sys.executable, "-c", program, str(out)]
     arguments: dict[str, list[object]] = {
         "unlearn": [model, "--benchmark", data, "--out", out],
         "audit": [model, "--original", save_model("original", seed=1), "--benchmark", data, "--out", out],
@@ -700,8 +707,10 @@ def test_a_folder_in_use_is_refused(
     with subprocess.Popen(holder, stdout=subprocess.PIPE) as other:
         assert other.stdout is not None
         assert other.stdout.readline()
-        ran = cli(command, *arguments[command])
-        other.kill()
+        try:
+            ran = cli(command, *arguments[command])
+        finally:
+            other.kill()
     refused(ran, f"another run is working in {out}", "--out")
     with (out / store.LOCK).open("w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the lock died with the process that held it
