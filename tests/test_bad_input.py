@@ -534,7 +534,7 @@ UNLEARN_OPTIONS: Mapping[str, tuple[list[object], list[str]]] = {
     "unknown option": (["--method", "npo:bta=1"], ["no option 'bta' of npo; did you mean 'beta'?"]),
     "wrong type": (["--method", "npo:beta=much"], ["npo:beta=much is not of type float"]),
     "two forget terms": (["--method", "npo + ga"], ["two forget terms, 'npo' and 'ga'", "then retain terms"]),
-    "only a retain term": (["--method", "kl"], ["'kl' is a retain term", "known: ga, npo"]),
+    "only a retain term": (["--method", "kl"], ["'kl' is a retain term", "known: ga"]),
     "empty term": (["--method", "npo + "], ["no retain named ''"]),
     "unknown benchmark": (["--benchmark", "tofuu"], ["no benchmark named 'tofuu'", "did you mean 'tofu'?"]),
     "unknown split": (["--benchmark", "tofu:forget11"], ["forget11 is not known", "forget10"]),

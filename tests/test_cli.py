@@ -192,7 +192,9 @@ def test_unlearn_writes_a_checkpoint_and_how_it_was_made(save_model: Case, forge
     assert record["method"] == "npo:beta=0.5 + kl"
     assert record["model"] == str(model)
     assert record["benchmark"].startswith("jsonl:forget=")
-    assert record["plan"]["method"] == ["npo@1:beta=0.5:weight=1.0", "kl@1:weight=1.0"]
+    assert record["plan"]["method"] == [
+        term.identity for term in (bind("forget", "npo:beta=0.5"), bind("retain", "kl"))
+    ]
     assert Settings(**record["settings"]) == Settings(lr=0.01, max_steps=3, batch_size=2, seed=3)
     assert record["fit"]["steps"] == 3
     assert {"python", "torch", "transformers"} <= record["versions"].keys()
