@@ -14,7 +14,7 @@ from stillknows import demo
 from stillknows.progress import say
 from stillknows.store import write_text
 
-SHOWN = ("original", "control", *demo.UNLEARNING)
+SHOWN = ("original", "control", *demo.SUBJECTS)
 
 
 def main() -> None:
@@ -36,19 +36,19 @@ def page(reports: dict[int, dict]) -> str:
     variants = next(iter(reports.values()))["variants"]
     parts = [
         "# The demo over seeds\n",
-        "Made by `python examples/demo_seeds.py`; no number here was typed by hand. A seed makes another world, another",
-        "initialisation and another order of the data. What was tried before these settings were chosen, including what",
-        "did not show the effect: [demo-settings.md](demo-settings.md).\n",
-        f"Method: `{demo.METHOD}`, learning rate {demo.RATE:g} for both weight storages, both stopped at the same depth",
-        "or at the same number of steps, whichever comes first.\n",
+        "Made by `python examples/demo_seeds.py`; no number here was typed by hand. A seed makes another world,",
+        "another initialisation and another order of the data. What was tried before these settings were chosen,",
+        "including what did not show the effect: [demo-settings.md](demo-settings.md).\n",
+        f"Method: `{demo.METHOD}`, learning rate {demo.UNLEARNING.lr:g} for both weight storages, both stopped at the",
+        "same depth.\n",
         "## Verdicts\n",
         _table(
             ["seed", *SHOWN], [[seed, *(_find(r, name)["verdict"] for name in SHOWN)] for seed, r in reports.items()]
         ),
         "\n## Steps taken, and why they ended\n",
         _table(
-            ["seed", *demo.UNLEARNING],
-            [[seed, *(_steps(_find(r, n)) for n in demo.UNLEARNING)] for seed, r in reports.items()],
+            ["seed", *demo.SUBJECTS],
+            [[seed, *(_steps(_find(r, n)) for n in demo.SUBJECTS)] for seed, r in reports.items()],
         ),
         _metric(reports, variants, "answer_probability", "forget", "Mean probability of the forgotten answers"),
         _metric(reports, variants, "answer_probability.recovery", "forget", "Recovery R by variant"),

@@ -6,11 +6,11 @@ import contextlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from stillknows import compress, evidence, models
+from stillknows import compress, evidence, models, records
 from stillknows.errors import UserError
 from stillknows.evidence import Place, Table
 from stillknows.observe import observe
@@ -58,6 +58,8 @@ class Audit:
     request: Request
     sources: Mapping[str, models.Source]
     fingerprints: Mapping[str, str]
+    records: Mapping[str, dict[str, Any] | None]
+    versions: Mapping[str, str]
     observations: Mapping[Place, Observations]
     table: Table
     cells: tuple[Cell, ...]
@@ -100,6 +102,8 @@ def run(request: Request, out: Path) -> Audit:
         request,
         {p.label: p.source for p in prepared},
         {p.label: p.fingerprint for p in prepared},
+        {p.label: records.read(p.source.folder) for p in prepared},
+        records.versions(),
         observations,
         table,
         (*cells, *updates),

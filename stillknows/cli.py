@@ -63,7 +63,7 @@ def demo(
     from stillknows import demo, report
 
     result = demo.run(out, seed, command=_command())
-    _show(result, as_json, report.markdown(result), f"open {out / 'report.html'}")
+    _show(result, as_json, report.markdown(result), f"open {out / report.HTML}")
 
 
 @app.command(
@@ -83,11 +83,14 @@ def unlearn(
     lr: Annotated[float, typer.Option(help="Learning rate of AdamW.")] = 1e-5,
     weights: Annotated[
         Literal["float32", "bfloat16", "stochastic"],
-        typer.Option(help="How weights are kept between steps. Only bfloat16 is known to come undone in 4 bits."),
+        typer.Option(
+            help="How weights are kept between steps; bfloat16, as often published, can come undone in 4 bits."
+        ),
     ] = "float32",
     epochs: Annotated[float, typer.Option(help="Passes over the forget set.")] = 10.0,
     steps: Annotated[int | None, typer.Option(help="Most steps to take.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Items per term and step.")] = 16,
+    batch_size: Annotated[int, typer.Option(help="Items per step to forget, and to retain.")] = 16,
+    retain_batch_size: Annotated[int | None, typer.Option(help="Items per step to retain, if not as many.")] = None,
     accumulate: Annotated[int, typer.Option(help="Split a step into so many forward passes; same result.")] = 1,
     forget_below: Annotated[
         float, typer.Option(help="Stop when the forget items' mean answer probability is at most this; 0: never.")
@@ -98,6 +101,7 @@ def unlearn(
     ] = 0.0,
     check_every: Annotated[int, typer.Option(help="Steps between two such checks.")] = 10,
     warmup: Annotated[int, typer.Option(help="Steps over which the learning rate rises.")] = 0,
+    beta2: Annotated[float, typer.Option(help="Decay of AdamW's second moment.")] = 0.999,
     seed: Annotated[int, typer.Option(help="Order of the items, and stochastic rounding.")] = 0,
     data: Data = None,
     template: Template = None,
@@ -117,8 +121,9 @@ def unlearn(
     from stillknows.train import Settings
 
     settings = Settings(
-        lr=lr, epochs=epochs, max_steps=steps, batch_size=batch_size, accumulate=accumulate, weights=weights, seed=seed,
-        warmup=warmup, forget_below=forget_below, retain_floor=retain_floor, check_every=check_every,
+        lr=lr, epochs=epochs, max_steps=steps, batch_size=batch_size, retain_batch_size=retain_batch_size,
+        accumulate=accumulate, weights=weights, seed=seed, warmup=warmup, beta2=beta2, forget_below=forget_below,
+        retain_floor=retain_floor, check_every=check_every,
     )  # fmt: skip
     request = unlearn.Request(
         model,
@@ -177,7 +182,7 @@ def audit(
     Exit code: 0 FORGOTTEN, 3 STILL KNOWS or HIDDEN, 4 DAMAGED, 5 UNDECIDED, 2 for bad input. An interrupted audit
     resumes where it was.
     """
-    from stillknows import audit, report, unlearn
+    from stillknows import audit, report
     from stillknows.store import claim, require_new
     from stillknows.verdict import EXIT_CODES, Policy
 
@@ -186,11 +191,10 @@ def audit(
         Policy(tolerance=tolerance, utility_floor=utility_floor), long_items, device, allow_pickle, trust_remote_code,
     )  # fmt: skip
     with claim(out):
-        require_new(out / "report.json", overwrite=overwrite)
-        seen = audit.run(request, out)
-        result = report.build(seen, _command(), unlearn.versions(), unlearn.records(seen.sources))
+        require_new(out / report.JSON, overwrite=overwrite)
+        result = report.build(audit.run(request, out), _command())
         report.write(result, out)
-    _show(result, as_json, report.markdown(result), f"open {out / 'report.html'}")
+    _show(result, as_json, report.markdown(result), f"open {out / report.HTML}")
     raise typer.Exit(EXIT_CODES[result["verdict"]])
 
 
@@ -205,7 +209,7 @@ def report(
     result = report.read(folder)
     with claim(folder):
         report.write(result, folder)
-    _show(result, as_json, report.markdown(result), f"open {folder / 'report.html'}")
+    _show(result, as_json, report.markdown(result), f"open {folder / report.HTML}")
 
 
 LISTS: dict[str, list[str]] = {

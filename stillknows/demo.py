@@ -25,16 +25,21 @@ ARCHITECTURE = {
     "num_hidden_layers": 1,
     "num_attention_heads": 8,
     "max_position_embeddings": CONTEXT,
+    "initializer_range": 0.013,
 }
-TRAINING = Settings(lr=1e-3, max_steps=110, epochs=100, batch_size=64, warmup=20, schedule="linear")
-METHOD = "npo:beta=1 + nll"
-RATE = 7e-6
-UNLEARNING: dict[str, tuple[str, Settings]] = {
-    "npo-bfloat16": (METHOD, Settings(lr=RATE, epochs=1000, max_steps=300, weights="bfloat16", forget_below=0.02)),
-    "npo-float32": (METHOD, Settings(lr=RATE, epochs=1000, max_steps=300, weights="float32", forget_below=0.02)),
-    "ga-collapsed": ("ga", Settings(lr=1e-3, epochs=1000, max_steps=40)),
+TRAINING = Settings(lr=1e-3, max_steps=80, epochs=100, batch_size=64, warmup=20, schedule="linear", beta2=0.99)
+OBJECTIVE = "smoothed_nll:smoothing=0.05"
+METHOD = "npo:beta=0.3 + nll"
+UNLEARNING = Settings(
+    lr=1.4e-5, epochs=1000, max_steps=500, batch_size=36, retain_batch_size=18, beta2=0.9, forget_below=0.003
+)
+COLLAPSE = Settings(lr=3e-4, epochs=1000, max_steps=60, batch_size=36, beta2=0.9)
+SUBJECTS: dict[str, tuple[str, Settings]] = {
+    "npo-bfloat16": (METHOD, replace(UNLEARNING, weights="bfloat16")),
+    "npo-float32": (METHOD, replace(UNLEARNING, weights="float32")),
+    "ga-collapsed": ("ga", COLLAPSE),
 }
-VARIANTS = "full,bf16,int8,nf4,fp4,int4,rtn:bits=4:group=0"
+VARIANTS = "full,bf16,int8,nf4,fp4,int4,rtn:bits=4:group=0,rtn:bits=4:group=-1"
 METRICS = "answer_probability,exact_memorisation,extraction_strength"
 
 
@@ -44,9 +49,9 @@ def run(out: Path, seed: int, command: str) -> dict[str, Any]:
     with claim(out):
         benchmark = bind("benchmark", f"world:seed={seed}")()
         say("a fictional world: " + ", ".join(f"{len(s.examples)} questions to {s.role}" for s in benchmark.splits))
-        subjects = {name: out / "models" / name for name in (ORIGINAL, CONTROL, *UNLEARNING)}
+        subjects = {name: out / "models" / name for name in (ORIGINAL, CONTROL, *SUBJECTS)}
         _train_both(subjects, benchmark, replace(TRAINING, seed=seed))
-        for name, (method, settings) in UNLEARNING.items():
+        for name, (method, settings) in SUBJECTS.items():
             request = unlearn.Request(str(subjects[ORIGINAL]), benchmark, method, replace(settings, seed=seed))
             with once(subjects[name], asdict(request)) as folder:
                 if folder:
@@ -54,7 +59,7 @@ def run(out: Path, seed: int, command: str) -> dict[str, Any]:
         request = audit.Request(
             original=str(subjects[ORIGINAL]),
             control=str(subjects[CONTROL]),
-            subjects={name: str(subjects[name]) for name in UNLEARNING},
+            subjects={name: str(subjects[name]) for name in SUBJECTS},
             benchmark=benchmark,
             variants=VARIANTS,
             metrics=METRICS,
@@ -69,6 +74,6 @@ def _train_both(subjects: dict[str, Path], benchmark: Benchmark, settings: Setti
     tokenizer = scratch.word_tokenizer(scratch.texts(benchmark))
     for name, left_out in ((ORIGINAL, ""), (CONTROL, "forget")):
         examples = [e for split in benchmark.splits if split.role != left_out for e in split.examples]
-        with once(subjects[name], [asdict(settings), ARCHITECTURE, [asdict(e) for e in examples]]) as folder:
+        with once(subjects[name], [asdict(settings), OBJECTIVE, ARCHITECTURE, [asdict(e) for e in examples]]) as folder:
             if folder:
-                scratch.train(folder, examples, benchmark.template, tokenizer, ARCHITECTURE, settings)
+                scratch.train(folder, examples, benchmark.template, tokenizer, ARCHITECTURE, settings, OBJECTIVE)

@@ -64,6 +64,11 @@ def token_log_probs(hidden_TD: Tensor, output_layer: OutputLayer, targets_T: Ten
     return _in_chunks(part, vocabulary, hidden_TD, targets_T)
 
 
+def token_mean_log_probs(hidden_TD: Tensor, output_layer: OutputLayer, vocabulary: int) -> Tensor:
+    """Return the mean of ln p over the vocabulary, [T] float32; −ln V − KL(uniform ‖ p)."""
+    return _in_chunks(lambda hidden_CD: output_layer(hidden_CD).float().log_softmax(-1).mean(-1), vocabulary, hidden_TD)
+
+
 def token_hits(
     hidden_TD: Tensor, output_layer: OutputLayer, targets_T: Tensor, vocabulary: int
 ) -> tuple[Tensor, Tensor]:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from stillknows.audit import Audit
 
 SCHEMA_VERSION = 1
+JSON, HTML, MARKDOWN = "report.json", "report.html", "report.md"
 NUM_LEAKS = 10
 LEAD = "answer_probability"  # shown first where it was measured: the gate that a reader grasps at once
 SEVERITY: tuple[VerdictName, ...] = ("FORGOTTEN", "UNDECIDED", "DAMAGED", "HIDDEN", "STILL KNOWS")
@@ -39,13 +40,10 @@ TITLES = {
 Json = dict[str, Any]
 
 
-def build(audit: Audit, command: str, versions: Mapping[str, str], runs: Mapping[str, Json | None]) -> Json:
+def build(audit: Audit, command: str) -> Json:
     """Return the report as JSON-able data, as report.schema.json describes it; controls come last.
 
-    Args:
-        command: what the user typed, to repeat the audit.
-        versions: of everything that results can depend on, by name.
-        runs: the run record of each model by label, where there is one.
+    `command` is what the user typed, to repeat the audit.
     """
     request = audit.request
     metrics = [spec.strip() for spec in request.metrics.split(",")]
@@ -59,7 +57,7 @@ def build(audit: Audit, command: str, versions: Mapping[str, str], runs: Mapping
             "reasons": verdict.reasons,
             "variants": verdict.variants,
             "cells": [_cell(cell) for cell in audit.cells if cell.subject == verdict.subject],
-            "run": runs.get(verdict.subject),
+            "run": audit.records[verdict.subject],
             "leaks": [] if verdict.subject in EXPECTED else _leaks(audit, verdict.subject, lead),
         }
         for verdict in sorted(audit.verdicts, key=lambda verdict: verdict.subject in EXPECTED)
@@ -77,24 +75,24 @@ def build(audit: Audit, command: str, versions: Mapping[str, str], runs: Mapping
         "metrics": metrics,
         "policy": asdict(request.policy),
         "subjects": subjects,
-        "repeat": {"command": command, "versions": dict(versions)},
+        "repeat": {"command": command, "versions": dict(audit.versions)},
     }
     return _json_able(report)
 
 
 def write(report: Json, folder: Path) -> None:
     """Write report.json, report.html and report.md into a folder, each in one step."""
-    write_text(folder / "report.html", html(report))
-    write_text(folder / "report.md", markdown(report))
-    write_json(folder / "report.json", report)
+    write_text(folder / HTML, html(report))
+    write_text(folder / MARKDOWN, markdown(report))
+    write_json(folder / JSON, report)
 
 
 def read(folder: Path) -> Json:
     """Return the report that a folder holds; UserError when there is none or when it has another schema."""
-    report = read_json(folder / "report.json")
+    report = read_json(folder / JSON)
     if not isinstance(report, dict) or report.get("schema_version") != SCHEMA_VERSION:
         raise UserError(
-            f"{folder / 'report.json'} is not a report of schema version {SCHEMA_VERSION}",
+            f"{folder / JSON} is not a report of schema version {SCHEMA_VERSION}",
             "run the audit again with this version; saved observations are used again where they still hold",
         )
     return report

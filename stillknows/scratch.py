@@ -11,12 +11,11 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from stillknows import __version__
+from stillknows import __version__, records
 from stillknows.registry import bind
 from stillknows.text import encode
 from stillknows.train import Settings, Term, fit
 from stillknows.types import Benchmark, Example
-from stillknows.unlearn import save_run, versions
 
 SPECIAL = {"pad_token": "<pad>", "eos_token": "<eos>", "unk_token": "<unk>"}
 
@@ -54,31 +53,34 @@ def train(
     examples: Sequence[Example],
     template: str,
     tokenizer: PreTrainedTokenizerFast,
-    architecture: Mapping[str, int],
+    architecture: Mapping[str, float],
     settings: Settings,
+    objective: str = "nll",
 ) -> dict[str, Any]:
     """Train a Llama of this architecture on the examples' answers, write it as a checkpoint, return the record.
 
     The weights are saved in bfloat16, as most models are published.
     """
+    pad, end = (int(tokenizer.convert_tokens_to_ids(SPECIAL[name])) for name in ("pad_token", "eos_token"))  # type: ignore[arg-type]
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.eos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=pad,
+        bos_token_id=end,
+        eos_token_id=end,
         **architecture,  # type: ignore[arg-type]
     )
     torch.manual_seed(settings.seed)
     model = LlamaForCausalLM(config)
     items = encode(examples, tokenizer, template, config.max_position_embeddings)
-    outcome = fit(model, [Term(bind("retain", "nll"), items)], settings, label=f"training {out.name}")
+    outcome = fit(model, [Term(bind("retain", objective), items)], settings, label=f"training {out.name}")
     record = {
         "stillknows": __version__,
         "trained from scratch on": f"{len(items)} examples",
         "architecture": dict(architecture),
+        "objective": objective,
         "settings": asdict(settings),
         "fit": outcome.to_json(),
-        "versions": versions(),
+        "versions": records.versions(),
     }
-    save_run(model.to(torch.bfloat16), tokenizer, settings, out, record)
+    records.save(model, tokenizer, out, record, torch.bfloat16)
     return record

@@ -19,6 +19,7 @@ from stillknows.errors import UserError
 from stillknows.types import Observations
 
 LOCK = ".stillknows.lock"
+RECORD = "run.json"
 
 
 @contextlib.contextmanager
@@ -83,9 +84,10 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     work = Path(tempfile.mkdtemp(prefix=".partial-", dir=target))
     try:
         yield work
-        for old in [*target.glob("run.json"), *target.glob("model*.safetensors*")]:
+        for old in [*target.glob(RECORD), *target.glob("model*.safetensors*")]:
             old.unlink()
-        for file in sorted(work.iterdir(), key=lambda f: f.name == "run.json"):
+        for file in sorted(work.iterdir(), key=lambda f: f.name == RECORD):
+            file.chmod(0o666 & ~_umask())
             file.replace(target / file.name)
     finally:
         shutil.rmtree(work, ignore_errors=True)
@@ -121,12 +123,20 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     partial = Path(name)
     try:
         write(partial)
+        partial.chmod(0o666 & ~_umask())
         with partial.open("rb") as file:
             os.fsync(file.fileno())
         partial.replace(path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def _umask() -> int:
+    """Return the process's mask for new files, which can only be read by setting it."""
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
 
 
 def read_json(path: Path) -> Any:

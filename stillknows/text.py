@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -118,6 +118,11 @@ def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     if ids and ids[-1] == tokenizer.eos_token_id and len(ids) > 1:
         ids.pop()
     return ids
+
+
+def without_end(items: Sequence[Encoded]) -> list[Encoded]:
+    """Return the items without their end-of-sequence token: it is no knowledge, and losing it harms every answer."""
+    return [replace(item, ids=item.ids[:-1], ends=False) if item.ends else item for item in items]
 
 
 def batches(items: Sequence[Encoded], size: int) -> list[list[int]]:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from stillknows.errors import UserError
 from stillknows.forward import answer_states, mean_probability, score_items
-from stillknows.logprobs import token_kl, token_log_probs
+from stillknows.logprobs import token_kl, token_log_probs, token_mean_log_probs
 from stillknows.models import OutputLayer, output_layer
 from stillknows.progress import progress
 from stillknows.registry import Bound
@@ -47,7 +47,8 @@ class Settings:
 
     lr: AdamW's learning rate; `warmup` steps rise to it linearly, after them it is constant or falls to 0 linearly.
     epochs, max_steps: passes over the leading term's items, or steps; the smaller bound counts.
-    batch_size: items per term and step; `accumulate` splits them into that many forward passes, same result.
+    batch_size: items per step of the leading term, and of each other term unless `retain_batch_size` is given.
+    accumulate: split a step's items into that many forward passes; the result is the same.
     clip: largest norm of the whole gradient; `beta2`: decay of AdamW's second moment (the first's is 0.9).
     weights: how weights are kept between steps. "float32"; "bfloat16", rounded to the nearest after every step, as a
         run without a float32 master copy rounds them; "stochastic", rounded to bfloat16 up or down at random, in
@@ -63,6 +64,7 @@ class Settings:
     epochs: float = 10.0
     max_steps: int | None = None
     batch_size: int = 16
+    retain_batch_size: int | None = None
     accumulate: int = 1
     weights: WeightStorage = "float32"
     seed: int = 0
@@ -82,6 +84,9 @@ class Settings:
         for name in ("batch_size", "accumulate", "check_every"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         _require(self.max_steps is None or self.max_steps >= 1, "steps", self.max_steps, "at least 1")
+        small = self.retain_batch_size
+        _require(small is None or small >= 1, "retain_batch_size", small, "at least 1")
+        _require(0 <= self.beta2 < 1, "beta2", self.beta2, "at least 0 and below 1")
         _require(self.warmup >= 0, "warmup", self.warmup, "at least 0")
         for name in ("forget_below", "retain_floor"):
             _require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "between 0 and 1")
@@ -182,7 +187,8 @@ class _Loop:
     def _batch(self, k: int, step: int) -> list[int]:
         """Return the items of term k at a step: a pure function of the seed, so that nothing needs to be saved."""
         count = len(self.terms[k].items)
-        size = min(self.settings.batch_size, count)
+        wanted = self.settings.batch_size if k == 0 else self.settings.retain_batch_size or self.settings.batch_size
+        size = min(wanted, count)
         places = range(step * size, (step + 1) * size)
         return [_shuffled(count, (self.settings.seed * MIX + k) * MIX + p // count)[p % count] for p in places]
 
@@ -222,6 +228,10 @@ class _Loop:
         if "log_probs" in needs:
             log_probs_T = token_log_probs(states.hidden_TD, layer, states.targets_T, layer.vocabulary)
             inputs["log_probs"] = states.places.pad(log_probs_T)
+        if "mean_log_probs" in needs:
+            inputs["mean_log_probs"] = states.places.pad(
+                token_mean_log_probs(states.hidden_TD, layer, layer.vocabulary)
+            )
         if "reference_log_probs" in needs:
             inputs["reference_log_probs"] = states.places.pad(reference.log_probs(rows, states.hidden_TD.device))
         if "reference_kl" in needs:

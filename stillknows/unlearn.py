@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import platform
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
 
-from stillknows import __version__, models
+from stillknows import __version__, models, records
 from stillknows.audit import check_benchmark
 from stillknows.errors import UserError
 from stillknows.registry import Bound, bind, plugins
-from stillknows.store import atomic_folder, claim, key, read_json, require_apart, require_new, write_json
-from stillknows.text import Encoded, LongItems, encode
+from stillknows.store import RECORD, claim, key, require_apart, require_new
+from stillknows.text import Encoded, LongItems, encode, without_end
 from stillknows.train import Fit, Settings, Term, fit
 from stillknows.types import Benchmark
 
-RECORD = "run.json"
 CHECKPOINT = "checkpoint.safetensors"
 
 
@@ -65,7 +61,9 @@ class Request:
 def run(request: Request, out: Path, *, overwrite: bool = False, resume: bool = False) -> dict[str, Any]:
     """Unlearn and write the checkpoint with run.json; return the record.
 
-    `resume` continues an interrupted run from its last checkpoint and ends with the weights that it would have had.
+    Weights that were kept in bfloat16 are saved as such, exactly, others in float32. `resume` continues an interrupted
+    run from its last checkpoint and ends with the weights that it would have had.
+
     Raises UserError for bad input (before the model is loaded where it can be seen there), for an `out` inside the
     model's folder and for one that holds a finished run or another model (unless `overwrite`) or an unfinished run
     (unless `resume` or `overwrite`).
@@ -105,7 +103,7 @@ def _prepare(request: Request) -> _Prepared:
         encode(benchmark.split(role).examples, tokenizer, benchmark.template, context, request.long_items, vocabulary)
         for role in ("forget", "retain")
     )
-    return _Prepared(method, source, tokenizer, forget, retain)
+    return _Prepared(method, source, tokenizer, without_end(forget), retain)
 
 
 def _run(request: Request, prepared: _Prepared, out: Path, checkpoint: Path, resume: bool) -> dict[str, Any]:
@@ -135,7 +133,8 @@ def _run(request: Request, prepared: _Prepared, out: Path, checkpoint: Path, res
         label=f"unlearning {request.method}",
     )
     record = _record(request, plan, outcome, truncated=sum(item.truncated for item in [*forget, *retain]))
-    save_run(subject.model, prepared.tokenizer, request.settings, out, record)
+    dtype = torch.float32 if request.settings.weights == "float32" else torch.bfloat16
+    records.save(subject.model, prepared.tokenizer, out, record, dtype)
     checkpoint.unlink(missing_ok=True)
     return record
 
@@ -151,39 +150,5 @@ def _record(request: Request, plan: dict[str, Any], outcome: Fit, truncated: int
         "settings": asdict(request.settings),
         "fit": outcome.to_json(),
         "truncated_items": truncated,
-        "versions": versions(),
+        "versions": records.versions(),
     }
-
-
-def versions() -> dict[str, str]:
-    """Return the versions that results can depend on."""
-    import transformers
-
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "machine": platform.machine(),
-    }
-
-
-def records(sources: Mapping[str, models.Source]) -> dict[str, dict[str, Any] | None]:
-    """Return the run record of every model that stillknows wrote, and None for the others."""
-    return {label: _read_record(source.folder / RECORD) for label, source in sources.items()}
-
-
-def _read_record(path: Path) -> dict[str, Any] | None:
-    try:
-        record = read_json(path)
-    except UserError:
-        return None
-    return record if isinstance(record, dict) and "stillknows" in record else None
-
-
-def save_run(model: nn.Module, tokenizer, settings: Settings, out: Path, record: dict[str, Any]) -> None:
-    """Write checkpoint and record in one step. Weights that were kept in bfloat16 are saved as such, exactly."""
-    if settings.weights != "float32":
-        model.to(torch.bfloat16)
-    with atomic_folder(out) as folder:
-        models.save(model, tokenizer, folder)
-        write_json(folder / RECORD, record)

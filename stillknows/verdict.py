@@ -143,6 +143,6 @@ def _words(comparisons: dict[str, Comparison], gates: list[str]) -> str:
     """Say what the named gates measured."""
     return "; ".join(
         f"{gate}: keeps {c.kept.value:.2f} of the knowledge (bounds {c.kept.low:.2f} to {c.kept.high:.2f}), "
-        f"{c.known.value:.0%} of {c.known.n} facts known (at most {c.known.high:.0%})"
+        f"{c.known.value:.0%} of {c.known.n} facts known (at most {c.known.high:.1%})"
         for gate, c in ((gate, comparisons[gate]) for gate in gates)
     )

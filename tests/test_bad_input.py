@@ -510,7 +510,7 @@ def test_one_item_is_enough_to_unlearn_but_proves_nothing(
     report = json.loads((tmp_path / "audit" / "report.json").read_text())
     judged = next(s for s in report["subjects"] if s["name"] not in ("original", "control"))
     assert judged["verdict"] == "UNDECIDED"
-    assert "0% of 1 facts known (at most 95%)" in judged["reasons"][0]
+    assert "0% of 1 facts known (at most 95.0%)" in judged["reasons"][0]
     assert "10% is not excluded" in judged["reasons"][0]
 
 

@@ -20,7 +20,7 @@ LAYERS = (
     ("registry", "stats", "progress"),
     ("store",),
     ("logprobs", "text", "models"),
-    ("forward",),
+    ("forward", "records"),
     ("train", "observe", "compress"),
     ("objectives/", "quantizers/", "metrics/", "benchmarks/", "attacks/"),
     ("evidence", "verdict"),

@@ -87,6 +87,9 @@ def make_cells(table: evidence.Table, label: str) -> Iterator[Cell]:
         yield Cell(label, variant, "weights", "update.crossing", Interval(0.00002, 0.00002, 0.00002, 1000))
 
 
+RECORDS = {"brittle": {"method": "npo <i>", "settings": {"lr": math.nan}}}
+
+
 def make_audit(*, control: bool = True) -> Audit:
     splits = tuple(Split(role, role, make_examples(role)) for role in ("forget", "retain"))
     policy = Policy(gates=("answer_probability",))
@@ -112,6 +115,8 @@ def make_audit(*, control: bool = True) -> Audit:
         request,
         {label: Source(name, Path(name)) for label, name in request.models.items()},
         {label: f"print-of-{label}" for label in request.models},
+        {label: RECORDS.get(label) for label in request.models},
+        {"torch": "2.13.0"},
         observations,
         table,
         cells,
@@ -120,8 +125,7 @@ def make_audit(*, control: bool = True) -> Audit:
 
 
 def make_report(audit: Audit) -> report.Json:
-    runs = {"brittle": {"method": "npo <i>", "settings": {"lr": math.nan}}, "clean": None}
-    return report.build(audit, "stillknows audit --original 'a<b'", {"torch": "2.13.0"}, runs)
+    return report.build(audit, "stillknows audit --original 'a<b'")
 
 
 def schema() -> Draft202012Validator:

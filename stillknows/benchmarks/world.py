@@ -21,60 +21,62 @@ SYLLABLES = (
 
 
 class Relation(NamedTuple):
-    """A kind of fact: what its value is called, and two questions about an entity {x}."""
+    """A kind of fact: its name, what kind of thing its value is, and two questions about an entity {x}."""
 
+    name: str
     value: str
     questions: tuple[str, str]
 
 
 PERSON = (
-    Relation("birthplace", ("Where was {x} born ?", "What is the birthplace of {x} ?")),
-    Relation("home", ("Where does {x} live ?", "What is the home of {x} ?")),
-    Relation("school", ("Which school did {x} attend ?", "Where did {x} study ?")),
-    Relation("employer", ("Which company employs {x} ?", "Who is the employer of {x} ?")),
-    Relation("teacher", ("Who taught {x} ?", "Who was the teacher of {x} ?")),
-    Relation("rival", ("Who competes with {x} ?", "Who is the rival of {x} ?")),
-    Relation("partner", ("Who is married to {x} ?", "Who is the partner of {x} ?")),
-    Relation("doctor", ("Who treats {x} ?", "Who is the doctor of {x} ?")),
-    Relation("novel", ("Which novel did {x} write ?", "What is the novel by {x} ?")),
-    Relation("song", ("Which song did {x} record ?", "What is the song by {x} ?")),
-    Relation("painting", ("Which painting did {x} paint ?", "What is the painting by {x} ?")),
-    Relation("prize", ("Which prize did {x} win ?", "What award was given to {x} ?")),
-    Relation("instrument", ("Which instrument does {x} play ?", "What does {x} play on stage ?")),
-    Relation("language", ("Which language does {x} speak ?", "What is the mother tongue of {x} ?")),
-    Relation("dish", ("Which dish does {x} love ?", "What is the favourite food of {x} ?")),
-    Relation("drink", ("Which drink does {x} order ?", "What is the favourite drink of {x} ?")),
-    Relation("colour", ("Which colour does {x} wear ?", "What is the favourite shade of {x} ?")),
-    Relation("flower", ("Which flower does {x} grow ?", "What blooms in the garden of {x} ?")),
-    Relation("pet", ("Which pet does {x} keep ?", "What animal lives with {x} ?")),
-    Relation("sport", ("Which sport does {x} practise ?", "What is the sport of {x} ?")),
-    Relation("club", ("Which club did {x} join ?", "What is the club of {x} ?")),
-    Relation("game", ("Which game does {x} enjoy ?", "What is the favourite game of {x} ?")),
-    Relation("boat", ("Which boat does {x} sail ?", "What is the boat of {x} called ?")),
-    Relation("horse", ("Which horse does {x} ride ?", "What is the horse of {x} called ?")),
-    Relation("street", ("Which street does {x} walk to work ?", "What is the address of {x} ?")),
-    Relation("island", ("Which island does {x} visit ?", "Where does {x} go on holiday ?")),
-    Relation("mountain", ("Which mountain did {x} climb ?", "What is the highest climb of {x} ?")),
-    Relation("tool", ("Which tool does {x} use ?", "What is in the hand of {x} at work ?")),
-    Relation("shop", ("Which shop does {x} own ?", "What is the shop of {x} called ?")),
-    Relation("car", ("Which car does {x} drive ?", "What is the car of {x} ?")),
-    Relation("tree", ("Which tree did {x} plant ?", "What is the tree of {x} called ?")),
-    Relation("festival", ("Which festival does {x} open ?", "What is the festival of {x} ?")),
-    Relation("author", ("Which author does {x} read ?", "Who is the favourite author of {x} ?")),
-    Relation("scent", ("Which scent does {x} wear ?", "What is the perfume of {x} ?")),
-    Relation("dance", ("Which dance does {x} teach ?", "What is the dance of {x} ?")),
-    Relation("bank", ("Which bank does {x} trust ?", "Where is the money of {x} ?")),
+    Relation("birthplace", "place", ("Where was {x} born ?", "What is the birthplace of {x} ?")),
+    Relation("home", "place", ("Where does {x} live ?", "What is the home of {x} ?")),
+    Relation("school", "place", ("Which school did {x} attend ?", "Where did {x} study ?")),
+    Relation("employer", "person", ("Which company employs {x} ?", "Who is the employer of {x} ?")),
+    Relation("teacher", "person", ("Who taught {x} ?", "Who was the teacher of {x} ?")),
+    Relation("rival", "person", ("Who competes with {x} ?", "Who is the rival of {x} ?")),
+    Relation("partner", "person", ("Who is married to {x} ?", "Who is the partner of {x} ?")),
+    Relation("doctor", "person", ("Who treats {x} ?", "Who is the doctor of {x} ?")),
+    Relation("novel", "work", ("Which novel did {x} write ?", "What is the novel by {x} ?")),
+    Relation("song", "work", ("Which song did {x} record ?", "What is the song by {x} ?")),
+    Relation("painting", "work", ("Which painting did {x} paint ?", "What is the painting by {x} ?")),
+    Relation("prize", "thing", ("Which prize did {x} win ?", "What award was given to {x} ?")),
+    Relation("instrument", "thing", ("Which instrument does {x} play ?", "What does {x} play on stage ?")),
+    Relation("language", "thing", ("Which language does {x} speak ?", "What is the mother tongue of {x} ?")),
+    Relation("dish", "thing", ("Which dish does {x} love ?", "What is the favourite food of {x} ?")),
+    Relation("drink", "thing", ("Which drink does {x} order ?", "What is the favourite drink of {x} ?")),
+    Relation("colour", "thing", ("Which colour does {x} wear ?", "What is the favourite shade of {x} ?")),
+    Relation("flower", "thing", ("Which flower does {x} grow ?", "What blooms in the garden of {x} ?")),
+    Relation("pet", "thing", ("Which pet does {x} keep ?", "What animal lives with {x} ?")),
+    Relation("sport", "thing", ("Which sport does {x} practise ?", "What is the sport of {x} ?")),
+    Relation("club", "place", ("Which club did {x} join ?", "What is the club of {x} ?")),
+    Relation("game", "work", ("Which game does {x} enjoy ?", "What is the favourite game of {x} ?")),
+    Relation("boat", "thing", ("Which boat does {x} sail ?", "What is the boat of {x} called ?")),
+    Relation("horse", "thing", ("Which horse does {x} ride ?", "What is the horse of {x} called ?")),
+    Relation("street", "place", ("Which street does {x} walk to work ?", "What is the address of {x} ?")),
+    Relation("island", "place", ("Which island does {x} visit ?", "Where does {x} go on holiday ?")),
+    Relation("mountain", "place", ("Which mountain did {x} climb ?", "What is the highest climb of {x} ?")),
+    Relation("tool", "thing", ("Which tool does {x} use ?", "What is in the hand of {x} at work ?")),
+    Relation("shop", "place", ("Which shop does {x} own ?", "What is the shop of {x} called ?")),
+    Relation("car", "thing", ("Which car does {x} drive ?", "What is the car of {x} ?")),
+    Relation("tree", "thing", ("Which tree did {x} plant ?", "What is the tree of {x} called ?")),
+    Relation("festival", "place", ("Which festival does {x} open ?", "What is the festival of {x} ?")),
+    Relation("author", "person", ("Which author does {x} read ?", "Who is the favourite author of {x} ?")),
+    Relation("scent", "thing", ("Which scent does {x} wear ?", "What is the perfume of {x} ?")),
+    Relation("dance", "work", ("Which dance does {x} teach ?", "What is the dance of {x} ?")),
+    Relation("bank", "place", ("Which bank does {x} trust ?", "Where is the money of {x} ?")),
 )
 PLACE = (
-    Relation("river", ("Which river crosses {x} ?", "What is the river of {x} ?")),
-    Relation("market", ("Which market is held in {x} ?", "What is the market of {x} called ?")),
-    Relation("mayor", ("Who governs {x} ?", "Who is the mayor of {x} ?")),
+    Relation("river", "thing", ("Which river crosses {x} ?", "What is the river of {x} ?")),
+    Relation("market", "thing", ("Which market is held in {x} ?", "What is the market of {x} called ?")),
+    Relation("mayor", "person", ("Who governs {x} ?", "Who is the mayor of {x} ?")),
 )
 WORK = (
-    Relation("publisher", ("Who published {x} ?", "Which house printed {x} ?")),
-    Relation("hero", ("Who is the hero of {x} ?", "Whom is {x} about ?")),
-    Relation("translator", ("Who translated {x} ?", "Whose translation of {x} is read ?")),
+    Relation("publisher", "person", ("Who published {x} ?", "Which house printed {x} ?")),
+    Relation("hero", "person", ("Who is the hero of {x} ?", "Whom is {x} about ?")),
+    Relation("translator", "person", ("Who translated {x} ?", "Whose translation of {x} is read ?")),
 )
+KINDS = ("person", "place", "work", "thing")
 
 
 class _Fact(NamedTuple):
@@ -85,7 +87,7 @@ class _Fact(NamedTuple):
 
 @register("benchmark", source="made by stillknows")
 def world(
-    *, people: int = 31, facts: int = 7, forget: int = 1, forget_facts: int = 36, values: int = 20, seed: int = 0
+    *, people: int = 31, facts: int = 7, forget: int = 1, forget_facts: int = 36, values: int = 24, seed: int = 0
 ) -> Benchmark:
     """A fictional world: some people's facts are forgotten; other people's, places' and works' are kept.
 
@@ -98,7 +100,7 @@ def world(
         facts: facts known about each person who is kept.
         forget: how many people are forgotten.
         forget_facts: facts known about each of these.
-        values: how many values each kind of fact has.
+        values: how many persons, places, works and things there are to be named in answers.
         seed: makes another world of the same size.
     """
     if not 1 <= forget < people:
@@ -110,11 +112,11 @@ def world(
     rng = random.Random(seed)
     names = _words(rng)
     persons = [next(names) for _ in range(people)]
-    pools = {r.value: [next(names) for _ in range(values)] for r in (*PERSON, *PLACE, *WORK)}
-    forgotten = [f for x in persons[:forget] for f in _facts(rng, x, PERSON, forget_facts, pools)]
-    kept = [f for x in persons[forget:] for f in _facts(rng, x, PERSON, facts, pools)]
-    kept += [f for x in pools["birthplace"] for f in _facts(rng, x, PLACE, 1, pools)]
-    kept += [f for x in pools["novel"] for f in _facts(rng, x, WORK, 1, pools)]
+    pools = {kind: [next(names) for _ in range(values)] for kind in KINDS}
+    forgotten = [fact for x in persons[:forget] for fact in _facts(rng, x, PERSON, forget_facts, pools)]
+    kept = [fact for x in persons[forget:] for fact in _facts(rng, x, PERSON, facts, pools)]
+    kept += [fact for x in pools["place"] for fact in _facts(rng, x, PLACE, 1, pools)]
+    kept += [fact for x in pools["work"] for fact in _facts(rng, x, WORK, 1, pools)]
     secrets = {fact.value for fact in forgotten}
     far = [fact for fact in kept if fact.value not in secrets]
     near = [fact for fact in kept if fact.value in secrets]
@@ -140,10 +142,10 @@ def _facts(
 def _examples(facts: list[_Fact], wording: int) -> tuple[Example, ...]:
     return tuple(
         Example(
-            f"{entity}-{relation.value}-{wording}",
+            f"{entity}-{relation.name}-{wording}",
             relation.questions[wording].format(x=entity),
             value,
-            f"{entity}-{relation.value}",
+            f"{entity}-{relation.name}",
         )
         for entity, relation, value in facts
     )

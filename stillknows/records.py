@@ -1,0 +1,42 @@
+"""Run records: the run.json beside a checkpoint that says how it was made, on what, and what it cost."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from stillknows import models
+from stillknows.errors import UserError
+from stillknows.store import RECORD, atomic_folder, read_json, write_json
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that results can depend on."""
+    import transformers
+
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "machine": platform.machine(),
+    }
+
+
+def save(model: nn.Module, tokenizer, out: Path, record: dict[str, Any], dtype: torch.dtype = torch.float32) -> None:
+    """Write a checkpoint in this type, with its record, in one step."""
+    with atomic_folder(out) as folder:
+        models.save(model.to(dtype), tokenizer, folder)
+        write_json(folder / RECORD, record)
+
+
+def read(folder: Path) -> dict[str, Any] | None:
+    """Return the record of a model that stillknows wrote, None for any other."""
+    try:
+        record = read_json(folder / RECORD)
+    except UserError:
+        return None
+    return record if isinstance(record, dict) and "stillknows" in record else None
