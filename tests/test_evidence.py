@@ -83,8 +83,8 @@ def test_known_facts_are_those_more_than_half_way_up() -> None:
     o, c = [0.9] * 4, [0.1] * 4
     found: Comparison = measured(compare(three([0.1, 0.49, 0.51, 0.9], c, o), HERE, PROBABILITY))
     assert found.known[0::3] == (0.5, 4)
-    own = three([0.4, 0.6, 0.45], [0.1, 0.4, 0.05], [0.6, 0.9, 0.95])  # half-way is .35, .65, .5
-    assert measured(compare(own, HERE, PROBABILITY)).known.value == pytest.approx(1 / 3)
+    own = three([0.4, 0.45, 0.55], [0.1, 0.4, 0.05], [0.6, 0.9, 0.95])  # half-way is .35, .65, .5
+    assert measured(compare(own, HERE, PROBABILITY)).known.value == pytest.approx(2 / 3)
 
 
 def test_facts_that_the_original_does_not_know_better_are_not_counted() -> None:

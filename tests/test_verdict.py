@@ -142,6 +142,27 @@ def test_a_collapsed_model_is_damaged_and_not_forgotten() -> None:
     assert found.reasons == ("full: retain keeps 0.01 of the original's score (bounds 0.01 to 0.01)",)
 
 
+def test_damage_is_measured_against_the_original() -> None:
+    """Whatever the control retains."""
+    models = controls() | {"subject": {FULL: ([UNKNOWN] * 40, [0.5] * 30)}}
+    models[CONTROL] = {FULL: ([UNKNOWN] * 40, [0.5] * 30)}
+    assert judge(tabulated(models), "subject", [FULL], Policy()).name == "DAMAGED"
+
+
+def test_knowledge_spread_thin_is_not_passed_though_no_fact_is_known() -> None:
+    """9 % is kept on average, of facts that differ: more than 10 % is not excluded."""
+    found = verdict([UNKNOWN, 0.212] * 20, policy=ONE_GATE)
+    assert found.name == "UNDECIDED"
+    assert known_at_most(found, "0% of 40") < 10
+
+
+def test_each_further_variant_makes_a_leak_harder_to_claim() -> None:
+    """9 of 40 facts, p near .035: a leak where it is the only test, not where it is the worst of four."""
+    some, none = [KNOWN] * 9 + [UNKNOWN] * 31, [UNKNOWN] * 40
+    assert verdict(some, policy=ONE_GATE).name == "STILL KNOWS"
+    assert verdict({FULL: some, "a": none, "b": none, "c": none}, policy=ONE_GATE).name == "UNDECIDED"
+
+
 def test_a_leak_is_a_leak_however_damaged_the_model_is() -> None:
     assert verdict([KNOWN] * 40, retain=[0.01] * 30).name == "STILL KNOWS"
 
