@@ -20,11 +20,12 @@ from stillknows import compress
 from stillknows.compress import Quantized, compressed, parse_variant, quantize, surviving_update, weights
 from stillknows.errors import UserError
 from stillknows.models import linears
-from stillknows.quantizers.codebooks import BLOCK, FP4, NF4
+from stillknows.quantizers.codebooks import FP4, NF4
 from stillknows.registry import plugins
 
 Make = Callable[..., Any]
 O, I = 6, 128  # noqa: E741
+BLOCK = 64  # of nf4 and fp4, as bitsandbytes has it by default
 
 # Every form under test, with the block that shares a scale (None: no scale).
 BLOCKS: dict[str, tuple[int, ...] | None] = {
