@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from stillknows import logprobs
-from stillknows.logprobs import answer_index, token_hits, token_kl, token_log_probs
+from stillknows.logprobs import answer_index, token_hits, token_kl, token_log_probs, token_mean_log_probs
 
 T, D, V = 13, 5, 11
 
@@ -147,7 +147,7 @@ def test_kl_moves_the_model_and_not_the_reference(layer: nn.Linear, hidden_TD: T
 
 
 @pytest.mark.parametrize("chunk", [1, 4, T - 1, T])
-@pytest.mark.parametrize("name", ["token_log_probs", "token_hits", "token_kl"])
+@pytest.mark.parametrize("name", ["token_log_probs", "token_mean_log_probs", "token_hits", "token_kl"])
 def test_chunks_change_nothing(
     layer: nn.Linear, hidden_TD: Tensor, targets_T: Tensor, name: str, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -164,6 +164,8 @@ def test_chunks_change_nothing(
         match name:
             case "token_log_probs":
                 values = token_log_probs(h, counted, targets_T, V)
+            case "token_mean_log_probs":
+                values = token_mean_log_probs(h, counted, V)
             case "token_hits":
                 values = torch.stack(token_hits(h, counted, targets_T, V))
             case _:
