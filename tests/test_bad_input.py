@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BertConfig, BertForMaskedLM, T5Config, T5ForConditionalGeneration
 
-from stillknows import audit, models, store, train, unlearn
+from stillknows import audit, models, records, store, train, unlearn
 from stillknows.errors import UserError
 
 Case = Callable[..., Any]
@@ -729,7 +729,7 @@ def test_a_full_disk_keeps_the_earlier_result(
     def full(path: Path, _value: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
-    monkeypatch.setattr(unlearn, "write_json", full)
+    monkeypatch.setattr(records, "write_json", full)
     refused(run_unlearn(model, "--lr", 0.1, "--overwrite"), "the disk is full; nothing was half-written", "free some")
     assert snapshot(tmp_path) == before
 
