@@ -25,13 +25,13 @@ ARCHITECTURE = {
     "num_hidden_layers": 1,
     "num_attention_heads": 8,
     "max_position_embeddings": CONTEXT,
-    "initializer_range": 0.013,
+    "initializer_range": 0.0195,
 }
 TRAINING = Settings(lr=1e-3, max_steps=80, epochs=100, batch_size=64, warmup=20, schedule="linear", beta2=0.99)
 OBJECTIVE = "smoothed_nll:smoothing=0.05"
-METHOD = "npo:beta=0.3 + nll"
+METHOD = "npo:beta=1 + nll:weight=0.5"
 UNLEARNING = Settings(
-    lr=1.4e-5, epochs=1000, max_steps=500, batch_size=36, retain_batch_size=18, beta2=0.9, forget_below=0.003
+    lr=1.5e-5, epochs=1000, max_steps=500, batch_size=36, retain_batch_size=18, beta2=0.9, forget_below=0.001
 )
 COLLAPSE = Settings(lr=3e-4, epochs=1000, max_steps=60, batch_size=36, beta2=0.9)
 SUBJECTS: dict[str, tuple[str, Settings]] = {
