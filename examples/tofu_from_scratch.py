@@ -15,12 +15,12 @@ import argparse
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from stillknows import audit, models, report, scratch, unlearn
+from stillknows import audit, checkpoints, report, scratch, unlearn
 from stillknows.registry import bind
 from stillknows.store import claim, once, write_text
 from stillknows.train import Settings
 
-SPLIT, RETAIN = "forget01", 200
+SPLIT, RETAIN = "forget01", 160
 ARCHITECTURE = {
     "hidden_size": 384,
     "intermediate_size": 1024,
@@ -30,7 +30,7 @@ ARCHITECTURE = {
 }
 VOCABULARY = 2000
 TRAINING = Settings(lr=1e-3, epochs=40, batch_size=16, warmup=20, schedule="linear")
-UNLEARNING = Settings(lr=1e-5, epochs=40, batch_size=20, forget_below=0.1, retain_floor=0.95, check_every=5)
+UNLEARNING = Settings(lr=2e-5, epochs=60, batch_size=20, forget_below=0.05, retain_floor=0.9, check_every=5)
 METHODS = ("ga + nll", "npo:beta=0.1 + kl")
 VARIANTS = "full,int8,nf4,fp4,int4"
 
@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--table", type=Path, default=Path("docs/tofu.md"))
     arguments = parser.parse_args()
-    models.quiet()
+    checkpoints.quiet()
     with claim(arguments.out):
         result = run(arguments.data, arguments.out, arguments.seed)
     write_text(arguments.table, page(result, arguments.seed))

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from stillknows import compress, evidence, models, records
+from stillknows import checkpoints, compress, evidence, records
 from stillknows.errors import UserError
 from stillknows.evidence import Place, Table
 from stillknows.observe import observe
@@ -18,12 +18,11 @@ from stillknows.progress import progress
 from stillknows.registry import Bound, bind
 from stillknows.store import key, load_observations, read_json, require_apart, save_observations, write_json
 from stillknows.text import Encoded, LongItems, encode
-from stillknows.types import CONTROL, ORIGINAL, Benchmark, Cell, Interval, Observations, Subject, Verdict
+from stillknows.types import CONTROL, ORIGINAL, WEIGHTS, Benchmark, Cell, Interval, Observations, Subject, Verdict
 from stillknows.verdict import Policy, judge
 
 OBSERVATIONS_VERSION = 1  # raise when observe() or its inputs change their meaning
 Chain = tuple[Bound, ...]
-WEIGHTS = "weights"  # the split name of numbers that come from weights alone
 DEFAULT_VARIANTS = "full,bf16,int8,nf4,fp4,int4"
 DEFAULT_METRICS = "answer_probability,exact_memorisation,extraction_strength,rouge_l"
 
@@ -56,7 +55,7 @@ class Audit:
     """The outcome: what was seen, the numbers made of it, the verdicts."""
 
     request: Request
-    sources: Mapping[str, models.Source]
+    sources: Mapping[str, checkpoints.Source]
     fingerprints: Mapping[str, str]
     records: Mapping[str, dict[str, Any] | None]
     versions: Mapping[str, str]
@@ -70,7 +69,7 @@ class _Prepared(NamedTuple):
     """A model checked and its items encoded, before any weights are loaded; `generate` names the splits to continue."""
 
     label: str
-    source: models.Source
+    source: checkpoints.Source
     fingerprint: str
     splits: dict[str, list[Encoded]]
     generate: frozenset[str]
@@ -83,7 +82,7 @@ def run(request: Request, out: Path) -> Audit:
     _check_request(request, metrics)
     prepared = _prepare(request, _generated(request, metrics))
     _check_models(prepared, chains, out)
-    load, updates = _Loader(request), []
+    load, updates = _Loader(request.device), []
     for model in prepared:
         if model.label != ORIGINAL:
             updates += _updates(load, prepared[0], model, chains, out)
@@ -96,7 +95,7 @@ def run(request: Request, out: Path) -> Audit:
     }
     table = evidence.tabulate(observations, metrics, {s.name: s.role for s in request.benchmark.splits})
     labels = [model.label for model in prepared]
-    cells = [cell for label in labels for cell in _cells(table, label, chains, metrics)]
+    cells = [cell for label in labels for cell in evidence.cells(table, label, chains, metrics)]
     verdicts = tuple(judge(table, label, list(chains), request.policy) for label in labels)
     return Audit(
         request,
@@ -140,7 +139,7 @@ def check_benchmark(benchmark: Benchmark) -> None:
 
 def _check_request(request: Request, metrics: Mapping[str, Bound]) -> None:
     check_benchmark(request.benchmark)
-    models.check_device(request.device)
+    checkpoints.check_device(request.device)
     policy = request.policy
     for name in {*policy.gates, policy.utility} - metrics.keys():
         raise UserError(f"the verdict needs the metric {name!r}", f"add it to --metrics, now {request.metrics}")
@@ -154,13 +153,13 @@ def _check_models(prepared: Sequence[_Prepared], chains: Mapping[str, Chain], ou
     require_apart(out, [model.source.folder for model in prepared])
     original = prepared[0]
     for model in prepared[1:]:
-        models.require_same_shapes(original.source, model.source)
+        checkpoints.require_same_shapes(original.source, model.source)
         if model.label == CONTROL and model.fingerprint == original.fingerprint:
             raise UserError(
                 f"{original.source.name} and {model.source.name} are the same model, given as original and as control",
                 "the control must never have been taught the forget split; leave out --control if there is none",
             )
-    skeleton = models.skeleton(original.source)
+    skeleton = checkpoints.skeleton(original.source)
     for variant, chain in chains.items():
         compress.check(skeleton, chain, variant)
 
@@ -172,28 +171,24 @@ def _generated(request: Request, metrics: Mapping[str, Bound]) -> frozenset[str]
 
 
 def _prepare(request: Request, generate: frozenset[str]) -> list[_Prepared]:
-    trust, pickle = request.trust_remote_code, request.allow_pickle
-    sources = {
-        label: models.locate(name, allow_pickle=pickle, trust_remote_code=trust)
-        for label, name in request.models.items()
-    }
+    allowed = {"allow_pickle": request.allow_pickle, "trust_remote_code": request.trust_remote_code}
+    sources = {label: checkpoints.locate(name, **allowed) for label, name in request.models.items()}
     prepared, vocabulary = [], None
     for label, source in sources.items():
-        tokenizer = models.load_tokenizer(source.folder, trust_remote_code=trust)
+        tokenizer = checkpoints.load_tokenizer(source)
         vocabulary = vocabulary or tokenizer.get_vocab()
         if tokenizer.get_vocab() != vocabulary:
             raise UserError(
                 f"{source.name} has another tokenizer than {sources[ORIGINAL].name}",
                 "probabilities of different tokens cannot be compared; audit models of one tokenizer",
             )
-        context = models.context_length(source.folder, trust_remote_code=trust)
-        tokens = models.vocabulary_size(source.folder, trust_remote_code=trust)
+        context, tokens = checkpoints.context_length(source), checkpoints.vocabulary_size(source)
         template = request.benchmark.template
         splits = {
             split.name: encode(split.examples, tokenizer, template, context, request.long_items, tokens)
             for split in request.benchmark.splits
         }
-        prepared.append(_Prepared(label, source, models.fingerprint(source.folder), splits, generate))
+        prepared.append(_Prepared(label, source, checkpoints.fingerprint(source.folder), splits, generate))
     return prepared
 
 
@@ -210,7 +205,7 @@ def _read(out: Path, model: _Prepared, variant: str, split: str, chain: Chain) -
 
 def _key(model: _Prepared, chain: Chain, split: str) -> str:
     """Identify observations by everything that they depend on."""
-    items = [(item.ids, item.start, item.example.answer, item.example.fact) for item in model.splits[split]]
+    items = [(item.ids, item.start, *astuple(item.example)) for item in model.splits[split]]
     generate = split in model.generate
     return key(OBSERVATIONS_VERSION, model.fingerprint, [link.identity for link in chain], items, generate)
 
@@ -221,21 +216,15 @@ class _Loader:
     Updates are compared with a copy of the original's quantizable weights, which is kept as well once it is needed.
     """
 
-    def __init__(self, request: Request) -> None:
-        self.request = request
+    def __init__(self, device: str) -> None:
+        self.device = device
         self.latest: Subject | None = None
         self.originals: dict[str, Tensor] = {}
 
     def __call__(self, model: _Prepared) -> Subject:
         if self.latest is None or self.latest.name != model.label:
             self.latest = None
-            self.latest = models.load(
-                model.source.name,
-                label=model.label,
-                device=self.request.device,
-                allow_pickle=self.request.allow_pickle,
-                trust_remote_code=self.request.trust_remote_code,
-            )
+            self.latest = checkpoints.load(model.source, label=model.label, device=self.device)
         return self.latest
 
     def original_weights(self, original: _Prepared) -> dict[str, Tensor]:
@@ -289,24 +278,3 @@ def _read_damage(path: Path, cache: str) -> compress.Damage | None:
         if saved["key"] == cache:
             return compress.Damage(**{name: saved[name] for name in compress.Damage._fields})
     return None
-
-
-def _cells(table: Table, label: str, variants: Collection[str], metrics: Collection[str]) -> Iterator[Cell]:
-    """Yield every number about one model: scores, knowledge kept, recovery, utility."""
-    for variant in variants:
-        for split, role in table.roles.items():
-            place = Place(label, variant, split)
-            for metric in metrics:
-                yield Cell(*place, metric, evidence.mean(table, place, metric))
-                if role == "forget":
-                    yield from _forget_cells(table, place, metric)
-                else:
-                    yield Cell(*place, f"{metric}.ratio", evidence.utility(table, place, metric))
-
-
-def _forget_cells(table: Table, place: Place, metric: str) -> Iterator[Cell]:
-    compared = evidence.compare(table, place, metric)
-    kept, known = (compared, compared) if isinstance(compared, str) else (compared.kept, compared.known)
-    yield Cell(*place, f"{metric}.kept", kept)
-    yield Cell(*place, f"{metric}.known_facts", known)
-    yield Cell(*place, f"{metric}.recovery", evidence.recovery(table, place, metric))

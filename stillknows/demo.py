@@ -11,7 +11,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from stillknows import audit, models, report, scratch, unlearn
+from stillknows import audit, checkpoints, report, scratch, unlearn
 from stillknows.progress import say
 from stillknows.registry import bind
 from stillknows.store import claim, once
@@ -45,7 +45,7 @@ METRICS = "answer_probability,exact_memorisation,extraction_strength"
 
 def run(out: Path, seed: int, command: str) -> dict[str, Any]:
     """Train, unlearn, audit and write the report into `out`; return the report. Finished steps are not repeated."""
-    models.quiet()
+    checkpoints.quiet()
     with claim(out):
         benchmark = bind("benchmark", f"world:seed={seed}")()
         say("a fictional world: " + ", ".join(f"{len(s.examples)} questions to {s.role}" for s in benchmark.splits))

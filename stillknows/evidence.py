@@ -7,7 +7,7 @@ charged to nobody. Letters: s, c, o are a fact's score under the subject, the ne
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from stillknows.registry import Bound
 from stillknows.stats import binomial_bounds, bootstrap, bounds
-from stillknows.types import CONTROL, FULL, ORIGINAL, Floats, Interval, Observations, Role
+from stillknows.types import CONTROL, FULL, ORIGINAL, Cell, Floats, Interval, Observations, Role
 
 LEVEL = 0.95
 KNOWN_SHARE = 0.5  # a fact is known when its score is more than half-way from the control's to the original's
@@ -62,6 +62,27 @@ def _score(metric: Bound, seen: Observations) -> Floats:
 def _by_fact(seen: Observations, values: Floats) -> Floats:
     _, rows = np.unique(seen.facts, return_inverse=True)
     return np.bincount(rows, values) / np.bincount(rows)
+
+
+def cells(table: Table, label: str, variants: Collection[str], metrics: Collection[str]) -> Iterator[Cell]:
+    """Yield every number about one model: scores, knowledge kept, recovery, utility."""
+    for variant in variants:
+        for split, role in table.roles.items():
+            place = Place(label, variant, split)
+            for metric in metrics:
+                yield Cell(*place, metric, mean(table, place, metric))
+                if role == "forget":
+                    yield from _forget_cells(table, place, metric)
+                else:
+                    yield Cell(*place, f"{metric}.ratio", utility(table, place, metric))
+
+
+def _forget_cells(table: Table, place: Place, metric: str) -> Iterator[Cell]:
+    compared = compare(table, place, metric)
+    kept, known = (compared, compared) if isinstance(compared, str) else (compared.kept, compared.known)
+    yield Cell(*place, f"{metric}.kept", kept)
+    yield Cell(*place, f"{metric}.known_facts", known)
+    yield Cell(*place, f"{metric}.recovery", recovery(table, place, metric))
 
 
 def mean(table: Table, place: Place, metric: str) -> Interval | str:

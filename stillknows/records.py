@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from stillknows import models
+from stillknows import checkpoints
 from stillknows.errors import UserError
 from stillknows.store import RECORD, atomic_folder, read_json, write_json
 
@@ -29,7 +29,7 @@ def versions() -> dict[str, str]:
 def save(model: nn.Module, tokenizer, out: Path, record: dict[str, Any], dtype: torch.dtype = torch.float32) -> None:
     """Write a checkpoint in this type, with its record, in one step."""
     with atomic_folder(out) as folder:
-        models.save(model.to(dtype), tokenizer, folder)
+        checkpoints.save(model.to(dtype), tokenizer, folder)
         write_json(folder / RECORD, record)
 
 

@@ -20,7 +20,7 @@ from stillknows import __version__
 from stillknows.errors import UserError
 from stillknows.evidence import KNOWN_SHARE, LEAST_GAP, LEVEL, Place
 from stillknows.store import read_json, write_json, write_text
-from stillknows.types import CONTROL, FULL, ORIGINAL, Cell, Interval, VerdictName
+from stillknows.types import CONTROL, FULL, ORIGINAL, WEIGHTS, Cell, Interval, VerdictName
 
 if TYPE_CHECKING:
     from stillknows.audit import Audit
@@ -31,7 +31,6 @@ NUM_LEAKS = 10
 LEAD = "answer_probability"  # shown first where it was measured: the gate that a reader grasps at once
 SEVERITY: tuple[VerdictName, ...] = ("FORGOTTEN", "UNDECIDED", "DAMAGED", "HIDDEN", "STILL KNOWS")
 EXPECTED: Mapping[str, VerdictName] = {ORIGINAL: "STILL KNOWS", CONTROL: "FORGOTTEN"}
-WEIGHTS = "weights"  # the split of numbers that come from weights alone
 TITLES = {
     "kept": "Knowledge kept: 0 as never taught, 1 as the original",
     "utility": "Utility: 1 as good as the original",

@@ -21,6 +21,7 @@ Role = Literal["forget", "retain", "neighbour", "utility"]
 Floats = NDArray[np.float64]
 Ragged = Sequence[NDArray[Any]]  # one array per example, of different lengths
 FULL = "full"  # the variant in which nothing is done to the model; the others are compared with it
+WEIGHTS = "weights"  # in the place of a split: numbers that come from the weights alone
 ORIGINAL, CONTROL = "original", "control"  # names of the two controls in tables and reports
 
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from stillknows import __version__, models, records
+from stillknows import __version__, checkpoints, records
 from stillknows.audit import check_benchmark
 from stillknows.errors import UserError
 from stillknows.registry import Bound, bind, plugins
@@ -82,7 +82,7 @@ class _Prepared(NamedTuple):
     """Everything that a run needs besides the weights."""
 
     method: Method
-    source: models.Source
+    source: checkpoints.Source
     tokenizer: Any
     forget: list[Encoded]
     retain: list[Encoded]
@@ -90,15 +90,16 @@ class _Prepared(NamedTuple):
 
 def _prepare(request: Request) -> _Prepared:
     """Check everything that can be checked without the weights."""
-    benchmark, trust = request.benchmark, request.trust_remote_code
+    benchmark = request.benchmark
     method = parse_method(request.method)
     check_benchmark(benchmark)
-    models.check_device(request.device)
-    source = models.locate(request.model, allow_pickle=request.allow_pickle, trust_remote_code=trust)
-    models.skeleton(source)
-    tokenizer = models.load_tokenizer(source.folder, trust_remote_code=trust)
-    context = models.context_length(source.folder, trust_remote_code=trust)
-    vocabulary = models.vocabulary_size(source.folder, trust_remote_code=trust)
+    checkpoints.check_device(request.device)
+    source = checkpoints.locate(
+        request.model, allow_pickle=request.allow_pickle, trust_remote_code=request.trust_remote_code
+    )
+    checkpoints.skeleton(source)
+    tokenizer = checkpoints.load_tokenizer(source)
+    context, vocabulary = checkpoints.context_length(source), checkpoints.vocabulary_size(source)
     forget, retain = (
         encode(benchmark.split(role).examples, tokenizer, benchmark.template, context, request.long_items, vocabulary)
         for role in ("forget", "retain")
@@ -108,12 +109,7 @@ def _prepare(request: Request) -> _Prepared:
 
 def _run(request: Request, prepared: _Prepared, out: Path, checkpoint: Path, resume: bool) -> dict[str, Any]:
     method, forget, retain = prepared.method, prepared.forget, prepared.retain
-    subject = models.load(
-        request.model,
-        device=request.device,
-        allow_pickle=request.allow_pickle,
-        trust_remote_code=request.trust_remote_code,
-    )
+    subject = checkpoints.load(prepared.source, device=request.device)
     if not resume:
         checkpoint.unlink(missing_ok=True)
     terms = [Term(method.forget, forget), *(Term(term, retain) for term in method.retain)]

@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BertConfig, BertForMaskedLM, T5Config, T5ForConditionalGeneration
 
-from stillknows import audit, models, records, store, train, unlearn
+from stillknows import audit, checkpoints, models, records, store, train, unlearn
 from stillknows.errors import UserError
 
 Case = Callable[..., Any]
@@ -302,7 +302,7 @@ def test_pickled_weights_have_their_own_fingerprint(save_model: Case) -> None:
     folders = [save_model(f"model-{seed}", seed=seed) for seed in (0, 1)]
     for folder in folders:
         pickled(folder)
-    assert models.fingerprint(folders[0]) != models.fingerprint(folders[1])
+    assert checkpoints.fingerprint(folders[0]) != checkpoints.fingerprint(folders[1])
 
 
 def test_a_damaged_pickle_is_refused(save_model: Case, run_unlearn: Case, untouched: Case) -> None:
@@ -453,7 +453,7 @@ def test_bad_items_are_named(name: str, run_items: Case) -> None:
 
 def test_an_answer_without_tokens_is_named(run_items: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     """The tokenizer drops what it does not know where it has no token for the unknown."""
-    load = models.load_tokenizer
+    load = checkpoints.load_tokenizer
 
     def lossy(*arguments: Any, **options: Any) -> Any:
         from tokenizers import normalizers
@@ -462,7 +462,7 @@ def test_an_answer_without_tokens_is_named(run_items: Case, monkeypatch: pytest.
         tokenizer.backend_tokenizer.normalizer = normalizers.Replace("♥", "")
         return tokenizer
 
-    monkeypatch.setattr(models, "load_tokenizer", lossy)
+    monkeypatch.setattr(checkpoints, "load_tokenizer", lossy)
     refused(run_items([("where is Ada", "♥♥")]), "item 'f-1': its answer '♥♥' gives no token", "remove the item")
 
 
@@ -520,7 +520,7 @@ def teach(folder: Path, items: Sequence[tuple[str, str]]) -> None:
     from stillknows.text import encode
     from stillknows.types import Example
 
-    subject = models.load(str(folder))
+    subject = checkpoints.load(checkpoints.locate(str(folder)))
     template = "Question: {prompt}\nAnswer:"
     encoded = encode([Example(q, q, a, q) for q, a in items], subject.tokenizer, template, 64)
     train.fit(subject.model, [train.Term(bind("retain", "nll"), encoded)], train.Settings(lr=0.02, max_steps=40))

@@ -19,7 +19,7 @@ LAYERS = (
     ("__init__", "errors", "types"),
     ("registry", "stats", "progress"),
     ("store",),
-    ("logprobs", "text", "models"),
+    ("logprobs", "text", "checkpoints", "models"),
     ("forward", "records"),
     ("train", "observe", "compress"),
     ("objectives/", "quantizers/", "metrics/", "benchmarks/", "attacks/"),

@@ -19,9 +19,9 @@ from jsonschema import Draft202012Validator
 
 from stillknows import evidence, report
 from stillknows.audit import Audit, Request
+from stillknows.checkpoints import Source
 from stillknows.errors import UserError
 from stillknows.evidence import Place
-from stillknows.models import Source
 from stillknows.registry import bind
 from stillknows.types import CONTROL, FULL, ORIGINAL, Benchmark, Cell, Example, Interval, Observations, Split
 from stillknows.verdict import Policy, judge
