@@ -1,5 +1,7 @@
 """Is the demo's outcome stable? Runs `stillknows demo` for several seeds and writes docs/demo-seeds.md.
 
+The table of the first seed goes into the README, between its two marks.
+
     python examples/demo_seeds.py [--seeds 0 1 2 3 4] [--out runs/seeds]
 
 About five minutes a seed on 2 cores; a second run reuses what the first one finished.
@@ -10,10 +12,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from stillknows import demo
+from stillknows import demo, report
 from stillknows.progress import say
 from stillknows.store import write_text
 
+README = Path("README.md")
+MARKS = ("<!-- demo: begin -->\n", "<!-- demo: end -->\n")
 SHOWN = ("original", "control", *demo.SUBJECTS)
 
 
@@ -29,6 +33,14 @@ def main() -> None:
         folder = arguments.out / str(seed)
         reports[seed] = demo.run(folder, seed, f"stillknows demo --seed {seed} --out {folder}")
     write_text(arguments.table, page(reports))
+    write_text(README, with_block(README.read_text(encoding="utf-8"), reports[arguments.seeds[0]]))
+
+
+def with_block(text: str, result: dict) -> str:
+    """Return the README with this report's table between its marks."""
+    before, rest = text.split(MARKS[0])
+    _, after = rest.split(MARKS[1])
+    return f"{before}{MARKS[0]}\n{report.summary(result)}\n\n{MARKS[1]}{after}"
 
 
 def page(reports: dict[int, dict]) -> str:

@@ -63,7 +63,7 @@ def demo(
     from stillknows import demo, report
 
     result = demo.run(out, seed, command=_command())
-    _show(result, as_json, report.markdown(result), f"open {out / report.HTML}")
+    _show(result, as_json, report.summary(result), f"open {out / report.HTML}")
 
 
 @app.command(
@@ -194,7 +194,7 @@ def audit(
         require_new(out / report.JSON, overwrite=overwrite)
         result = report.build(audit.run(request, out), _command())
         report.write(result, out)
-    _show(result, as_json, report.markdown(result), f"open {out / report.HTML}")
+    _show(result, as_json, report.summary(result), f"open {out / report.HTML}")
     raise typer.Exit(EXIT_CODES[result["verdict"]])
 
 

@@ -39,7 +39,7 @@ SUBJECTS: dict[str, tuple[str, Settings]] = {
     "npo-float32": (METHOD, replace(UNLEARNING, weights="float32")),
     "ga-collapsed": ("ga", COLLAPSE),
 }
-VARIANTS = "full,bf16,int8,nf4,fp4,int4,rtn:bits=4:group=0,rtn:bits=4:group=-1"
+VARIANTS = "full,bf16,int8,nf4,fp4,int4,rtn:group=0,rtn:group=-1"
 METRICS = "answer_probability,exact_memorisation,extraction_strength"
 
 

@@ -267,6 +267,16 @@ def html(report: Json) -> str:
     return template.render(report=report, unmeasured=_unmeasured(report), **made, **fixed).lstrip()
 
 
+def summary(report: Json) -> str:
+    """Return the verdicts beside the knowledge kept in every variant: what fits on a screen."""
+    kept = _grids(report)["kept"][0]
+    values = {name: [number(c["value"]) if "value" in c else "not measured" for c in row] for name, row in kept.rows}
+    rows = [[s["name"], s["verdict"], *values[s["name"]]] for s in report["subjects"]]
+    table = _table(["model", "verdict", *report["variants"]], rows)
+    title = TITLES["kept"].replace(":", f", by {kept.metric.rpartition('.')[0]}:")
+    return f"{_sentence(report)}\n\n{title}\n\n{table}"
+
+
 def markdown(report: Json) -> str:
     """Return the verdicts and the main tables as Markdown that also reads well unrendered."""
     verdicts = [[s["name"], s["verdict"], *s["variants"].values()] for s in report["subjects"]]
