@@ -8,7 +8,7 @@ from torch import Tensor
 from stillknows.compress import Quantized
 from stillknows.registry import register
 
-TINY = torch.finfo(torch.float32).tiny
+TINY = 256 * torch.finfo(torch.float32).tiny  # 127 over this is still finite
 
 
 @register("quantizer", source="arXiv 2208.07339 (weights only)")
@@ -18,6 +18,6 @@ def int8(weight_OI: Tensor) -> Quantized:
     This is what LLM.int8() keeps of the weights. Its 8-bit activations and its 16-bit outlier columns depend on the
     input and are not modelled: the real format is at most this lossy in the weights, and adds noise in the activations.
     """
-    step = weight_OI.abs().amax(1, keepdim=True).div(127).clamp_min(TINY)
-    codes_OI = torch.round(weight_OI / step)
-    return Quantized(codes_OI * step, codes_OI.int())
+    largest = weight_OI.abs().amax(1, keepdim=True).clamp_min(TINY)
+    codes_OI = torch.round(weight_OI * (127 / largest))
+    return Quantized(codes_OI * largest / 127, codes_OI.int())

@@ -56,9 +56,9 @@ def rtn(
     return Quantized(values.reshape(weight_OI.shape), codes.reshape(weight_OI.shape).int())
 
 
-@register("quantizer", source="compressed-tensors W4A16 layout")
+@register("quantizer", source="rtn with its default options")
 def int4(weight_OI: Tensor) -> Quantized:
-    """Symmetric round to nearest in 4 bits, groups of 128: rtn:bits=4:group=128."""
+    """Symmetric round to nearest in 4 bits, groups of 128; rtn:grid=full is compressed-tensors' grid of it."""
     return rtn(weight_OI)
 
 
