@@ -34,8 +34,15 @@ VOCABULARY, BATCH, ITEMS, BETA, RATE = 8192, 8, 64, 0.1, 1e-5
 
 def make_model() -> LlamaForCausalLM:
     torch.manual_seed(0)
-    size = {"hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 2, "num_attention_heads": 4}
-    return LlamaForCausalLM(LlamaConfig(vocab_size=VOCABULARY, max_position_embeddings=256, **size))
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=256,
+        intermediate_size=688,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=256,
+    )
+    return LlamaForCausalLM(config)
 
 
 def make_items(seed: int) -> list[Encoded]:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from stillknows import checkpoints, compress, evidence, records
+from stillknows import checkpoints, compress, defaults, evidence, records
 from stillknows.errors import UserError
 from stillknows.evidence import Place, Table
 from stillknows.observe import observe
@@ -23,8 +23,6 @@ from stillknows.verdict import Policy, judge
 
 OBSERVATIONS_VERSION = 1  # raise when observe() or its inputs change their meaning
 Chain = tuple[Bound, ...]
-DEFAULT_VARIANTS = "full,bf16,int8,nf4,fp4,int4"
-DEFAULT_METRICS = "answer_probability,exact_memorisation,extraction_strength,rouge_l"
 
 
 @dataclass(frozen=True)
@@ -35,8 +33,8 @@ class Request:
     subjects: Mapping[str, str]
     benchmark: Benchmark
     control: str | None = None
-    variants: str = DEFAULT_VARIANTS
-    metrics: str = DEFAULT_METRICS
+    variants: str = defaults.VARIANTS
+    metrics: str = defaults.METRICS
     policy: Policy = field(default_factory=Policy)
     long_items: LongItems = "error"
     device: str = "cpu"

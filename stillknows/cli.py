@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
+from stillknows import defaults
 from stillknows.errors import UserError, is_out_of_memory
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def unlearn(
     out: Out,
     method: Annotated[
         str, typer.Option(help="A forget term, then retain terms: see `stillknows list methods`.")
-    ] = "npo + kl",
+    ] = defaults.METHOD,
     lr: Annotated[float, typer.Option(help="Learning rate of AdamW.")] = 1e-5,
     weights: Annotated[
         Literal["float32", "bfloat16", "stochastic"],
@@ -162,12 +163,14 @@ def audit(
         typer.Option(
             help="What is done to every model before measuring; `+` chains: see `stillknows list quantizers`."
         ),
-    ] = "full,bf16,int8,nf4,fp4,int4",
-    metrics: Annotated[
-        str, typer.Option(help="What is measured: see `stillknows list metrics`.")
-    ] = "answer_probability,exact_memorisation,extraction_strength,rouge_l",
-    tolerance: Annotated[float, typer.Option(help="Largest share of knowledge, and of facts, that may remain.")] = 0.1,
-    utility_floor: Annotated[float, typer.Option(help="Least retain score, as a share of the original's.")] = 0.9,
+    ] = defaults.VARIANTS,
+    metrics: Annotated[str, typer.Option(help="What is measured: see `stillknows list metrics`.")] = defaults.METRICS,
+    tolerance: Annotated[
+        float, typer.Option(help="Largest share of knowledge, and of facts, that may remain.")
+    ] = defaults.TOLERANCE,
+    utility_floor: Annotated[
+        float, typer.Option(help="Least retain score, as a share of the original's.")
+    ] = defaults.UTILITY_FLOOR,
     data: Data = None,
     template: Template = None,
     long_items: LongItems = "error",

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from stillknows import defaults
 from stillknows.errors import UserError
 from stillknows.evidence import Comparison, Place, Table, compare, utility
 from stillknows.stats import holm, p_value_at_most
@@ -31,8 +32,8 @@ class Policy:
     utility: metric that damage is measured by.
     """
 
-    tolerance: float = 0.1
-    utility_floor: float = 0.9
+    tolerance: float = defaults.TOLERANCE
+    utility_floor: float = defaults.UTILITY_FLOOR
     alpha: float = 0.05
     gates: tuple[str, ...] = ("answer_probability", "extraction_strength")
     utility: str = "answer_probability"

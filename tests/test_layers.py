@@ -16,7 +16,7 @@ ROOT = Path(stillknows.__file__).parent
 
 # From the bottom up. A module may import its own layer and those below it; "/" marks a folder of plug-ins.
 LAYERS = (
-    ("__init__", "errors", "types"),
+    ("__init__", "defaults", "errors", "types"),
     ("registry", "stats", "progress"),
     ("store",),
     ("logprobs", "text", "checkpoints", "models"),
