@@ -30,7 +30,7 @@ ARCHITECTURE = {
 }
 VOCABULARY = 2000
 TRAINING = Settings(lr=1e-3, epochs=40, batch_size=16, warmup=20, schedule="linear")
-UNLEARNING = Settings(lr=2e-5, epochs=60, batch_size=20, forget_below=0.05, retain_floor=0.9, check_every=5)
+UNLEARNING = Settings(lr=1e-4, epochs=20, batch_size=20, forget_below=0.05, retain_floor=0.9, check_every=5)
 METHODS = ("ga + nll", "npo:beta=0.1 + kl")
 VARIANTS = "full,int8,nf4,fp4,int4"
 
