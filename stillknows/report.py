@@ -270,11 +270,12 @@ def html(report: Json) -> str:
 def summary(report: Json) -> str:
     """Return the verdicts beside the knowledge kept in every variant: what fits on a screen."""
     kept = _grids(report)["kept"][0]
-    values = {name: [number(c["value"]) if "value" in c else "not measured" for c in row] for name, row in kept.rows}
+    values = {name: [number(c["value"]) if "value" in c else f"[{c['note']}]" for c in row] for name, row in kept.rows}
     rows = [[s["name"], s["verdict"], *values[s["name"]]] for s in report["subjects"]]
     table = _table(["model", "verdict", *report["variants"]], rows)
     title = TITLES["kept"].replace(":", f", by {kept.metric.rpartition('.')[0]}:")
-    return f"{_sentence(report)}\n\n{title}\n\n{table}"
+    notes = [f"[{i}] not measured: {note}" for i, note in enumerate(kept.notes, 1)]
+    return "\n\n".join([_sentence(report), title, table, *notes])
 
 
 def markdown(report: Json) -> str:
