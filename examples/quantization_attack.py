@@ -53,12 +53,12 @@ METHODS = {
 }
 SURE = "sure:percentile=90"
 UNLEARNING = Settings(
-    lr=2.5e-5, epochs=1000, max_steps=150, batch_size=8, retain_batch_size=4, beta2=0.9, weights="bfloat16",
+    lr=1.5e-5, epochs=1000, max_steps=1000, batch_size=8, retain_batch_size=4, beta2=0.9, weights="bfloat16",
     forget_below=0.15,
 )  # fmt: skip
 LARGE_RATE = 2e-4  # of SURE, and of the control without its mask
 KINDS = {"": "small rate", "+SURE": "SURE", "+rate": "large rate"}  # by what is added to a method's name
-FORMATS = "full,int8,int4,rtn:bits=3,fp4,nf4,gptq,awq"
+FORMATS = "full,int8,int4,rtn:group=0,rtn:bits=3,fp4,nf4,gptq,awq"
 FIGURES = "verbmem,knowmem,privleak"
 ROUGE = "rouge_l:score=fmeasure:stemmer=false"
 SPLITS = ("verbmem", "knowmem_forget")  # whose recovery is measured

@@ -7,6 +7,7 @@ version; the version is a part of every cache key, so raise it whenever the func
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import math
@@ -78,7 +79,7 @@ class Plugin:
     measures: Measures = "knowledge"
     reads: tuple[str, ...] = ()
 
-    @property
+    @functools.cached_property
     def needs(self) -> tuple[str, ...]:
         """Names of the inputs that the caller must provide."""
         return tuple(p.name for p in self._parameters() if p.kind is not inspect.Parameter.KEYWORD_ONLY)

@@ -16,12 +16,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.linalg import vector_norm
 
 from stillknows.compress import Chain, matrices, quantize
 from stillknows.places import Place
 
 Counts = NDArray[np.int64]
-SLICE = 2**19  # weights tallied at once, in whole rows: what a processor's cache holds with all that is made of them
+SLICE = 2**17  # weights tallied at once, in whole rows: what a processor's cache holds with all that is made of them
 PROBED_ROWS = 4
 LEAST, MOST = -2, 6  # sizes are counted by powers of 2 of a step: below 2^LEAST, between, and from 2^MOST up
 EDGES = (0.0, *(2.0**power for power in range(LEAST, MOST + 1)), math.inf)
@@ -134,26 +135,29 @@ def compare(
 ) -> Tally:
     """Return the tally of one matrix [O, I], before and after an update, under a format applied to float32; `sizes`
     are counted where asked for, which takes about as long as quantizing."""
-    before_OI, after_OI = (weight_OI.float().contiguous() for weight_OI in (before_OI, after_OI))
-    forms = _forms(before_OI, after_OI, chain, place)
-    return total(_tally(*rows, sizes) for rows in forms)
+    return total(_tally(*rows, sizes) for rows in _forms(before_OI, after_OI, chain, place))
 
 
 def _forms(
     before_OI: Tensor, after_OI: Tensor, chain: Chain, place: Place | None
 ) -> Iterator[tuple[Tensor, Tensor, Form, Form]]:
-    """Yield both matrices and their forms in slices of rows."""
+    """Yield the original's weights, their update, and the forms before and after it, in slices of rows."""
     rows = max(1, SLICE // before_OI.shape[1])
-    slices = zip(before_OI.split(rows), after_OI.split(rows), strict=True)
+    slices = zip(_floats(before_OI, rows), _floats(after_OI, rows), strict=True)
     if _is_rowwise(chain, before_OI.shape[1], place):
         for before, after in slices:
-            form = _form(before, chain, place)
-            yield before, after, form, _changed_form(before, after, form, chain, place)
+            form, update = _form(before, chain, place), after - before
+            yield before, update, form, _changed_form(after, update, form, chain, place)
         return
-    form = _form(before_OI, chain, place)
-    form_after = form if torch.equal(before_OI, after_OI) else _form(after_OI, chain, place)
+    form = _form(before_OI.float(), chain, place)
+    form_after = form if torch.equal(before_OI, after_OI) else _form(after_OI.float(), chain, place)
     for (before, after), *parts in zip(slices, *(_slices(whole, rows) for whole in (form, form_after)), strict=True):
-        yield before, after, parts[0], parts[1]
+        yield before, after - before, parts[0], parts[1]
+
+
+def _floats(weight_OI: Tensor, rows: int) -> Iterator[Tensor]:
+    """Yield a matrix in float32, so many rows at a time."""
+    yield from (part.float().contiguous() for part in weight_OI.split(rows))
 
 
 def _slices(form: Form, rows: int) -> Iterator[Form]:
@@ -174,9 +178,9 @@ def _is_rowwise(chain: Chain, inputs: int, place: Place | None) -> bool:
     return all(map(torch.equal, together, map(torch.cat, zip(*alone, strict=True))))
 
 
-def _changed_form(before: Tensor, after: Tensor, form: Form, chain: Chain, place: Place | None) -> Form:
-    """Return the form of `after`; rows that are as `before` have the form that they had."""
-    changed = _marks(after - before).amax(1) > 0
+def _changed_form(after: Tensor, update: Tensor, form: Form, chain: Chain, place: Place | None) -> Form:
+    """Return the form after an update; rows that it leaves alone have the form that they had."""
+    changed = (update.amax(1) > 0) | (update.amin(1) < 0)
     if changed.all():
         return _form(after, chain, place)
     if not changed.any():
@@ -185,27 +189,27 @@ def _changed_form(before: Tensor, after: Tensor, form: Form, chain: Chain, place
     return Form(*(whole.masked_scatter(changed[:, None], part) for whole, part in parts))
 
 
-def _tally(before: Tensor, after: Tensor, form: Form, form_after: Form, with_sizes: bool) -> Tally:
-    update = after - before
-    is_changed, is_zeroed = _marks(update), form.values.clone().eq_(0)
-    errors = (before - form.values).square_().sum(1)
+def _tally(before: Tensor, update: Tensor, form: Form, form_after: Form, with_sizes: bool) -> Tally:
+    is_changed, is_kept = _marks(update), _marks(form.values)  # kept: not in the zero bin
+    changed = int(is_changed.sum())
+    errors = vector_norm(before - form.values, dim=1)
     return Tally(
         weights=update.numel(),
-        changed=int(is_changed.sum()),
+        changed=changed,
         crossed=int((form_after.codes ^ form.codes).count_nonzero()),
-        zeroed=int(is_zeroed.sum()),
-        zeroed_changed=int(is_zeroed.mul_(is_changed).sum()),
+        zeroed=update.numel() - int(is_kept.sum()),
+        zeroed_changed=changed - int(is_kept.mul_(is_changed).sum()),
         dot=_sum((form_after.values - form.values).mul_(update).sum(1)),
         update=_sum(update.square_().sum(1)),
-        error=_sum(errors),
+        error=_sum(errors.square()),
         sizes=_sizes(before, is_changed, errors) if with_sizes else None,
     )
 
 
-def _marks(update: Tensor) -> Tensor:
+def _marks(numbers: Tensor) -> Tensor:
     """Return 1 for each number that is not 0, else 0, in float32: made and summed several times faster than booleans,
     and exactly, for a slice holds fewer than 2^24."""
-    return update.clone().ne_(0)
+    return numbers.clone().ne_(0)
 
 
 def _sum(rows: Tensor) -> float:
@@ -213,8 +217,12 @@ def _sum(rows: Tensor) -> float:
 
 
 def _sizes(before: Tensor, is_changed: Tensor, errors: Tensor) -> Counts:
-    """Count weights by the power of 2 in |θo|/Δ, which is the exponent of the quotient as a float32."""
-    steps = (errors * (12 / before.shape[1])).sqrt_()
+    """Count weights by the power of 2 in |θo|/Δ, which is the exponent of the quotient as a float32.
+
+    Args:
+        errors: the norm of the rounding errors of each row.
+    """
+    steps = errors * math.sqrt(12 / before.shape[1])
     has_step = steps > 0
     if not has_step.all():
         before, is_changed, steps = before[has_step], is_changed[has_step], steps[has_step]

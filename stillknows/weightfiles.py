@@ -25,9 +25,13 @@ class Stored(NamedTuple):
     transposed: bool
 
     def read(self) -> Tensor:
-        """Return the weights [O, I] in the type that they are kept in."""
+        """Return the weights [O, I] in the type that they are kept in. Raises UserError for NaN and infinity."""
         with safe_open(self.file, framework="pt") as file:
             weight = file.get_tensor(self.key)
+        if not all(bool(extreme.isfinite()) for extreme in weight.aminmax()):  # NaN if any weight is
+            raise UserError(
+                f"{self.model}: the weights {self.key} hold NaN or infinity", "the checkpoint is broken; use another"
+            )
         return weight.T if self.transposed else weight
 
 
@@ -87,11 +91,3 @@ def _headers(source: checkpoints.Source) -> dict[str, tuple[Path, list[int], str
                 part = file.get_slice(key)
                 headers[key] = (path, list(part.get_shape()), part.get_dtype())
     return headers
-
-
-def check_finite(matrix: Stored) -> None:
-    extremes = matrix.read().aminmax()  # NaN if any weight is
-    if not all(bool(extreme.isfinite()) for extreme in extremes):
-        raise UserError(
-            f"{matrix.model}: the weights {matrix.key} hold NaN or infinity", "the checkpoint is broken; use another"
-        )

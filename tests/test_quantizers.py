@@ -596,3 +596,15 @@ def test_surviving_update_by_hand(model: Any) -> None:
     assert (full.crossing, full.surviving) == (pytest.approx(2 / count), pytest.approx(1))
     same = total(tallies(model, weights(model), parse_variant("nf4")).values())
     assert (same.crossing, same.surviving, same.weights) == (0, None, count)
+
+
+@pytest.mark.parametrize("name", ["nf4", "fp4"])
+def test_places_at_and_beside_every_edge(name: str) -> None:
+    """The nearest place is the number of edges below, whatever the number's sign and size."""
+    edges = codebooks._edges(torch.tensor(codebooks.TABLES[name]))
+    beside = [torch.nextafter(edges, torch.full_like(edges, end)) for end in (-2.0, 2.0)]
+    special = torch.tensor([0.0, -0.0, 1e-40, -1e-40, 1.0, -1.0, 1 + 2**-23, -1 - 2**-23])
+    scaled = torch.cat([edges, *beside, special, torch.linspace(-1, 1, 9999)])
+    places = torch.empty(len(scaled), dtype=torch.int32)
+    codebooks._places(scaled, codebooks._cells(name, scaled.device), out=places)
+    assert torch.equal(places, torch.searchsorted(edges, scaled, out_int32=True))

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-CACHED = 2**16  # numbers at once on a processor, whose nearest caches then hold them
+CACHED = 2**17  # numbers at once on a processor, whose nearest caches then hold them
 ON_DEVICE = 2**23  # on an accelerator: few launches, and a bound on memory
 
 
