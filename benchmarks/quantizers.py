@@ -2,20 +2,21 @@
 
     python -m benchmarks.quantizers [--outputs 1024] [--inputs 2048] [--repeat 3] [--json FILE]
 
-Every way turns float32 weights into codes and back into values, on one core. GPTQ is given the same Hessian on both
-sides. AWQ has no counterpart: llm-compressor's searches with whole blocks of a model, not with one matrix. Libraries
-that are not installed are named; `make oracles` installs them into an environment of their own.
+Every way turns float32 weights into codes and back into values, on one core; memory is what the process held at most
+beyond what it held before, as Linux counts it. GPTQ is given the same Hessian on both sides. AWQ has no counterpart:
+llm-compressor's searches with whole blocks of a model, not with one matrix. Libraries that are not installed are named;
+`make oracles` installs them into an environment of their own.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import importlib.metadata
 import importlib.util
 import json
 import multiprocessing
 import platform
-import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -119,7 +120,7 @@ WAYS = (
 
 
 def measure(way: Way, case: Case) -> Measured:
-    """Return processor seconds and how far the memory's peak lies above where it was, in a forked process."""
+    """Return processor seconds and MB of memory that a way takes, in a forked process."""
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_in_process, args=(way, case, sender))
@@ -132,20 +133,50 @@ def measure(way: Way, case: Case) -> Measured:
 def _in_process(way: Way, case: Case, sender: Any) -> None:
     few = slice(0, GROUP)
     way.function(Case(case.weight_OI[:8, few], case.hessian_II[few, few], case.magnitudes_I[few]))  # imports
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = _forget_peak()
     started = time.process_time()
     way.function(case)
     seconds = time.process_time() - started
-    sender.send((seconds, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024))
+    sender.send((seconds, _memory("VmHWM") - before))
 
 
-def table(found: dict[tuple[str, str], list[Measured]], weights: int) -> str:
-    """Return medians; the ratio is the library's time over ours."""
-    lines = [f"{'format':>6} {'library':>18} {'s per million weights':>22} {'peak MB':>8} {'ratio':>6}"]
+def _forget_peak() -> float:
+    """Give free memory back and let the count of the peak begin anew; return the MB that are left."""
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    return _memory("VmRSS")
+
+
+def _memory(field: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:")) / 1024
+
+
+def summary(found: dict[tuple[str, str], list[Measured]], weights: int) -> list[dict[str, Any]]:
+    """Return a row for each way with its runs, medians of them, and the median ratio of its time to ours."""
+    rows = []
     for (name, package), runs in found.items():
         seconds, memory = (statistics.median(column) for column in zip(*runs, strict=True))
-        own = statistics.median(run[0] for run in found[name, "stillknows"])
-        lines.append(f"{name:>6} {package:>18} {seconds / weights * 1e6:22.4f} {memory:8.0f} {seconds / own:6.2f}")
+        ratios = [run[0] / own[0] for run, own in zip(runs, found[name, "stillknows"], strict=True)]
+        rows.append(
+            {
+                "format": name,
+                "library": package,
+                "seconds_per_million": seconds / weights * 1e6,
+                "peak_mb": memory,
+                "ratio": statistics.median(ratios),
+                "ratios": ratios,
+                "runs": runs,
+            }
+        )
+    return rows
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    lines = [f"{'format':>6} {'library':>18} {'s per million weights':>22} {'peak MB':>8} {'ratio':>6}"]
+    for row in rows:
+        numbers = f"{row['seconds_per_million']:22.4f} {row['peak_mb']:8.0f} {row['ratio']:6.2f}"
+        lines.append(f"{row['format']:>6} {row['library']:>18} {numbers}")
     return "\n".join(lines)
 
 
@@ -168,9 +199,9 @@ def main() -> None:
     for _ in range(arguments.repeat):
         for way in installed:
             found[way.format, way.package].append(measure(way, case))
-    print(table(found, case.weight_OI.numel()))
+    rows = summary(found, case.weight_OI.numel())
+    print(table(rows))
     if arguments.json:
-        rows = [{"format": name, "library": package, "runs": runs} for (name, package), runs in found.items()]
         sizes = {"outputs": arguments.outputs, "inputs": arguments.inputs, "tokens": TOKENS, "threads": 1}
         packages = sorted({"torch", *(way.package for way in installed)})
         versions = {name: importlib.metadata.version(name) for name in packages} | {"python": platform.python_version()}

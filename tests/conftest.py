@@ -98,6 +98,13 @@ def build_config(family: str, vocabulary: int, hidden: int, layers: int) -> Any:
     return makers[family]()
 
 
+@pytest.fixture(autouse=True)
+def oracle(request: pytest.FixtureRequest) -> None:
+    """Skip what is marked with a library that is not installed."""
+    if marker := request.node.get_closest_marker("oracle"):
+        pytest.importorskip(marker.args[0], reason=f"{marker.args[0]} is installed by `make oracles`")
+
+
 @pytest.fixture
 def make_model() -> Callable[..., Any]:
     """Return make(family="llama", seed=0, vocabulary=32, hidden=16, layers=1): a tiny model in evaluation mode."""

@@ -21,8 +21,7 @@ from stillknows.quantizers.rtn import rtn
 
 THEIRS = json.loads((Path(__file__).parent / "golden/calibrated.json").read_text())
 TOLERANCE = 1.05  # of their error
-# the libraries use what will go from torch and pydantic
-oracle = pytest.mark.filterwarnings("ignore")
+oracle = pytest.mark.oracle("llmcompressor")
 
 
 def test_every_case_is_recorded() -> None:
@@ -68,7 +67,6 @@ def test_awq_errs_as_llm_compressors_does(scheme: str) -> None:
 @pytest.mark.parametrize("number", range(len(cases.GPTQ_FORMS)))
 def test_gptq_is_llm_compressors_gptq(number: int) -> None:
     """The same weights but for ties in rounding, and the errors that are recorded."""
-    pytest.importorskip("llmcompressor", reason="make oracles")
     form: dict[str, Any] = dict(cases.GPTQ_FORMS[number])
     weight_OI, x_TI = cases.layer()
     hessian_II = x_TI.T @ x_TI / len(x_TI)
@@ -81,5 +79,4 @@ def test_gptq_is_llm_compressors_gptq(number: int) -> None:
 @oracle
 @pytest.mark.parametrize("scheme", cases.AWQ_SCHEMES)
 def test_the_recorded_errors_of_awq_are_llm_compressors(scheme: str) -> None:
-    pytest.importorskip("llmcompressor", reason="make oracles")
     assert cases.awq_error(scheme) == pytest.approx(THEIRS["awq"][scheme], rel=0.02)

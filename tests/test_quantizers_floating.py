@@ -1,6 +1,6 @@
 """fp8, mxfp4 and nvfp4: by hand, by their bounds, and bit by bit as compressed-tensors and torchao have them.
 
-What torchao stores is in golden/mxfp4.json; comparisons with the library itself need `pip install -e '.[oracles]'`.
+What torchao stores is in golden/mxfp4.json; comparisons with the library itself need `make oracles`.
 """
 
 from __future__ import annotations
@@ -265,11 +265,12 @@ def test_equal_to_compressed_tensors_bit_by_bit(form: str, weight_OI: Tensor) ->
     assert torch.equal(apply(form, weight_OI).values_OI, in_compressed_tensors(weight_OI, form))
 
 
+@pytest.mark.oracle("torchao")
 @pytest.mark.parametrize("scale", ["floor", "even"])
 @cases
 def test_mxfp4_equals_torchao_bit_by_bit(scale: Any, weight_OI: Tensor) -> None:
     """Values, and the stored exponents and 4-bit codes."""
-    mx = pytest.importorskip("torchao.prototype.mx_formats.mx_tensor")
+    from torchao.prototype.mx_formats import mx_tensor as mx
     from torchao.prototype.mx_formats.config import ScaleCalculationMode
 
     mode = ScaleCalculationMode[scale.upper()]
@@ -281,9 +282,11 @@ def test_mxfp4_equals_torchao_bit_by_bit(scale: Any, weight_OI: Tensor) -> None:
     assert torch.equal(found.codes_OI.abs(), nibbles & 7)
 
 
+@pytest.mark.oracle("torchao")
 def test_nvfp4_is_near_torchaos() -> None:
     """torchao multiplies by reciprocals, so that half-way cases may go to the other side; no other weights differ."""
-    nv = pytest.importorskip("torchao.prototype.mx_formats.nvfp4_tensor")
+    from torchao.prototype.mx_formats import nvfp4_tensor as nv
+
     for weight_OI in (CASES["normal"], CASES["bfloat16 values"]):
         scale = nv.per_tensor_amax_to_scale(weight_OI.abs().max())
         theirs_OI = nv.NVFP4Tensor.to_nvfp4(weight_OI, per_tensor_scale=scale).dequantize(torch.float32)

@@ -53,12 +53,14 @@ def test_equal_to_what_the_library_gave() -> None:
         torch.testing.assert_close(found.values_OI, theirs, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.oracle("hqq")
 @pytest.mark.parametrize("axis", [0, 1])
 @pytest.mark.parametrize("group", [0, 32, 64])
 @pytest.mark.parametrize("bits", [1, 2, 3, 4, 5, 6, 8])
 def test_equal_to_the_library_bit_by_bit(bits: int, group: int, axis: int) -> None:
     """Its configuration for 4 bits begins at a rounded zero, for others not."""
-    library = pytest.importorskip("hqq.core.quantize").Quantizer
+    from hqq.core.quantize import Quantizer as library
+
     for weight_OI in CASES.values():
         codes, meta = library.quantize(
             weight_OI,
