@@ -29,7 +29,7 @@ seeds: $(READY)  ## docs/demo-seeds.md: the demo over five seeds, about 25 minut
 tofu: $(READY)  ## docs/tofu.md: a model trained on TOFU, unlearned and audited; TOFU=folder with its JSON files
 	$(BIN)/python examples/tofu_from_scratch.py --data $(TOFU)
 
-paper: $(READY)  ## docs/quantization_attack.md: the experiment of arXiv 2410.16454 in small, more than an hour
+paper: $(READY)  ## docs/quantization_attack.md: the experiment of arXiv 2410.16454 in small, about two hours
 	$(BIN)/python examples/quantization_attack.py
 
 why: $(READY)  ## docs/why.md: ways to keep weights, rates and formats, about 70 minutes

@@ -23,9 +23,10 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from stillknows import checkpoints, diagnose
-from stillknows.compress import parse_variant, quantize
-from stillknows.models import linears
+from stillknows.formats import diagnose
+from stillknows.formats.compress import parse_variant, quantize
+from stillknows.model import checkpoints
+from stillknows.model.layers import linears
 
 UNIT = 1e8  # weights
 STEP = 1e-5

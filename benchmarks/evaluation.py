@@ -41,13 +41,13 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
-from stillknows.evidence import Place, suite_cells, tabulate
-from stillknows.observe import observe
+from stillknows.auditing.evidence import Place, suite_cells, tabulate
+from stillknows.auditing.observe import observe
+from stillknows.model.text import Asked, Encoded, encode_split
 from stillknows.registry import bind
 from stillknows.scores import truth_ratio
 from stillknows.scratch import word_tokenizer
 from stillknows.stats import auc
-from stillknows.text import Asked, Encoded, encode_split
 from stillknows.types import CONTROL, FULL, Decoding, Example, Interval, Observations, Split
 
 VOCABULARY, ENDING, BATCH, NEW_TOKENS = 16_384, 0.02, 32, 200
@@ -319,8 +319,9 @@ def main() -> None:
             f"{slow['seconds']:12.1f} s {slow['peak_bytes'] / 2**20:6.0f} MiB {fast['seconds']:9.1f} s "
             f"{fast['peak_bytes'] / 2**20:4.0f} MiB {_ratio(runs, 'seconds'):6.2f} {_ratio(runs, 'peak_bytes'):6.2f}"
         )
+    ratios = {name: [_ratio(runs, name) for runs in rounds] for name in ("seconds", "peak_bytes")}
     for name, what in (("seconds", "time"), ("peak_bytes", "memory")):
-        print(f"median ratio of {what}: {statistics.median(_ratio(runs, name) for runs in rounds):.2f}")
+        print(f"median ratio of {what}: {statistics.median(ratios[name]):.2f}")
     if arguments.json:
         sizes = {
             "share": arguments.share,
@@ -333,7 +334,8 @@ def main() -> None:
             "transformers": transformers.__version__,
             "python": platform.python_version(),
         }
-        arguments.json.write_text(json.dumps({"rounds": rounds, "sizes": sizes, "versions": versions}, indent=1) + "\n")
+        figures = {"rounds": rounds, "ratios": ratios, "sizes": sizes, "versions": versions}
+        arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
 
 
 def _ratio(runs: Mapping[str, dict[str, Any]], name: str) -> float:

@@ -24,11 +24,11 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from stillknows.inputs import Term
+from stillknows.model.text import Encoded
 from stillknows.registry import bind
-from stillknows.text import Encoded
-from stillknows.train import Settings, fit
 from stillknows.types import Example
+from stillknows.unlearning.inputs import Term
+from stillknows.unlearning.train import Settings, fit
 
 VOCABULARY, BATCH, ITEMS, BETA, RATE = 8192, 8, 64, 0.1, 1e-5
 

@@ -19,15 +19,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from stillknows import audit, checkpoints, demo, relearn, study
+from stillknows import demo, study
+from stillknows.auditing import audit
+from stillknows.model import checkpoints
+from stillknows.model.text import encode_split, without_end
 from stillknows.registry import bind
-from stillknows.report import markdown_table, number
-from stillknows.storage import WeightStorage
 from stillknows.store import key, read_json, write_json, write_text
 from stillknows.study import Json, Run
-from stillknows.text import encode_split, without_end
-from stillknows.train import Settings
 from stillknows.types import CONTROL, FULL, ORIGINAL, Benchmark
+from stillknows.unlearning import relearn
+from stillknows.unlearning.storage import WeightStorage
+from stillknows.unlearning.train import Settings
+from stillknows.words import markdown_table, number
 
 SEEDS, TUNING_SEED = (0, 1, 2), 9
 RATE, SMALL_RATE, LARGE_RATES, ADAPTER_RATES = 6e-4, 6e-5, (1.5e-4, 6e-4), (1e-3, 3e-3)

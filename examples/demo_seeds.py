@@ -12,7 +12,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from stillknows import demo, report
+from stillknows import demo
+from stillknows.auditing import report
 from stillknows.progress import say
 from stillknows.store import write_text
 

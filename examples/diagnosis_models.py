@@ -14,13 +14,16 @@ from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from stillknows import audit, checkpoints, demo, report, unlearn
+from stillknows import demo
+from stillknows.auditing import audit, report
 from stillknows.errors import UserError
+from stillknows.model import checkpoints
 from stillknows.progress import say
 from stillknows.registry import bind
 from stillknows.store import claim, once
-from stillknows.train import Settings
 from stillknows.types import ORIGINAL, Benchmark
+from stillknows.unlearning import unlearn
+from stillknows.unlearning.train import Settings
 
 RATES = {
     "bfloat16": (7e-6, 1e-5, 1.5e-5, 2e-5, 3e-5, 1e-4),

@@ -21,12 +21,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from stillknows import audit, checkpoints, demo, study
+from stillknows import demo, study
+from stillknows.auditing import audit
+from stillknows.model import checkpoints
 from stillknows.progress import say
 from stillknows.registry import bind
-from stillknows.report import markdown_table
 from stillknows.store import RECORD, claim, read_json, write_json, write_text
 from stillknows.types import CONTROL, FULL, ORIGINAL, Benchmark, Example, Split
+from stillknows.words import markdown_table
 
 PEOPLE = 4
 WORLD = "world:people=34,forget=4,forget_facts=36,seed={seed}"

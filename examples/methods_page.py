@@ -9,10 +9,10 @@ import inspect
 import re
 from pathlib import Path
 
-from stillknows.method import KINDS
 from stillknows.registry import MethodKind, Plugin, plugins
-from stillknows.report import markdown_table
 from stillknows.store import write_text
+from stillknows.unlearning.method import KINDS
+from stillknows.words import markdown_table
 
 PAGE = Path(__file__).parents[1] / "docs" / "methods.md"
 HEAD = """# Methods

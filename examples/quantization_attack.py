@@ -3,12 +3,12 @@
 Without files of your own, small models are trained from nothing on a MUSE folder made of fictional people, see
 muse_world.py: an original, and one that was never taught the book to be forgotten. The original is unlearned with the
 paper's six methods, with their SURE forms at a larger learning rate, and at that rate without SURE's mask. All models
-are audited in every format; docs/quantization_attack.json and .md are written, the latter with the published numbers.
+are audited in every format; docs/quantization_attack.json, .md (with the published numbers) and .png are written.
 
     python examples/quantization_attack.py [--out runs/paper] [--seeds 0 1 2] [--methods GA NPO_KLR …]
     python examples/quantization_attack.py --data MUSE_FOLDER --original MODEL --control MODEL --device cuda
 
-More than an hour on one core; a second run reuses what the first one finished. A run with fewer seeds, methods or kinds
+About two hours on one core; a second run reuses what the first one finished. A run with fewer seeds, methods or kinds
 adds to what is there, and the page shows all of it.
 """
 
@@ -18,19 +18,22 @@ import argparse
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import mean
 
 import muse_world
 from jinja2 import Environment, StrictUndefined
 
-from stillknows import audit, checkpoints, scratch, study
+from stillknows import scratch, study
+from stillknows.auditing import audit
+from stillknows.auditing.verdict import Policy
+from stillknows.model import checkpoints
 from stillknows.progress import say
 from stillknows.registry import bind
-from stillknows.report import markdown_table
 from stillknows.store import claim, once, read_json, read_text, write_json, write_text
-from stillknows.study import Json, Run, spread, value, written
-from stillknows.train import Settings
+from stillknows.study import Json, Run, spread, value
 from stillknows.types import CONTROL, ORIGINAL, SUITE, WEIGHTS, Benchmark, Example
-from stillknows.verdict import Policy
+from stillknows.unlearning.train import Settings
+from stillknows.words import markdown_table, number
 
 ARCHITECTURE = {
     "hidden_size": 512,
@@ -108,6 +111,7 @@ def main() -> None:
         rows = [row for path in sorted(arguments.out.glob(f"s*/{ROWS}")) for row in read_json(path)]
     write_json(arguments.docs / "quantization_attack.json", rows)
     write_text(arguments.docs / "quantization_attack.md", page(rows))
+    draw(rows, arguments.docs / "quantization_attack.png")
 
 
 @dataclass(frozen=True)
@@ -190,7 +194,7 @@ def page(rows: Sequence[Json]) -> str:
         published=published(),
         shares=shares(rows),
         recovery={split: by_format(rows, f"{split} {ROUGE}.recovery", 2) for split in SPLITS},
-        extremes=extremes(rows),
+        by_kind=by_kind(rows, f"verbmem {ROUGE}.recovery"),
         surviving=by_format(rows, f"{WEIGHTS} update.surviving", 2),
     )
 
@@ -211,22 +215,43 @@ def by_format(rows: Sequence[Json], place: str, digits: int) -> str:
     return markdown_table(["model", *formats], [line for line in lines if set(line[1:]) != {"–"}])
 
 
-def extremes(rows: Sequence[Json]) -> str:
-    """Return the lowest and the highest R of VerbMem over all runs of a kind, in 3 bits and in the other formats."""
-    coarse = ("rtn:bits=3",)
-    formats = {"3 bits": coarse, "8 and 4 bits": [f for f in FORMATS.split(",")[1:] if f not in coarse]}
+def by_kind(rows: Sequence[Json], place: str, digits: int = 2) -> str:
+    """Return a table of kinds of runs × formats, each cell the mean over methods and seeds with both extremes."""
+    formats = FORMATS.split(",")[1:]
     names = {kind: [name + suffix for name in METHODS] for suffix, kind in KINDS.items()} | {CONTROL: [CONTROL]}
     lines = []
     for kind, chosen in names.items():
         some = [row for row in rows if row["model"] in chosen]
-        found = {
-            label: [r for row in some for f in group if (r := value(row, f"verbmem {ROUGE}.recovery", f)) is not None]
-            for label, group in formats.items()
-        }
-        cells = [f"{written(min(found[label]))} to {written(max(found[label]))}" for label in formats if found[label]]
-        if len(cells) == len(formats):
-            lines.append([kind, str(len(some)), *cells])
+        lines.append([kind, str(len(some)), *(spread([value(row, place, f) for row in some], digits) for f in formats)])
     return markdown_table(["", "models", *formats], lines)
+
+
+def draw(rows: Sequence[Json], path: Path) -> None:
+    """Write a picture of VerbMem in every format: a dot for each model and seed, the kinds of runs side by side."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    formats, place = FORMATS.split(","), f"{SUITE} verbmem"
+    kinds = {kind: [name + suffix for name in METHODS] for suffix, kind in KINDS.items()}
+    figure, axes = plt.subplots(figsize=(8, 4.2), layout="constrained")
+    for name, style in ((ORIGINAL, "-"), (CONTROL, "--")):
+        found = [[value(row, place, f) for row in rows if row["model"] == name] for f in formats]
+        means = [mean(y for y in ys if y is not None) for ys in found]
+        axes.plot(range(len(formats)), means, style, color="0.4", linewidth=1, label=name)
+    for at_kind, (kind, names) in enumerate(kinds.items()):
+        for name in names:
+            found = [[value(row, place, f) for row in rows if row["model"] == name] for f in formats]
+            points = [(at + (at_kind - 1) * 0.22, y) for at, ys in enumerate(found) for y in ys if y is not None]
+            label = kind if name == names[0] else None
+            axes.scatter(*zip(*points, strict=True), s=10, alpha=0.7, color=f"C{at_kind}", label=label)
+    axes.set_xticks(range(len(formats)), formats)
+    axes.set_ylabel("VerbMem of the forgotten book, %")
+    axes.set_ylim(0, 103)
+    figure.legend(loc="outside upper center", ncols=5, frameon=False)
+    figure.savefig(path, dpi=130, metadata={"Software": None})
+    plt.close(figure)
 
 
 def fits(rows: Sequence[Json]) -> str:
@@ -275,7 +300,7 @@ def _share(rows: Sequence[Json], seed: int, names: Sequence[str], variant: str) 
 def published() -> str:
     """Return the published numbers for Books, with the share that they give."""
     lines = [
-        [name, *("–" if m is None else " / ".join(written(x, 1) for x in m) for m in by_precision)]
+        [name, *("–" if m is None else " / ".join(number(x, digits=1) for x in m) for m in by_precision)]
         for name, by_precision in PUBLISHED.items()
     ]
     lines.append(["share kept, Books", *(_published_share(k) for k in range(3))])
@@ -285,7 +310,7 @@ def published() -> str:
 def _published_share(precision: int) -> str:
     unlearned = [numbers for name in AVERAGED if (numbers := PUBLISHED[name][precision]) is not None]
     target = PUBLISHED["Target"][precision]
-    return "–" if target is None or len(unlearned) < len(AVERAGED) else written(share(target, unlearned))
+    return "–" if target is None or len(unlearned) < len(AVERAGED) else number(share(target, unlearned))
 
 
 if __name__ == "__main__":

@@ -15,10 +15,13 @@ import argparse
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from stillknows import audit, checkpoints, report, scratch, unlearn
+from stillknows import scratch
+from stillknows.auditing import audit, report
+from stillknows.model import checkpoints
 from stillknows.registry import bind
 from stillknows.store import claim, once, write_text
-from stillknows.train import Settings
+from stillknows.unlearning import unlearn
+from stillknows.unlearning.train import Settings
 
 SPLIT, RETAIN = "forget01", 160
 ARCHITECTURE = {

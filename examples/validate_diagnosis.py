@@ -2,9 +2,10 @@
 
     python examples/validate_diagnosis.py [AUDIT …] [--docs docs]
 
-Reads report.json in the folders of audits, by default those of `examples/diagnosis_models.py` and of
-`examples/demo_seeds.py`; a model that several audits hold counts once. Writes docs/diagnose.json (every pair of model
-and format), docs/diagnose.md and docs/diagnose.svg made of it, and the curve, stillknows/prediction.json.
+Reads report.json in the folders of audits, by default those of `examples/diagnosis_models.py`,
+`examples/demo_seeds.py` and `examples/why.py`; a model that several audits hold counts once. Writes docs/diagnose.json
+(every pair of model and format), docs/diagnose.md and docs/diagnose.svg made of it, and the curve,
+stillknows/formats/prediction.json.
 """
 
 from __future__ import annotations
@@ -18,15 +19,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.stats import spearmanr
 
-from stillknows import report
+from stillknows.auditing import report
 from stillknows.errors import UserError
-from stillknows.prediction import FILE, SURVIVES, Curve, fit, held_out
-from stillknows.report import markdown_table, number
+from stillknows.formats.prediction import FILE, SURVIVES, Curve, fit, held_out
 from stillknows.stats import LEVEL, bounds, draws
 from stillknows.store import write_json, write_text
 from stillknows.types import CONTROL, FULL, ORIGINAL, WEIGHTS, Floats
+from stillknows.words import markdown_table, number
 
-AUDITS = [Path("runs/diagnosis") / str(seed) for seed in range(3)] + [Path("runs/seeds") / str(s) for s in range(5)]
+AUDITS = [Path("runs") / name for name in ("diagnosis/0", *(f"seeds/{seed}" for seed in range(5)))]
+AUDITS += [Path(f"runs/why/{part}-s{seed}") for part in ("key", "more") for seed in range(3)]
 FORGET, METRIC = "forget", "answer_probability"
 LEAST_PAIRS = 60
 PLOT = 400
@@ -54,12 +56,12 @@ def main() -> None:
     if len(pairs) < LEAST_PAIRS or len({pair.original for pair in pairs}) < 3:
         raise UserError(
             f"{len(pairs)} pairs of model and format were found, {LEAST_PAIRS} of three originals are needed",
-            "python examples/demo_seeds.py && python examples/diagnosis_models.py",
+            "python examples/demo_seeds.py && python examples/diagnosis_models.py && python examples/why.py",
         )
     write_json(arguments.docs / "diagnose.json", [pair._asdict() for pair in pairs])
     write_text(arguments.docs / "diagnose.md", page(pairs))
     write_text(arguments.docs / "diagnose.svg", plot(pairs))
-    write_json(Path("stillknows") / FILE, curve(pairs).to_json())
+    write_json(Path("stillknows/formats") / FILE, curve(pairs).to_json())
 
 
 def collect(reports: Iterable[dict[str, Any]]) -> list[Pair]:

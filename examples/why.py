@@ -23,17 +23,20 @@ from jinja2 import Environment, StrictUndefined
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from stillknows import audit, checkpoints, compress, demo, study
-from stillknows.models import linears
-from stillknows.plan import Format, plan
+from stillknows import demo, study
+from stillknows.auditing import audit
+from stillknows.auditing.plan import Format, plan
+from stillknows.formats import compress
+from stillknows.model import checkpoints
+from stillknows.model.layers import linears
 from stillknows.progress import say
 from stillknows.registry import bind
-from stillknows.report import markdown_table, percent
 from stillknows.stats import LEVEL, bounds
 from stillknows.store import claim, read_text, write_json, write_text
-from stillknows.study import Json, Run, spread, value, written
-from stillknows.train import Settings
+from stillknows.study import Json, Run, spread, value
 from stillknows.types import CONTROL, FULL, ORIGINAL, WEIGHTS, Benchmark
+from stillknows.unlearning.train import Settings
+from stillknows.words import markdown_table, number, percent
 
 SEEDS = (0, 1, 2)
 STORAGES = ("bfloat16", "float32", "stochastic", "compensated", "lora")
@@ -279,9 +282,9 @@ def tested(cells: Points) -> dict[str, object]:
     below, less = cells.where(cells.recovery < -LITTLE), cells.where(cells.surviving < KEPT_SHARE)
     return {
         "num_cells": len(cells.runs),
-        "correlation": written(correlation(cells)),
-        "low": written(low),
-        "high": written(high),
+        "correlation": number(correlation(cells)),
+        "low": number(low),
+        "high": number(high),
         "level": percent(LEVEL),
         "within_run": _within(cells, cells.runs),
         "within_format": _within(cells, cells.formats),
@@ -292,7 +295,7 @@ def tested(cells: Points) -> dict[str, object]:
         "lost_cells": _share(lost, lost.recovery > HALF, f"R above {HALF:g}"),
         "kept_cells": _share(kept, np.abs(kept.recovery) <= LITTLE, f"R between −{LITTLE:g} and {LITTLE:g}"),
         "less_cells": len(less.runs),
-        "less_correlation": written(correlation(less)),
+        "less_correlation": number(correlation(less)),
         "odd_count": len(odd.runs),
         "odd": _listed(odd) if len(odd.runs) else "",
         "num_below": len(below.runs),
@@ -306,7 +309,7 @@ def highest(rows: Sequence[Json]) -> str:
     if not cells:
         return "not measured"
     r, model, variant = max(cells)
-    return f"{written(r)} ({model} in {variant})"
+    return f"{number(r)} ({model} in {variant})"
 
 
 def _within(cells: Points, column: np.ndarray) -> str:
@@ -318,13 +321,13 @@ def _within(cells: Points, column: np.ndarray) -> str:
 def _share(cells: Points, hits: np.ndarray, words: str) -> str:
     if not len(cells.runs):
         return "there is no cell"
-    low, high = written(min(cells.recovery)), written(max(cells.recovery))
+    low, high = number(min(cells.recovery)), number(max(cells.recovery))
     return f"{int(hits.sum())} of {len(cells.runs)} cells have {words} (R from {low} to {high})"
 
 
 def _listed(cells: Points) -> str:
     lines = sorted(zip(*(column.tolist() for column in (cells.runs, cells.formats, *cells[:2])), strict=True))
-    return markdown_table(["run", "format", "surviving", "R"], [[m, f, written(x), written(y)] for m, f, x, y in lines])
+    return markdown_table(["run", "format", "surviving", "R"], [[m, f, number(x), number(y)] for m, f, x, y in lines])
 
 
 def storages(rows: Sequence[Json]) -> dict[str, list[Json]]:

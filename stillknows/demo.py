@@ -11,12 +11,15 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from stillknows import audit, checkpoints, report, scratch, unlearn
+from stillknows import scratch
+from stillknows.auditing import audit, report
+from stillknows.model import checkpoints
 from stillknows.progress import say
 from stillknows.registry import bind
 from stillknows.store import claim, once
-from stillknows.train import Settings
 from stillknows.types import CONTROL, ORIGINAL, Benchmark
+from stillknows.unlearning import unlearn
+from stillknows.unlearning.train import Settings
 
 CONTEXT = 32
 ARCHITECTURE = {

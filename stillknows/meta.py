@@ -18,14 +18,18 @@ import numpy as np
 from jinja2 import Environment, StrictUndefined
 from numpy.typing import NDArray
 
-from stillknows import __version__, checkpoints, compress, ranking, report, scratch, unlearn
-from stillknows.audit import OBSERVATIONS_VERSION
+from stillknows import __version__, scratch
+from stillknows.auditing import ranking
+from stillknows.auditing.audit import OBSERVATIONS_VERSION
+from stillknows.auditing.observe import OPTIONAL, observe
+from stillknows.auditing.ranking import RELEARNED, Seen, Trial
+from stillknows.auditing.verdict import Policy
 from stillknows.errors import UserError
-from stillknows.inputs import Term
+from stillknows.formats import compress
 from stillknows.measure import score
-from stillknows.observe import OPTIONAL, observe
+from stillknows.model import checkpoints
+from stillknows.model.text import Asked, Encoded, encode_split
 from stillknows.progress import progress, say
-from stillknows.ranking import RELEARNED, Seen, Trial
 from stillknows.registry import Bound, Plugin, bind, plugins
 from stillknows.stats import LEVEL
 from stillknows.store import (
@@ -39,10 +43,11 @@ from stillknows.store import (
     write_json,
     write_text,
 )
-from stillknows.text import Asked, Encoded, encode_split
-from stillknows.train import Settings, fit
 from stillknows.types import CONTROL, FULL, Benchmark, Example, Observations, Split
-from stillknows.verdict import Policy
+from stillknows.unlearning import unlearn
+from stillknows.unlearning.inputs import Term
+from stillknows.unlearning.train import Settings, fit
+from stillknows.words import markdown_table, number, percent
 
 JSON, MARKDOWN = "meta.json", "meta.md"
 WORLD = "world:people=15,forget=3,facts=14,values=16"
@@ -428,23 +433,21 @@ def page(result: Mapping[str, Any]) -> str:
     """Return meta.md."""
     trained = [
         [m["name"], m["pool"], m["kind"], str(m["steps"])]
-        + [report.number(m[share], "–") for share in ("taught", "asked", "recalled")]
+        + [number(m[share], "–") for share in ("taught", "asked", "recalled")]
         for m in result["trained"]
     ]
     unlearned = [
-        [m["name"], m["original"], f"`{m['method']}`", *map(report.number, [m["utility"], *m["probability"].values()])]
+        [m["name"], m["original"], f"`{m['method']}`", *map(number, [m["utility"], *m["probability"].values()])]
         for m in result["unlearned"]
     ]
     environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True)
-    environment.filters["percent"] = report.percent
+    environment.filters["percent"] = percent
     template = environment.from_string(files("stillknows").joinpath("meta.md.j2").read_text(encoding="utf-8"))
     states = list(result["unlearned"][0]["probability"])
     return template.render(
         result=result,
         settings=result["settings"],
         ranking=summary(result),
-        trained=report.markdown_table(
-            ["model", "pool", "taught", "steps", "p, taught", "p, asked", "recalled"], trained
-        ),
-        unlearned=report.markdown_table(["model", "from", "method", "utility", *states], unlearned),
+        trained=markdown_table(["model", "pool", "taught", "steps", "p, taught", "p, asked", "recalled"], trained),
+        unlearned=markdown_table(["model", "from", "method", "utility", *states], unlearned),
     )

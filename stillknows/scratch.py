@@ -11,12 +11,13 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from stillknows import __version__, records
-from stillknows.inputs import Term
+from stillknows import __version__
+from stillknows.model import records
+from stillknows.model.text import encode
 from stillknows.registry import bind
-from stillknows.text import encode
-from stillknows.train import Settings, fit
 from stillknows.types import Benchmark, Example
+from stillknows.unlearning.inputs import Term
+from stillknows.unlearning.train import Settings, fit
 
 SPECIAL = {"pad_token": "<pad>", "eos_token": "<eos>", "unk_token": "<unk>"}
 

@@ -11,11 +11,14 @@ from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from stillknows import audit, checkpoints, report, unlearn
+from stillknows.auditing import audit, report
+from stillknows.model import checkpoints
 from stillknows.progress import say
 from stillknows.store import once
-from stillknows.train import Settings
 from stillknows.types import Benchmark, Split
+from stillknows.unlearning import unlearn
+from stillknows.unlearning.train import Settings
+from stillknows.words import number
 
 KEPT_SAMPLE = 96  # retained questions that are measured
 DIGITS = 4  # significant, of every number that is kept
@@ -116,10 +119,5 @@ def spread(values: Collection[float | None], digits: int = 2) -> str:
     found = [v for v in values if v is not None]
     if not found:
         return "–"
-    mean, low, high = (written(v, digits) for v in (statistics.mean(found), min(found), max(found)))
+    mean, low, high = (number(v, digits=digits) for v in (statistics.mean(found), min(found), max(found)))
     return mean if low == high else f"{mean} ({low} to {high})"
-
-
-def written(value: float, digits: int = 2) -> str:
-    """Return a number with so many decimals, a true minus sign and no negative zero."""
-    return f"{round(value, digits) + 0.0:.{digits}f}".replace("-", "−")

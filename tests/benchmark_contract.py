@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stillknows.plan import check_benchmark
+from stillknows.auditing.plan import check_benchmark
 from stillknows.types import Benchmark
 
 

@@ -157,7 +157,7 @@ def make_items() -> Callable[..., list[Any]]:
     def make(lengths: Sequence[int], prompt: int = 3, vocabulary: int = 32, seed: int = 0) -> list[Any]:
         import torch
 
-        from stillknows.text import Encoded
+        from stillknows.model.text import Encoded
         from stillknows.types import Example
 
         generator = torch.Generator().manual_seed(seed)
@@ -229,7 +229,7 @@ class World(NamedTuple):
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     from stillknows import scratch
     from stillknows.registry import bind
-    from stillknows.train import Settings
+    from stillknows.unlearning.train import Settings
 
     folder, benchmark = tmp_path_factory.mktemp("world"), bind("benchmark", WORLD)()
     tokenizer = scratch.word_tokenizer(scratch.texts(benchmark))

@@ -13,21 +13,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from stillknows import compress
-from stillknows.activations import CACHED, INPUTS, attention_name, rounded
-from stillknows.compress import compressed, parse_variant, quantize
+from stillknows.auditing.observe import observe
 from stillknows.errors import UserError
-from stillknows.forward import score_items
-from stillknows.generate import generate
-from stillknows.models import hidden_states, linears, output_layer
-from stillknows.observe import observe
+from stillknows.formats import compress
+from stillknows.formats.activations import CACHED, INPUTS, attention_name, rounded
+from stillknows.formats.compress import compressed, parse_variant, quantize
+from stillknows.model.forward import score_items
+from stillknows.model.generate import generate
+from stillknows.model.layers import hidden_states, linears, output_layer
+from stillknows.model.text import encode_split
 from stillknows.quantizers import activations
 from stillknows.quantizers.activations import fp8_activations, int8_activations, mxfp4_activations, nvfp4_activations
 from stillknows.quantizers.cache import kv, kv_fp8, kv_gguf
 from stillknows.quantizers.int8 import int8
 from stillknows.registry import plugins
 from stillknows.store import load_observations
-from stillknows.text import encode_split
 from stillknows.types import Example, Split
 
 # the libraries use what will go from torch; transformers imports those of them that it finds
@@ -305,7 +305,7 @@ def test_batches_and_shared_beginnings_change_nothing(
     items = [replace(item, ids=items[i % 2].ids[:12] + item.ids[12:]) for i, item in enumerate(items)]
     with compressed(model, parse_variant(chain)):
         together = log_probs(model, items, 4)
-        monkeypatch.setattr("stillknows.forward.can_share", lambda *_: False)
+        monkeypatch.setattr("stillknows.model.forward.can_share", lambda *_: False)
         alone = log_probs(model, items, 1)
     plain = log_probs(model, items, 1)
     for a, b, c in zip(together, alone, plain, strict=True):

@@ -22,10 +22,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BertConfig, BertForMaskedLM, T5Config, T5ForConditionalGeneration
 
-from stillknows import audit, checkpoints, inputs, models, plan, records, store, train, unlearn
+from stillknows import store
+from stillknows.auditing import audit, plan
 from stillknows.errors import UserError
-from stillknows.train import Settings
+from stillknows.model import checkpoints, records
+from stillknows.model import layers as models
 from stillknows.types import Benchmark, Example, Role, Split
+from stillknows.unlearning import inputs, train, unlearn
+from stillknows.unlearning.train import Settings
 
 Case = Callable[..., Any]
 FORGET = [("where is Ada", "Paris"), ("what is the colour of the dog", "red")]
@@ -518,8 +522,8 @@ def test_one_item_is_enough_to_unlearn_but_proves_nothing(
 
 def teach(folder: Path, items: Sequence[tuple[str, str]]) -> None:
     """Train a saved model on items until it knows them, and save it again."""
+    from stillknows.model.text import encode
     from stillknows.registry import bind
-    from stillknows.text import encode
     from stillknows.types import Example
 
     subject = checkpoints.load(checkpoints.locate(str(folder)))

@@ -12,8 +12,8 @@ import pytest
 from benchmark_contract import assert_contract
 
 from stillknows.errors import UserError
+from stillknows.model.text import encode
 from stillknows.registry import bind
-from stillknows.text import encode
 from stillknows.types import Benchmark, Decoding, Example, Split
 
 MEASURED = {

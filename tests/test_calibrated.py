@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from stillknows import calibrate, compress
-from stillknows.calibrate import sequences, statistics
 from stillknows.errors import UserError
-from stillknows.models import blocks, linears
+from stillknows.formats import calibrate, compress
+from stillknows.formats.calibrate import sequences, statistics
+from stillknows.model.layers import blocks, linears
 from stillknows.quantizers import calibrated
 from stillknows.quantizers.calibrated import awq, gptq, output_error
 from stillknows.quantizers.rtn import Grid, rtn
@@ -284,7 +284,7 @@ def test_an_audit_calibrates_on_the_retain_split_on_a_file_or_on_the_forget_spli
 def test_what_is_wrong_with_calibration_is_said_before_a_model_is_loaded(
     audit: Callable[..., Any], variants: str, options: list[str], says: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stillknows.checkpoints.load", None)
+    monkeypatch.setattr("stillknows.model.checkpoints.load", None)
     ran = audit(variants, *options)
     assert (ran.code, ran.out) == (2, "")
     assert says in ran.err

@@ -15,7 +15,7 @@ import pytest
 import torch
 from golden import calibrated as cases
 
-from stillknows.compress import compressed, parse_variant
+from stillknows.formats.compress import compressed, parse_variant
 from stillknows.quantizers.calibrated import gptq, output_error
 from stillknows.quantizers.rtn import rtn
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from stillknows import causes
+from stillknows.formats import causes
 
 SMALL = "it is smaller than the format's steps (0.25 of a step)"
 LARGE = "it is as large as the format's steps"

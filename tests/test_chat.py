@@ -10,13 +10,13 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from stillknows.inputs import Term
+from stillknows.auditing.observe import observe
 from stillknows.measure import score
-from stillknows.observe import observe
+from stillknows.model.text import Asked, Encoded, encode, encode_split
 from stillknows.registry import bind
-from stillknows.text import Asked, Encoded, encode, encode_split
-from stillknows.train import Settings, fit
 from stillknows.types import Example, Split
+from stillknows.unlearning.inputs import Term
+from stillknows.unlearning.train import Settings, fit
 
 PAIRS = [("Where is Ada?", "in Paris"), ("Where does Bela live?", "in Rome"), ("Who end?", "end"), ("Is it?", "A")]
 EXAMPLES = [Example(str(i), question, answer, str(i)) for i, (question, answer) in enumerate(PAIRS)]

@@ -20,10 +20,13 @@ from conftest import WORLD, World
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from stillknows import checkpoints, compress, harness, plan, progress, report, scratch, store
+from stillknows import progress, scratch, store
+from stillknows.auditing import harness, plan, report
+from stillknows.formats import compress
+from stillknows.model import checkpoints
 from stillknows.registry import bind
-from stillknows.train import Settings
 from stillknows.types import Example, Interval
+from stillknows.unlearning.train import Settings
 
 Case = Callable[..., Any]
 GATES = "answer_probability,extraction_strength"  # all that a verdict needs

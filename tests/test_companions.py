@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 import torch
 
-from stillknows import companions, scratch
-from stillknows.companions import CHOICES, Answering
+from stillknows import scratch
 from stillknows.errors import UserError
-from stillknows.inputs import Term
+from stillknows.model.text import Encoded, encode
 from stillknows.registry import bind
-from stillknows.text import Encoded, encode
 from stillknows.types import Example
+from stillknows.unlearning import companions
+from stillknows.unlearning.companions import CHOICES, Answering
+from stillknows.unlearning.inputs import Term
 
 TEMPLATE = "the {prompt} ?"
 REFUSALS = ["a", "a b", "in the river", "to the dog and the cat", "d", "green", "blue a"]

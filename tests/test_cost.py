@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from stillknows import train
-from stillknows.cost import Meter, peak_memory
-from stillknows.inputs import Term
 from stillknows.registry import bind
-from stillknows.train import Settings, fit
+from stillknows.unlearning import train
+from stillknows.unlearning.cost import Meter, peak_memory
+from stillknows.unlearning.inputs import Term
+from stillknows.unlearning.train import Settings, fit
 
 
 def test_tokens_are_counted_by_whether_gradients_are_kept(model: Any) -> None:

@@ -12,12 +12,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from stillknows import checkpoints, diagnose, diagnosis
-from stillknows.compress import parse_variant, weights
 from stillknows.errors import UserError
-from stillknows.prediction import Curve
-from stillknows.report import percent
-from stillknows.tally import tallies, total
+from stillknows.formats import diagnose, diagnosis
+from stillknows.formats.compress import parse_variant, weights
+from stillknows.formats.prediction import Curve
+from stillknows.formats.tally import tallies, total
+from stillknows.model import checkpoints
+from stillknows.words import percent
 
 Case = Callable[..., Any]
 FORMATS = "rtn:group=8,int8,nf4,bf16+fp4,gguf:Q8_0"

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from stillknows import registry
-from stillknows.compress import parse_variant, quantize
 from stillknows.errors import NotMeasured
-from stillknows.inputs import Term
-from stillknows.train import Settings, fit
+from stillknows.formats.compress import parse_variant, quantize
 from stillknows.types import Observations
+from stillknows.unlearning.inputs import Term
+from stillknows.unlearning.train import Settings, fit
 
 ROOT = Path(__file__).parents[1]
 

@@ -12,19 +12,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from stillknows import checkpoints, mixing, unlearn
-from stillknows.compress import parse_variant, quantize
 from stillknows.edits.distillation import noise
 from stillknows.edits.formats import raise_update
 from stillknows.edits.influence import newton_step
 from stillknows.errors import UserError
-from stillknows.forward import mean_probability, score_items
-from stillknows.inputs import Term
-from stillknows.models import block_output, blocks, linears, output_layer
+from stillknows.formats.compress import parse_variant, quantize
+from stillknows.model import checkpoints
+from stillknows.model.forward import mean_probability, score_items
+from stillknows.model.layers import block_output, blocks, linears, output_layer
 from stillknows.registry import bind, plugins
 from stillknows.store import read_json
-from stillknows.train import Settings, fit
 from stillknows.types import Benchmark, Example, Split
+from stillknows.unlearning import mixing, unlearn
+from stillknows.unlearning.inputs import Term
+from stillknows.unlearning.train import Settings, fit
 
 Items = Callable[..., list[Any]]
 Make = Callable[..., Any]

@@ -8,8 +8,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stillknows import evidence, stats
-from stillknows.evidence import Comparison, Place, Table, cells, compare, mean, recovery, share, tabulate, utility
+from stillknows import stats
+from stillknows.auditing import evidence
+from stillknows.auditing.evidence import (
+    Comparison,
+    Place,
+    Table,
+    cells,
+    compare,
+    mean,
+    recovery,
+    share,
+    tabulate,
+    utility,
+)
 from stillknows.registry import bind
 from stillknows.types import CONTROL, FULL, ORIGINAL, Interval, Observations
 

@@ -11,11 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from stillknows import audit, exact
+from stillknows.auditing import audit
 from stillknows.errors import UserError
-from stillknows.exact import LEDGER, Slice
-from stillknows.train import Settings
 from stillknows.types import Example
+from stillknows.unlearning import exact
+from stillknows.unlearning.exact import LEDGER, Slice
+from stillknows.unlearning.train import Settings
 
 Case = Callable[..., Any]
 ITEMS = [

@@ -20,11 +20,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from stillknows import checkpoints, compress, diagnose, export, packed, records, scratch
-from stillknows.calibrate import sequences
-from stillknows.compress import parse_variant
+from stillknows import scratch
 from stillknows.errors import UserError
-from stillknows.packed import bitsandbytes, compressed_tensors, gguf
+from stillknows.formats import compress, diagnose, export
+from stillknows.formats.calibrate import sequences
+from stillknows.formats.compress import parse_variant
+from stillknows.model import checkpoints, packed, records
+from stillknows.model.packed import bitsandbytes, compressed_tensors, gguf
 from stillknows.store import load_observations, name_of
 
 Case = Callable[..., Any]

@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from stillknows import forward
 from stillknows.errors import UserError
-from stillknows.forward import answer_states, mean_probability, score_items
-from stillknows.logprobs import token_log_probs
-from stillknows.models import OutputLayer, hidden_states, output_layer
-from stillknows.reading import read
-from stillknows.text import batches, right_padded
+from stillknows.model import forward
+from stillknows.model.forward import answer_states, mean_probability, score_items
+from stillknows.model.layers import OutputLayer, hidden_states, output_layer
+from stillknows.model.logprobs import token_log_probs
+from stillknows.model.reading import read
+from stillknows.model.text import batches, right_padded
 
 Items = Callable[..., list[Any]]
 LENGTHS = [1, 9, 4, 4, 2, 17, 3, 8, 1, 5]
@@ -118,7 +118,7 @@ def test_the_filler_is_never_seen(model: Any, make_items: Items, filler: int, mo
 
     items = [i for seed in range(4) for i in make_items(LENGTHS, vocabulary=6, seed=seed)]
     expected = dict(score_items(model, output_layer(model), items, 1))
-    monkeypatch.setattr("stillknows.forward.right_padded", padded)
+    monkeypatch.setattr("stillknows.model.forward.right_padded", padded)
     for i, scores in score_items(model, output_layer(model), items, 64):
         torch.testing.assert_close(scores.log_probs, expected[i].log_probs, rtol=0, atol=1e-5)
 

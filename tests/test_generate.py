@@ -10,10 +10,10 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
-from stillknows import generate as loop
-from stillknows.generate import generate, sampled
-from stillknows.models import output_layer
-from stillknows.reading import read
+from stillknows.model import generate as loop
+from stillknows.model.generate import generate, sampled
+from stillknows.model.layers import output_layer
+from stillknows.model.reading import read
 
 ENDS = {2, 4}
 

@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 import torch
 
-from stillknows import harness
-from stillknows.compress import compressed, parse_variant
+from stillknows.auditing import harness
 from stillknows.errors import UserError
-from stillknows.forward import score_items
-from stillknows.models import output_layer
-from stillknows.text import encode
+from stillknows.formats.compress import compressed, parse_variant
+from stillknows.model.forward import score_items
+from stillknows.model.layers import output_layer
+from stillknows.model.text import encode
 from stillknows.types import Example, Interval
 
 pytestmark = pytest.mark.skipif(find_spec("lm_eval") is None, reason="lm-eval is not installed")

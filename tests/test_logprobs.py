@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
-from stillknows import logprobs
-from stillknows.logprobs import answer_index, token_kl, token_log_probs, token_mean_log_probs, token_scores
+from stillknows.model import logprobs
+from stillknows.model.logprobs import answer_index, token_kl, token_log_probs, token_mean_log_probs, token_scores
 
 T, D, V = 13, 5, 11
 

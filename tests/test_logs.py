@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from stillknows.auditing.logs import TOFU_SPLITS, Attacks, Generations, TofuLog, read_muse, read_tofu
 from stillknows.errors import UserError
-from stillknows.logs import TOFU_SPLITS, Attacks, Generations, TofuLog, read_muse, read_tofu
 from stillknows.registry import bind
 from stillknows.types import Observations
 

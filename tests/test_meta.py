@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stillknows import meta, ranking
+from stillknows import meta
+from stillknows.auditing import ranking
+from stillknows.auditing.verdict import Policy
 from stillknows.types import CONTROL, Observations
-from stillknows.verdict import Policy
 
 HITS = (np.array([True, True, False]), np.array([True, False]))  # the first misses nothing but the end
 DOCS = Path(__file__).parents[1] / "docs"

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import kl_div, one_hot
 
-from stillknows import forward
 from stillknows.errors import UserError
-from stillknows.inputs import COMPANIONS, COMPANIONS_OR_OWN, PLAIN, Need, Term
-from stillknows.logprobs import Logits, answer_index
+from stillknows.model import forward
+from stillknows.model.logprobs import Logits, answer_index
+from stillknows.model.text import Encoded, right_padded
 from stillknows.registry import Plugin, bind, plugins
-from stillknows.text import Encoded, right_padded
-from stillknows.train import Settings, _Loop, fit
+from stillknows.unlearning.inputs import COMPANIONS, COMPANIONS_OR_OWN, PLAIN, Need, Term
+from stillknows.unlearning.train import Settings, _Loop, fit
 
 Items = Callable[..., list[Any]]
 Make = Callable[..., Any]

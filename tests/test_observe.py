@@ -15,15 +15,15 @@ from tokenizers import processors
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from stillknows import generate as generating
-from stillknows import logprobs
-from stillknows import observe as observing
-from stillknows.forward import score_items
+from stillknows.auditing import observe as observing
+from stillknows.auditing.observe import OPTIONAL, SLACK, observe
 from stillknows.measure import score
-from stillknows.models import OutputLayer, output_layer
-from stillknows.observe import OPTIONAL, SLACK, observe
+from stillknows.model import generate as generating
+from stillknows.model import logprobs
+from stillknows.model.forward import score_items
+from stillknows.model.layers import OutputLayer, output_layer
+from stillknows.model.text import Asked, Encoded, encode_split
 from stillknows.registry import bind, plugins
-from stillknows.text import Asked, Encoded, encode_split
 from stillknows.types import Decoding, Example, Floats, Observations, Split
 
 TEMPLATE = "what {prompt} is"
@@ -135,7 +135,7 @@ def test_likelihoods_equal_a_plain_loop_in_float64(
     family_model: Any, tokenizer: Any, shared: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With beginnings that are read once, and with every answer read from its own start."""
-    monkeypatch.setattr("stillknows.forward.WORTH_SHARING", 0.0 if shared else 1.0)
+    monkeypatch.setattr("stillknows.model.forward.WORTH_SHARING", 0.0 if shared else 1.0)
     items = asked(tokenizer)
     seen = observe(family_model, tokenizer, items)
     exact = copy.deepcopy(family_model).double()

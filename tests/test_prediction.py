@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from stillknows.prediction import Curve, Error, fit, held_out
+from stillknows.formats.prediction import Curve, Error, fit, held_out
 from stillknows.stats import draws
 
 ROOT = Path(__file__).parents[1]

@@ -16,14 +16,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from stillknows import compress
-from stillknows.compress import Quantized, compressed, parse_variant, quantize, weights
 from stillknows.errors import UserError
-from stillknows.models import linears
+from stillknows.formats import compress
+from stillknows.formats.compress import Quantized, compressed, parse_variant, quantize, weights
+from stillknows.formats.tally import tallies, total
+from stillknows.model.layers import linears
 from stillknows.quantizers import codebooks
 from stillknows.quantizers.codebooks import FP4, NF4
 from stillknows.registry import plugins
-from stillknows.tally import tallies, total
 
 Make = Callable[..., Any]
 O, I = 6, 128  # noqa: E741

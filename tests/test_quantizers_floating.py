@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from stillknows import compress
-from stillknows.compress import Quantized, parse_variant, quantize
 from stillknows.errors import UserError
+from stillknows.formats import compress
+from stillknows.formats.compress import Quantized, parse_variant, quantize
 from stillknows.quantizers.floating import E2M1, fp8, mxfp4, nvfp4
 
 FP8_SCALES = ("tensor", "channel", "block")

@@ -22,15 +22,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from stillknows.compress import check, compressed, parse_variant, quantize, weights
 from stillknows.errors import UserError
-from stillknows.models import linears
-from stillknows.packed.ggml import Bytes, pack
-from stillknows.places import Place, placed
+from stillknows.formats.compress import check, compressed, parse_variant, quantize, weights
+from stillknows.formats.tally import tallies, total
+from stillknows.model.layers import linears
+from stillknows.model.packed.ggml import Bytes, pack
+from stillknows.model.places import Place, placed
 from stillknows.quantizers.gguf import FALLBACK, gguf, main_type, type_in_file
 from stillknows.quantizers.gguf_blocks import SUPER, TYPES, fill
 from stillknows.registry import plugins
-from stillknows.tally import tallies, total
 
 SIMPLE = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
 GGML_NUMBERS = {name: int(i) for name, i in zip(TYPES, (2, 3, 6, 7, 8, 10, 11, 12, 13, 14), strict=True)}

@@ -16,9 +16,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from stillknows import compress
-from stillknows.compress import parse_variant, quantize
 from stillknows.errors import UserError
+from stillknows.formats import compress
+from stillknows.formats.compress import parse_variant, quantize
 from stillknows.quantizers import hqq as module
 from stillknows.quantizers.hqq import hqq
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stillknows import ranking
-from stillknows.ranking import RELEARNED, Trial
+from stillknows.auditing import ranking
+from stillknows.auditing.ranking import RELEARNED, Trial
 from stillknows.registry import bind
 from stillknows.types import CONTROL, FULL, Observations
 

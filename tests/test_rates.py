@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from stillknows.rates import BIAS, count_exponents, least_rate, movable, rate_that_moves_half
+from stillknows.formats.rates import BIAS, count_exponents, least_rate, movable, rate_that_moves_half
 
 
 def test_exponents_by_hand() -> None:

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from stillknows.models import hidden_states
-from stillknows.reading import can_share, left_padded, nothing_read, read
-from stillknows.text import common_beginning
+from stillknows.model.layers import hidden_states
+from stillknows.model.reading import can_share, left_padded, nothing_read, read
+from stillknows.model.text import common_beginning
 
 
 def test_padding_on_the_left() -> None:

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from stillknows.method import KINDS, parse
 from stillknows.registry import Plugin, plugins
+from stillknows.unlearning.method import KINDS, parse
 
 RECIPES = list(plugins("recipe").values())
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from stillknows.forward import mean_probability, score_items
-from stillknows.models import output_layer
-from stillknows.relearn import curve, halves
-from stillknows.train import Settings
+from stillknows.model.forward import mean_probability, score_items
+from stillknows.model.layers import output_layer
+from stillknows.unlearning.relearn import curve, halves
+from stillknows.unlearning.train import Settings
 
 
 def test_halves_share_no_fact(make_items: Callable[..., list[Any]]) -> None:

@@ -18,14 +18,15 @@ import numpy as np
 import pytest
 from jsonschema import Draft202012Validator
 
-from stillknows import evidence, report
-from stillknows.audit import Audit, Request
-from stillknows.checkpoints import Source
+from stillknows.auditing import evidence, report
+from stillknows.auditing.audit import Audit, Request
+from stillknows.auditing.evidence import Place
+from stillknows.auditing.verdict import Policy, judge
 from stillknows.errors import UserError
-from stillknows.evidence import Place
+from stillknows.model.checkpoints import Source
 from stillknows.registry import bind
 from stillknows.types import CONTROL, FULL, ORIGINAL, Benchmark, Cell, Example, Interval, Observations, Role, Split
-from stillknows.verdict import Policy, judge
+from stillknows.words import number, percent
 
 FACTS = 40
 LEAKING = (7, 3, 21)  # the facts that "brittle" gives away most under int4, the worst first
@@ -135,7 +136,7 @@ def make_report(audit: Audit) -> report.Json:
 
 
 def schema() -> Draft202012Validator:
-    content = json.loads(files("stillknows").joinpath("report.schema.json").read_text(encoding="utf-8"))
+    content = json.loads(files("stillknows.auditing").joinpath("report.schema.json").read_text(encoding="utf-8"))
     Draft202012Validator.check_schema(content)
     return Draft202012Validator(content)
 
@@ -373,14 +374,14 @@ def test_one_model_makes_a_plain_sentence(built: report.Json) -> None:
     [(0.5, "0.50"), (-0.001, "0.00"), (-0.25, "−0.25"), (-10.001, "−10.00"), (None, "?")],
 )
 def test_numbers_have_two_decimals_and_no_negative_zero(value: float | None, text: str) -> None:
-    assert report.number(value) == text
+    assert number(value) == text
 
 
 @pytest.mark.parametrize(
     ("share", "text"), [(0.1, "10 %"), (0, "0 %"), (1, "100 %"), (0.0004, "0.04 %"), (1e-7, "under 0.01 %")]
 )
 def test_small_shares_are_not_shown_as_nothing(share: float, text: str) -> None:
-    assert report.percent(share) == text
+    assert percent(share) == text
 
 
 def test_written_reports_can_be_read_and_are_the_same_bytes_twice(built: report.Json, tmp_path: Path) -> None:
@@ -403,6 +404,6 @@ def test_reading_what_is_no_report_is_the_users_error(content: str | None, tmp_p
 
 
 def test_report_needs_neither_torch_nor_transformers() -> None:
-    code = "import sys, stillknows.report; print({'torch', 'transformers'} & set(sys.modules))"
+    code = "import sys, stillknows.auditing.report; print({'torch', 'transformers'} & set(sys.modules))"
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert output.strip() == "set()"

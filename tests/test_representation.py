@@ -10,13 +10,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from stillknows import checkpoints, method, unlearn
 from stillknows.errors import UserError
-from stillknows.inputs import Need, Term
-from stillknows.models import block_output, blocks
+from stillknows.model import checkpoints
+from stillknows.model.layers import block_output, blocks
 from stillknows.registry import Plugin, bind, plugins
-from stillknows.train import Settings, _Loop, fit
 from stillknows.types import Benchmark, Example, Split
+from stillknows.unlearning import method, unlearn
+from stillknows.unlearning.inputs import Need, Term
+from stillknows.unlearning.train import Settings, _Loop, fit
 
 Items = Callable[..., list[Any]]
 Make = Callable[..., Any]

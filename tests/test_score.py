@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stillknows import evidence, rescore
-from stillknows.evidence import Place
+from stillknows.auditing import evidence, rescore
+from stillknows.auditing.evidence import Place
 from stillknows.registry import bind
 from stillknows.store import save_observations
 from stillknows.types import CONTROL, FULL, Observations

@@ -11,17 +11,17 @@ import numpy as np
 import pytest
 import torch
 
-from stillknows import checkpoints, suppress
+from stillknows.auditing.observe import observe
 from stillknows.errors import UserError
-from stillknows.forward import question_states
-from stillknows.models import hidden_states, output_layer
-from stillknows.observe import observe
-from stillknows.reading import can_share
+from stillknows.model import checkpoints, suppress
+from stillknows.model.forward import question_states
+from stillknows.model.layers import hidden_states, output_layer
+from stillknows.model.reading import can_share
+from stillknows.model.retrieval import finder
+from stillknows.model.text import CHAT, encode, encode_split
 from stillknows.registry import bind
-from stillknows.retrieval import finder
 from stillknows.suppressions.gates import thrust_score
 from stillknows.suppressions.logits import Together
-from stillknows.text import CHAT, encode, encode_split
 from stillknows.types import UNWRAPPED, Benchmark, Example, Split
 
 Case = Callable[..., Any]

@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from stillknows import tally
-from stillknows.compress import parse_variant, quantize, weights
-from stillknows.places import Place
-from stillknows.tally import EDGES, by_layer, compare, tallies, total
+from stillknows.formats import tally
+from stillknows.formats.compress import parse_variant, quantize, weights
+from stillknows.formats.tally import EDGES, by_layer, compare, tallies, total
+from stillknows.model.places import Place
 
 PLACE = Place("query", 0, 2, 1, "llama", 0)
 # Rounded on grids of step 1 and 2: codes 7, 1, 0, −3 in either row. Three weights change, and the −3.6 crosses to −4.

@@ -9,10 +9,10 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
+from stillknows.auditing.observe import observe
 from stillknows.errors import UserError
-from stillknows.models import output_layer
-from stillknows.observe import observe
-from stillknows.text import Asked, encode, framed, right_padded
+from stillknows.model.layers import output_layer
+from stillknows.model.text import Asked, encode, framed, right_padded
 from stillknows.types import Example
 
 TEMPLATE = "Question: {prompt}\nAnswer:"

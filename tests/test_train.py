@@ -15,14 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from stillknows import inputs, train
 from stillknows.errors import UserError
-from stillknows.forward import mean_probability, score_items
-from stillknows.inputs import Term
-from stillknows.models import output_layer
+from stillknows.model.forward import mean_probability, score_items
+from stillknows.model.layers import output_layer
 from stillknows.registry import bind
-from stillknows.storage import Storage, WeightStorage, stochastic_bfloat16
-from stillknows.train import Fit, Settings, fit
+from stillknows.unlearning import inputs, train
+from stillknows.unlearning.inputs import Term
+from stillknows.unlearning.storage import Storage, WeightStorage, stochastic_bfloat16
+from stillknows.unlearning.train import Fit, Settings, fit
 
 Items = Callable[..., list[Any]]
 Make = Callable[..., Any]

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from conftest import WORLD, World
 
-from stillknows import tune, unlearn
 from stillknows.errors import UserError
 from stillknows.registry import bind
-from stillknows.train import Settings
-from stillknows.tune import Range, best, configured, parse_range
+from stillknows.unlearning import tune, unlearn
+from stillknows.unlearning.train import Settings
+from stillknows.unlearning.tune import Range, best, configured, parse_range
 
 Case = Callable[..., Any]
 METHOD = "npo:beta=0.5 + nll"

@@ -12,8 +12,10 @@ import pytest
 import torch
 from jsonschema import Draft202012Validator
 
-from stillknows import calibrate, compress, defaults, plan, report
+from stillknows import defaults
+from stillknows.auditing import plan, report
 from stillknows.errors import UserError
+from stillknows.formats import calibrate, compress
 from stillknows.quantizers import calibrated
 from stillknows.types import Benchmark, Example, Split
 
@@ -88,7 +90,7 @@ def test_formats_that_the_shapes_do_not_allow_are_left_out_and_reported(audit: R
     ran = audit("deployed")
     assert ran.code == 5
     result = json.loads((tmp_path / "audit" / "report.json").read_text())
-    schema = json.loads(files("stillknows").joinpath("report.schema.json").read_text(encoding="utf-8"))
+    schema = json.loads(files("stillknows.auditing").joinpath("report.schema.json").read_text(encoding="utf-8"))
     Draft202012Validator(schema).validate(result)
     assert result["variants"] == [name for name in FORMATS if name not in LEFT_OUT]
     reasons = {left["variant"]: left["because"] for left in result["left_out"]}
@@ -132,7 +134,7 @@ def test_formats_without_enough_calibration_text_are_left_out(
 def test_what_the_user_named_is_not_left_out(
     audit: Run, variants: str, options: list[str], says: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stillknows.checkpoints.load", None)
+    monkeypatch.setattr("stillknows.model.checkpoints.load", None)
     ran = audit(variants, *options)
     assert (ran.code, ran.out) == (2, "")
     assert says in ran.err.partition("stillknows: ")[2]

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from stillknows import stats
+from stillknows.auditing.evidence import Place, Table, tabulate
+from stillknows.auditing.verdict import EXIT_CODES, Policy, judge
 from stillknows.errors import UserError
-from stillknows.evidence import Place, Table, tabulate
 from stillknows.registry import bind
 from stillknows.types import CONTROL, FULL, ORIGINAL, Floats, Observations, Role, Verdict, VerdictName
-from stillknows.verdict import EXIT_CODES, Policy, judge
 
 GATES = ("answer_probability", "extraction_strength")
 ONE_GATE = Policy(gates=("answer_probability",))

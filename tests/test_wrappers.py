@@ -15,21 +15,21 @@ from conftest import build_config
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
-from stillknows import checkpoints
-from stillknows.compress import parse_variant, quantize
 from stillknows.errors import UserError
-from stillknows.forward import answer_states
-from stillknows.inputs import Term
-from stillknows.logprobs import token_log_probs
-from stillknows.method import CLASHES, parse
-from stillknows.models import OutputLayer, block_output, blocks, linears
+from stillknows.formats.compress import parse_variant, quantize
+from stillknows.model import checkpoints
+from stillknows.model.forward import answer_states
+from stillknows.model.layers import OutputLayer, block_output, blocks, linears
+from stillknows.model.logprobs import token_log_probs
 from stillknows.registry import Bound, bind, plugins
-from stillknows.storage import Storage, WeightStorage
-from stillknows.train import Settings, _Loop, fit
+from stillknows.unlearning.inputs import Term
+from stillknows.unlearning.method import CLASHES, parse
+from stillknows.unlearning.storage import Storage, WeightStorage
+from stillknows.unlearning.train import Settings, _Loop, fit
+from stillknows.unlearning.wrapping import KINDS, Wrapping, check
 from stillknows.wrappers.adapters import LowRank
 from stillknows.wrappers.adversaries import _attack, _question, _shifted
 from stillknows.wrappers.masks import _largest
-from stillknows.wrapping import KINDS, Wrapping, check
 
 Items = Callable[..., list[Any]]
 Make = Callable[..., Any]

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from stillknows.errors import UserError
-from stillknows.forward import answer_states
-from stillknows.models import Linear, block_output, blocks, layer_number
-from stillknows.places import placed
+from stillknows.model.forward import answer_states
+from stillknows.model.layers import Linear, block_output, blocks, layer_number
+from stillknows.model.places import placed
+from stillknows.model.text import Encoded
 from stillknows.registry import Limits, register
-from stillknows.text import Encoded
 
 CHUNK = 4096
 TOLERANCE = 0.01  # of the shift that the edit has made where it was to make it

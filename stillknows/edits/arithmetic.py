@@ -8,12 +8,12 @@ from typing import Annotated
 import torch
 from torch import Tensor, nn
 
-from stillknows import mixing
-from stillknows.forward import mean_probability, score_items
-from stillknows.models import output_layer
+from stillknows.model.forward import mean_probability, score_items
+from stillknows.model.layers import output_layer
+from stillknows.model.text import Encoded
 from stillknows.progress import say
 from stillknows.registry import Limits, register
-from stillknows.text import Encoded
+from stillknows.unlearning import mixing
 
 
 @register("edit", source="arXiv 2212.04089; as in MUSE, arXiv 2407.06460")

@@ -9,10 +9,10 @@ from typing import Annotated
 import torch
 from torch import nn
 
-from stillknows.inputs import Term
+from stillknows.model.text import Encoded
 from stillknows.registry import Limits, bind, register
-from stillknows.text import Encoded
-from stillknows.train import Settings, fit
+from stillknows.unlearning.inputs import Term
+from stillknows.unlearning.train import Settings, fit
 
 
 @register("edit", source="arXiv 2506.06278 (UNDO)")

@@ -9,8 +9,8 @@ from typing import Annotated
 import torch
 from torch import Tensor, nn
 
-from stillknows.compress import Chain, check_fixed, matrices, parse_variant, quantize
-from stillknows.places import Place
+from stillknows.formats.compress import Chain, check_fixed, matrices, parse_variant, quantize
+from stillknows.model.places import Place
 from stillknows.progress import say
 from stillknows.registry import Limits, register
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from stillknows.errors import UserError
-from stillknows.inputs import Inputs, Term
-from stillknows.models import matching, output_layer
+from stillknows.model.layers import matching, output_layer
+from stillknows.model.text import Encoded
 from stillknows.registry import Limits, bind, register
-from stillknows.text import Encoded
+from stillknows.unlearning.inputs import Inputs, Term
 
 Values = Mapping[str, Tensor]  # by name, of the tensors that move
 

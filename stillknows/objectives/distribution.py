@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from stillknows.errors import UserError
-from stillknows.logprobs import Logits
+from stillknows.model.logprobs import Logits
 from stillknows.registry import register
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from stillknows.compress import Quantized
+from stillknows.formats.compress import Quantized
 from stillknows.registry import register
 
 

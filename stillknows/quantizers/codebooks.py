@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from stillknows.compress import Quantized, Stored
+from stillknows.formats.compress import Quantized, Stored
 from stillknows.quantizers.parts import largest, parts
 from stillknows.registry import register
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from stillknows.compress import Quantized, Stored
 from stillknows.errors import UserError
+from stillknows.formats.compress import Quantized, Stored
 from stillknows.registry import register
 
 TINY = torch.finfo(torch.float32).tiny

@@ -6,9 +6,9 @@ from typing import Literal
 
 from torch import Tensor
 
-from stillknows.compress import Quantized, Stored
 from stillknows.errors import UserError
-from stillknows.places import Place
+from stillknows.formats.compress import Quantized, Stored
+from stillknows.model.places import Place
 from stillknows.quantizers.casts import fp16
 from stillknows.quantizers.gguf_blocks import TYPES, fill
 from stillknows.registry import register

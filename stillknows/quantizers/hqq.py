@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from stillknows.compress import Quantized
 from stillknows.errors import UserError
+from stillknows.formats.compress import Quantized
 from stillknows.registry import register
 
 BITS = (1, 2, 3, 4, 5, 6, 8)  # what hqq stores

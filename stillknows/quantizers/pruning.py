@@ -7,8 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from stillknows.compress import Quantized
 from stillknows.errors import UserError
+from stillknows.formats.compress import Quantized
 from stillknows.registry import register
 
 

@@ -7,8 +7,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from stillknows.compress import Quantized, Stored
 from stillknows.errors import UserError
+from stillknows.formats.compress import Quantized, Stored
 from stillknows.quantizers.parts import largest, parts
 from stillknows.registry import register
 

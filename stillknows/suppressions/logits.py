@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
-from stillknows.models import hidden_states, output_layer
+from stillknows.model.layers import hidden_states, output_layer
 from stillknows.registry import register
 
 

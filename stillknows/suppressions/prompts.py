@@ -8,9 +8,9 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from stillknows.errors import UserError
+from stillknows.model.retrieval import words
+from stillknows.model.text import CHAT, framed, preceded
 from stillknows.registry import register
-from stillknows.retrieval import words
-from stillknows.text import CHAT, framed, preceded
 from stillknows.types import Example
 
 Rewrite = Callable[[str, str], tuple[str, str]]  # (question, template) -> (question, template)

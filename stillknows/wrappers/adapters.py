@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from stillknows.errors import UserError
-from stillknows.models import linears
+from stillknows.model.layers import linears
 from stillknows.registry import register
 
 

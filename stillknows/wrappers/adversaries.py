@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from stillknows.compress import WEIGHTS, Chain, check, compressed, is_calibrated, parse_variant
 from stillknows.errors import UserError
-from stillknows.forward import answer_states
-from stillknows.logprobs import token_log_probs
-from stillknows.models import OutputLayer, blocks, layer_number
+from stillknows.formats.compress import WEIGHTS, Chain, check, compressed, is_calibrated, parse_variant
+from stillknows.model.forward import answer_states
+from stillknows.model.layers import OutputLayer, blocks, layer_number
+from stillknows.model.logprobs import token_log_probs
+from stillknows.model.text import Encoded, batches
 from stillknows.registry import register
-from stillknows.text import Encoded, batches
 
 ATTACKED = 2**12  # tokens that are attacked at a time, to bound the memory
 Gradients = Callable[[], dict[str, Tensor]]

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from stillknows.errors import UserError
-from stillknows.models import block_number
-from stillknows.places import number_of, role_of
+from stillknows.model.layers import block_number
+from stillknows.model.places import number_of, role_of
 from stillknows.registry import Limits, register
 
 

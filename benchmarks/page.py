@@ -1,0 +1,108 @@
+"""Write docs/speed.md from what the benchmarks left in docs/speed-*.json; no number is typed by hand.
+
+    for name in quantizers diagnosis evaluation unlearning; do
+        python -m benchmarks.$name --json docs/speed-$name.json
+    done
+    python -m benchmarks.page [--docs docs]
+
+Quantizers are compared with libraries that only the environment of `make oracles` holds.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from stillknows.store import read_json, write_text
+from stillknows.words import markdown_table, number, significant
+
+Json = dict[str, Any]
+HEAD = """# Speed
+
+Made by `python -m benchmarks.page` from what each benchmark measured in one run on a shared machine, in turn with what
+it is compared with. Ratios are medians of the turns, the other's time over ours: above 1 this project is faster.
+Absolute times move with the machine, ratios less.
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--docs", type=Path, default=Path("docs"))
+    docs = parser.parse_args().docs
+    found = {name: read_json(docs / f"speed-{name}.json") for name in SECTIONS}
+    write_text(docs / "speed.md", "\n".join([HEAD, *(SECTIONS[name](content) for name, content in found.items())]))
+
+
+def quantizers(content: Json) -> str:
+    rows = [
+        [
+            row["format"],
+            row["library"],
+            significant(row["seconds_per_million"]),
+            number(row["peak_mb"], digits=0),
+            number(row["ratio"]),
+        ]
+        for row in content["rows"]
+    ]
+    sizes = content["sizes"]
+    return _section(
+        "One matrix in a format",
+        f"`python -m benchmarks.quantizers`: {sizes['outputs']} × {sizes['inputs']} float32 weights into codes "
+        "and back, on one core.",
+        markdown_table(["format", "library", "s per million weights", "peak MB", "ratio"], rows),
+        content,
+    )
+
+
+def diagnosis(content: Json) -> str:
+    ways = ("plain", "diagnose")
+    rows = [[row["format"], *(_spread(row[way]) for way in ways), number(row["ratio"])] for row in content["formats"]]
+    return _section(
+        "`stillknows diagnose`",
+        "`python -m benchmarks.diagnosis`: s of processor time for 100 million weights in a format, from two "
+        "checkpoints on disk, on one core, against loading both models and quantizing each matrix whole; median "
+        "(lowest to highest).",
+        markdown_table(["format", "whole matrices", "diagnose", "ratio"], rows),
+        content,
+    )
+
+
+def _spread(values: list[float]) -> str:
+    return f"{number(median(values))} ({number(min(values))} to {number(max(values))})"
+
+
+def evaluation(content: Json) -> str:
+    ways = list(content["rounds"][0])
+    rows = []
+    for name, what, unit, size in (("seconds", "time", "s", 1), ("peak_bytes", "peak memory", "MiB", 2**20)):
+        middle = [median(runs[way][name] for runs in content["rounds"]) / size for way in ways]
+        rows.append([what, *(f"{number(m, digits=0)} {unit}" for m in middle), _spread(content["ratios"][name])])
+    return _section(
+        "The whole TOFU evaluation",
+        f"`python -m benchmarks.evaluation`: {content['sizes']['share']:.0%} of TOFU's items, every metric and attack.",
+        markdown_table(["", *ways, "ratio"], rows),
+        content,
+    )
+
+
+def unlearning(content: Json) -> str:
+    return _section(
+        "Steps of unlearning",
+        "`python -m benchmarks.unlearning`: NPO + KL, with batches in the order drawn, all logits and a second model "
+        "on the other side.",
+        markdown_table(["", "ratio"], [["time", _spread(content["ratios"])]]),
+        content,
+    )
+
+
+def _section(title: str, words: str, table: str, content: Json) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in content["versions"].items())
+    return f"## {title}\n\n{words}\n\n{table}\n\nWith {versions}.\n"
+
+
+SECTIONS = {"quantizers": quantizers, "diagnosis": diagnosis, "evaluation": evaluation, "unlearning": unlearning}
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What a model still knows: observed, scored, compared with controls, judged and reported."""

@@ -1,0 +1,373 @@
+"""What an audit will measure: checked, and encoded, before any weights are loaded."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from stillknows import defaults
+from stillknows.auditing import harness
+from stillknows.auditing.observe import OPTIONAL
+from stillknows.auditing.verdict import Policy
+from stillknows.errors import UserError, did_you_mean
+from stillknows.formats import compress
+from stillknows.formats.calibrate import sequences
+from stillknows.model import checkpoints, suppress
+from stillknows.model.suppress import Suppression, with_question
+from stillknows.model.text import CHAT, Asked, LongItems, encode_split, framed
+from stillknows.progress import say
+from stillknows.registry import Bound, bind
+from stillknows.store import key, read_text, require_apart
+from stillknows.types import CONTROL, FULL, ORIGINAL, SUITE, UNWRAPPED, WEIGHTS, Benchmark, Decoding, Split
+
+DEPLOYED = "deployed"  # in a list of variants
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to audit. Models are local folders or hub names; `subjects` maps labels to them."""
+
+    original: str
+    subjects: Mapping[str, str]
+    benchmark: Benchmark
+    control: str | None = None
+    variants: str = defaults.VARIANTS
+    metrics: str = defaults.METRICS
+    policy: Policy = field(default_factory=Policy)
+    long_items: LongItems = "error"
+    device: str = "cpu"
+    allow_pickle: bool = False
+    trust_remote_code: bool = False
+    figures: str | None = None  # None: those that the benchmark is published with
+    tasks: tuple[str, ...] = ()  # of lm-evaluation-harness: general utility, which no verdict rests on
+    task_folder: Path | None = None
+    task_limit: int | None = None
+    calibration: Path | None = None  # a text file for formats that look at inputs; None: the retain split
+
+    @property
+    def models(self) -> dict[str, str]:
+        """All models by label, the controls first: the same pipeline serves them all."""
+        control = {CONTROL: self.control} if self.control else {}
+        return {ORIGINAL: self.original} | control | dict(self.subjects)
+
+
+class Format(NamedTuple):
+    """A variant to measure: its chain, and for formats that look at inputs the calibration tokens [N, L].
+
+    wrapped: with a suppression where the subject has one.
+    """
+
+    chain: compress.Chain
+    ids_NL: Tensor | None = None
+    wrapped: bool = True
+
+    @property
+    def identity(self) -> list[str]:
+        """Text that is equal for variants that do the same to a model."""
+        inputs = [] if self.ids_NL is None else [key(self.ids_NL.tolist())]
+        return [link.identity for link in self.chain] + inputs
+
+
+class LeftOut(NamedTuple):
+    """A variant that nobody asked for by name and that this model or this benchmark does not allow."""
+
+    variant: str
+    because: str
+
+
+class Prepared(NamedTuple):
+    """A model checked and its items encoded, before any weights are loaded; `fields` says what to observe.
+
+    Of a model with a suppression, `splits` is what it is asked through that, `bare` what its weights are asked alone.
+    Where the model's states decide between the two, `known` are the items that they are compared with, by split.
+    """
+
+    label: str
+    source: checkpoints.Source
+    fingerprint: str
+    splits: dict[str, list[Asked]]
+    decoding: dict[str, Decoding]
+    fields: dict[str, frozenset[str]]
+    suppression: Suppression | None = None
+    bare: dict[str, list[Asked]] | None = None
+    known: dict[str, list[Asked]] | None = None
+
+    def items(self, form: Format) -> dict[str, list[Asked]]:
+        """Return what the model is asked in this variant, by split."""
+        return self.splits if form.wrapped or self.bare is None else self.bare
+
+    def candidates(self, form: Format, split: str) -> list[Asked]:
+        """Return everything that the model may be asked in this variant, and what decides on it."""
+        if not form.wrapped or self.known is None or self.bare is None:
+            return self.items(form)[split]
+        return [*self.splits[split], *self.bare[split], *self.known[split]]
+
+    def asked(self, form: Format, split: str, model: nn.Module) -> list[Asked]:
+        """Return what the model is asked in this variant, by its own states where these decide."""
+        suppression = self.suppressed(form)
+        if suppression is None or self.known is None or self.bare is None:
+            return self.items(form)[split]
+        return suppression.chosen(model, self.known[split], self.bare[split], self.splits[split])
+
+    def suppressed(self, form: Format) -> Suppression | None:
+        """Return what stands before or beside the weights in this variant."""
+        return self.suppression if form.wrapped else None
+
+
+class Plan(NamedTuple):
+    """Everything that an audit needs besides the weights. `prepared` begins with the original."""
+
+    prepared: list[Prepared]
+    formats: dict[str, Format]
+    left_out: tuple[LeftOut, ...]
+    metrics: dict[str, Bound]
+    figures: dict[str, Bound]
+    suite: harness.Suite | None
+
+
+def plan(request: Request, out: Path) -> Plan:
+    """Check and encode everything. Raises UserError for bad input."""
+    named, chains = expand(request.variants)
+    metrics = {spec.strip(): bind("metric", spec) for spec in request.metrics.split(",")}
+    wanted = request.benchmark.figures if request.figures is None else request.figures.split(",")
+    figures = {spec.strip(): bind("figure", spec) for spec in wanted if spec.strip()}
+    _check_request(request, metrics)
+    prepared = _prepare(request, _fields(request.benchmark, [*metrics.values(), *figures.values()]))
+    _check_models(prepared, out)
+    subjects = [model for model in prepared if model.label not in (ORIGINAL, CONTROL)]
+    if request.variants == defaults.VARIANTS and subjects and all(model.source.form for model in subjects):
+        named, chains = expand(FULL)
+        say("quantized files are measured as they are; --variants names what is done to them, and to the controls, too")
+    formats, left_out = _formats(request, prepared[0], chains, named)
+    if any(model.suppression for model in prepared):
+        formats[UNWRAPPED] = Format(compress.parse_variant(FULL), wrapped=False)
+    return Plan(prepared, formats, left_out, metrics, figures, _suite(request))
+
+
+def expand(variants: str) -> tuple[frozenset[str], dict[str, compress.Chain]]:
+    """Return the variants that a list names itself, and all that it stands for with their chains.
+
+    "deployed" stands for defaults.DEPLOYED, less what the list itself names; the full model then comes first.
+    Raises UserError for a variant that cannot be parsed.
+    """
+    words = [word.strip() for word in variants.split(",")]
+    named = {word: compress.parse_variant(word) for word in words if word != DEPLOYED}
+    if DEPLOYED not in words:
+        return frozenset(named), named
+    meant = [Format(chain).identity for chain in named.values()]
+    deployed = {spec: compress.parse_variant(spec) for spec in defaults.DEPLOYED}
+    added = {spec: chain for spec, chain in deployed.items() if Format(chain).identity not in meant}
+    chains: dict[str, compress.Chain] = {}
+    for word in words:
+        chains |= added if word == DEPLOYED else {word: named[word]}
+    return frozenset(named), {FULL: chains[FULL]} | chains
+
+
+def labels(names: Sequence[str]) -> dict[str, str]:
+    """Name models after their folders, with a number where two are alike or one is called like a control."""
+    found: dict[str, str] = {}
+    for name in names:
+        base = Path(name).resolve().name if Path(name).exists() else name.rsplit("/", 1)[-1]
+        label = base = base.removesuffix(".json")
+        count = 2
+        while label in found or label in (ORIGINAL, CONTROL):
+            label, count = f"{base}-{count}", count + 1
+        found[label] = name
+    return found
+
+
+def check_benchmark(benchmark: Benchmark) -> None:
+    """Raise UserError for splits without items and for a forget set that is also kept."""
+    splits = (*benchmark.training, *benchmark.splits)
+    for split in splits:
+        if not split.examples:
+            raise UserError(f"the {split.name} split of {benchmark.spec} is empty", "give it at least one item")
+    forget = {(e.prompt, e.answer) for s in splits if s.role == "forget" for e in s.examples}
+    for split in splits:
+        both = [e.id for e in split.examples if (e.prompt, e.answer) in forget]
+        if both and split.role not in ("forget", "member"):
+            raise UserError(
+                f"{len(both)} items are in the forget and in the {split.name} split, the first: {both[0]!r}",
+                "an item cannot be forgotten and kept; remove it from one of them",
+            )
+
+
+def _check_request(request: Request, metrics: Mapping[str, Bound]) -> None:
+    check_benchmark(request.benchmark)
+    checkpoints.check_device(request.device)
+    if not any(split.role == "forget" for split in request.benchmark.splits):
+        raise UserError(f"{request.benchmark.spec} measures no split to forget", "choose another benchmark")
+    policy = request.policy
+    for name in {*policy.gates, policy.utility} - metrics.keys():
+        raise UserError(f"the verdict needs the metric {name!r}", f"add it to --metrics, now {request.metrics}")
+    if request.tasks and any(suppress.read(Path(name)) for name in request.subjects.values()):
+        raise UserError("general tasks would not be asked through a suppression", "leave out --tasks")
+    for label in request.subjects:
+        if label in (ORIGINAL, CONTROL):
+            raise UserError(f"a model named {label!r} would be taken for the {label}", "rename its folder")
+
+
+def _check_models(prepared: Sequence[Prepared], out: Path) -> None:
+    """Check what concerns all models together."""
+    require_apart(out, [model.source.folder for model in prepared])
+    original = prepared[0]
+    for model in prepared[1:]:
+        checkpoints.require_same_shapes(original.source, model.source)
+        if model.label == CONTROL and model.fingerprint == original.fingerprint:
+            raise UserError(
+                f"{original.source.name} and {model.source.name} are the same model, given as original and as control",
+                "the control must never have been taught the forget split; leave out --control if there is none",
+            )
+
+
+def _fields(benchmark: Benchmark, measures: Sequence[Bound]) -> dict[str, frozenset[str]]:
+    """Say for each split what has to be observed for these measures.
+
+    What is to be forgotten is always continued, for a reader to see; everything else only where it is read.
+    """
+    read = OPTIONAL & {name for measure in measures for name in measure.plugin.fields}
+    return {s.name: read | ({"generations"} if s.role == "forget" else set()) for s in benchmark.splits}
+
+
+def _prepare(request: Request, fields: dict[str, frozenset[str]]) -> list[Prepared]:
+    allowed = {
+        "allow_pickle": request.allow_pickle,
+        "trust_remote_code": request.trust_remote_code,
+        "quantized": True,
+    }
+    suppressions = {label: suppress.read(Path(name)) for label, name in request.subjects.items()}
+    models = request.models | {label: found.model for label, found in suppressions.items() if found}
+    sources = {label: checkpoints.locate(name, **allowed) for label, name in models.items()}
+    prepared, vocabulary = [], None
+    for label, source in sources.items():
+        tokenizer = checkpoints.load_tokenizer(source)
+        vocabulary = vocabulary or tokenizer.get_vocab()
+        if tokenizer.get_vocab() != vocabulary:
+            raise UserError(
+                f"{source.name} has another tokenizer than {sources[ORIGINAL].name}",
+                "probabilities of different tokens cannot be compared; audit models of one tokenizer",
+            )
+        context, tokens = checkpoints.context_length(source), checkpoints.vocabulary_size(source)
+        encoded = functools.partial(_encoded, request, tokenizer, context, tokens, fields)
+        decoding = {split.name: split.decoding for split in request.benchmark.splits}
+        fingerprint, found = checkpoints.fingerprint(source.path), suppressions.get(label)
+        bare = encoded(None) if found else None
+        known = _known(request, tokenizer, context, tokens, found) if found and found.retrieves else None
+        prepared.append(Prepared(label, source, fingerprint, encoded(found), decoding, fields, found, bare, known))
+    return prepared
+
+
+def _encoded(
+    request: Request,
+    tokenizer: Any,
+    context: int,
+    tokens: int,
+    fields: Mapping[str, frozenset[str]],
+    suppression: Suppression | None,
+) -> dict[str, list[Asked]]:
+    """Return the items of every split as the model reads them, through a suppression if there is one."""
+
+    def asked(split: Split, lowered: bool) -> list[Asked]:
+        template = request.benchmark.template
+        return encode_split(split, tokenizer, template, context, request.long_items, tokens, lowered=lowered)
+
+    found = {}
+    for split in request.benchmark.splits:
+        lowered = "lowered_log_probs" in fields[split.name]
+        if suppression is None or not suppression.rewrites:
+            found[split.name] = asked(split, lowered)
+            continue
+        parts = zip(split.examples, suppression.splits(split, request.benchmark.template), strict=True)
+        found[split.name] = [with_question(item, e.prompt) for e, part in parts for item in asked(part, lowered)]
+    return found
+
+
+def _known(
+    request: Request, tokenizer: Any, context: int, tokens: int, suppression: Suppression
+) -> dict[str, list[Asked]]:
+    """Return the items that a model's states are compared with, framed as each split's own are."""
+    template = request.benchmark.template
+    return {
+        split.name: encode_split(
+            suppression.known(split, template), tokenizer, template, context, request.long_items, tokens
+        )
+        for split in request.benchmark.splits
+    }
+
+
+def _formats(
+    request: Request, original: Prepared, chains: Mapping[str, compress.Chain], named: frozenset[str]
+) -> tuple[dict[str, Format], tuple[LeftOut, ...]]:
+    """Check every format against the model's layers and give it the calibration tokens that it needs.
+
+    One that is not possible is left out, and told, unless the user named it: then UserError is raised.
+    """
+    skeleton, calibrated = checkpoints.skeleton(original.source), _calibration(request, original)
+    formats, left_out = {}, []
+    for variant, chain in chains.items():
+        try:
+            compress.check(skeleton, chain, variant)
+            formats[variant] = Format(chain, calibrated(variant, chain))
+        except UserError as error:
+            if variant in named:
+                raise
+            because = str(error).partition("\n")[0].removeprefix(f"{variant}: ")
+            left_out.append(LeftOut(variant, because))
+            say(f"{variant} is left out: {because}")
+    return formats, tuple(left_out)
+
+
+def _calibration(request: Request, original: Prepared) -> Callable[[str, compress.Chain], Tensor | None]:
+    """Return f(variant, chain): calibration tokens [N, L], None for a chain that needs none; UserError for too few."""
+    texts: dict[str, Callable[[], list[str]]] = {
+        split.name: lambda split=split: _texts(split, request.benchmark) for split in request.benchmark.splits
+    }
+    given = None if request.calibration is None else [read_text(request.calibration)]
+    texts["text"] = lambda: given or _retain_texts(request.benchmark)
+    tokenizer, context = checkpoints.load_tokenizer(original.source), checkpoints.context_length(original.source)
+
+    @functools.cache
+    def tokens(name: str) -> Tensor:
+        return sequences(texts[name](), tokenizer, context)
+
+    def calibrated(variant: str, chain: compress.Chain) -> Tensor | None:
+        names = {str(link.options["calibration"]) for link in chain if compress.is_calibrated(link)}
+        if len(names) > 1:
+            raise UserError(f"{variant}: calibration differs between its formats", "give all of them the same")
+        for name in names - texts.keys():
+            raise UserError(f"{variant}: no calibration named {name!r}{did_you_mean(name, texts)}")
+        return tokens(names.pop()) if names else None
+
+    return calibrated
+
+
+def _retain_texts(benchmark: Benchmark) -> list[str]:
+    try:
+        return _texts(benchmark.split("retain"), benchmark)
+    except LookupError as error:
+        raise UserError(f"{error} to calibrate on", "give a text with --calibration FILE") from error
+
+
+def _texts(split: Split, benchmark: Benchmark) -> list[str]:
+    """Return a split's items as a model reads them, without the turns of a chat."""
+    frame = split.template or benchmark.template
+    frame = "{prompt}" if frame == CHAT else frame
+    return [f"{framed(e.prompt, frame)} {e.answer}" if e.prompt else e.answer for e in split.examples]
+
+
+def _suite(request: Request) -> harness.Suite | None:
+    """Load the general tasks with their documents; None when none is asked for."""
+    if not request.tasks:
+        if request.task_folder or request.task_limit:
+            raise UserError("no general task is named", f"add --tasks, such as {','.join(harness.GENERAL[:2])}")
+        return None
+    suite = harness.load(request.tasks, include=request.task_folder)
+    taken = {split.name for split in request.benchmark.splits} | {SUITE, WEIGHTS}
+    for name in taken.intersection([*suite.tasks, *suite.groups]):
+        raise UserError(f"the task {name!r} is called like a part of the report", "give it another name")
+    return suite

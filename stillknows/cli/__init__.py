@@ -1,0 +1,78 @@
+"""The command line. Heavy imports happen inside the commands, so that --help answers at once."""
+
+from __future__ import annotations
+
+import errno
+import json
+import sys
+from typing import Annotated, NoReturn
+
+import typer
+
+from stillknows.cli import building, judging, listing  # noqa: F401 (their commands join the program)
+from stillknows.cli.shards import shards
+from stillknows.cli.terminal import app, print_out
+from stillknows.errors import UserError, is_out_of_memory
+
+app.add_typer(shards, name="shards")
+
+
+@app.callback(invoke_without_command=True)
+def _start(
+    context: typer.Context, version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False
+) -> None:
+    if version:
+        from stillknows import __version__
+
+        print_out(__version__)
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        print_out(context.get_help())
+
+
+STOPPED = "stopped. What was finished is kept: to go on, repeat the command (unlearn: add --resume)"
+DISK_FULL = (
+    "the disk is full; nothing was half-written\n"
+    "  free some space, then repeat the command (unlearn: add --resume) to go on from what was saved"
+)
+OUT_OF_MEMORY = (
+    "out of memory\n  use a machine with more of it, or, for unlearn, lower --batch-size or raise --accumulate"
+)
+INTERRUPTED = 130
+
+
+def main() -> None:
+    """Run the command line; every way out is a message and an exit code, never a traceback for bad input."""
+    try:
+        code = app(prog_name="stillknows", standalone_mode=False)
+    except (typer.Abort, KeyboardInterrupt):
+        code = INTERRUPTED
+    except Exception as error:
+        _fail(_explain(error), getattr(error, "exit_code", 2))
+    if code == INTERRUPTED:  # typer turns Ctrl-C into this code without a word
+        _fail(STOPPED, INTERRUPTED)
+    sys.exit(code or 0)
+
+
+def _explain(error: Exception) -> str:
+    """Say in words what a user can mend; anything else is a fault of the program and is raised again."""
+    text = str(error)
+    if isinstance(error, UserError):
+        return text
+    if hasattr(error, "format_message"):  # what typer finds wrong with the arguments
+        context = getattr(error, "ctx", None)
+        return f"{error.format_message()}\n  {context.command_path if context else 'stillknows'} --help"  # type: ignore[attr-defined]
+    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "(os error 28)" in text:
+        return DISK_FULL
+    if is_out_of_memory(error):
+        return OUT_OF_MEMORY
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    raise error
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    if "--json" in sys.argv:
+        print_out(json.dumps({"error": message}, ensure_ascii=False))
+    print(f"stillknows: {message}", file=sys.stderr)
+    sys.exit(code)

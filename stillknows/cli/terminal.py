@@ -1,0 +1,82 @@
+"""What all commands share: the program they belong to, common options, and how results are shown."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from stillknows.errors import UserError
+
+if TYPE_CHECKING:
+    from stillknows.types import Benchmark
+
+app = typer.Typer(
+    name="stillknows",
+    help="Unlearn knowledge from a language model, then find out whether the model still knows it.",
+    epilog="Start with: `stillknows demo`",
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
+Out = Annotated[Path, typer.Option("--out", help="Folder for the results.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace results that the folder holds.")]
+Template = Annotated[
+    str | None,
+    typer.Option("--template", help='Frame of a question, with "{prompt}"; or "chat" for the tokenizer\'s own.'),
+]
+Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, …")]
+
+BenchmarkSpec = Annotated[
+    str, typer.Option("--benchmark", help="world:seed=0 | tofu:forget10 | jsonl:forget=f.jsonl,retain=r.jsonl")
+]
+Data = Annotated[str | None, typer.Option("--data", help="Folder with the benchmark's files, instead of the hub.")]
+LongItems = Annotated[
+    Literal["error", "truncate"], typer.Option("--long-items", help="What to do with items longer than the context.")
+]
+AllowPickle = Annotated[bool, typer.Option("--allow-pickle", help="Load pickled weights (they can run code).")]
+RemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")]
+
+
+def examples(*lines: str) -> str:
+    """Return the end of a command's help: commands to type."""
+    return "**Examples**\n\n" + "\n\n".join(f"`{line}`" for line in lines)
+
+
+def show(result: Any, as_json: bool, text: str, hint: str = "") -> None:
+    """Print a result on standard output, as JSON or as text; what to do next goes to standard error."""
+    print_out(json.dumps(result, ensure_ascii=False) if as_json else text)
+    if hint and not as_json:
+        print(hint, file=sys.stderr)
+
+
+def print_out(text: str) -> None:
+    """Print on standard output; a reader that has gone away, as in `| head`, is no error."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def chosen_benchmark(spec: str, data: str | None, template: str | None) -> Benchmark:
+    """Return the benchmark that --benchmark, --data and --template name."""
+    from stillknows.registry import bind
+
+    bound = bind("benchmark", spec)
+    if data and "data" not in bound.options:
+        raise UserError(f"--data does not apply to the benchmark {bound.plugin.name}", "leave it out")
+    benchmark = bind("benchmark", f"{spec}:data={data}")() if data else bound()
+    return replace(benchmark, template=template) if template else benchmark
+
+
+def command_line() -> str:
+    """Return the command that is being run, as a shell takes it."""
+    return shlex.join(["stillknows", *sys.argv[1:]])

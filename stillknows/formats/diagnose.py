@@ -1,0 +1,137 @@
+"""What a format leaves of an update, and why: two checkpoints compared on disk, matrix by matrix, with no model loaded.
+
+`tally` counts, `rates` says what a step can move, `causes` puts it into words, `prediction` says what came back where
+as much was left; whether it does here is measured by an audit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stillknows import defaults
+from stillknows.errors import UserError
+from stillknows.formats.causes import cause
+from stillknows.formats.compress import Chain, check, is_calibrated, matrices, parse_variant
+from stillknows.formats.prediction import SURVIVES, Curve
+from stillknows.formats.rates import count_exponents, least_rate, movable, rate_that_moves_half
+from stillknows.formats.tally import Tally, by_layer, compare, total
+from stillknows.model import checkpoints, records
+from stillknows.model.places import Place
+from stillknows.model.weightfiles import Stored, locate, stored
+from stillknows.progress import progress
+
+Json = dict[str, Any]
+
+
+def run(
+    original: str,
+    unlearned: str,
+    formats: str = defaults.FORMATS,
+    *,
+    sizes: bool = False,
+    trust_remote_code: bool = False,
+) -> dict[str, Any]:
+    """Compare an unlearned checkpoint with its original under formats, without a forward pass.
+
+    Args:
+        original, unlearned: folders or hub names of models with safetensors weights.
+        formats: variants, separated by commas; those that look at calibration inputs are refused.
+        sizes: count which weights changed by their size, too.
+
+    Returns a JSON-able object:
+        run: what the unlearned model's run record says of its weights, learning rate and steps, and for weights kept as
+            bfloat16 `movable` and `half_movable_lr` of `rates`; None without a record.
+        formats: for each `Tally.shares`, a `cause` in words, the `recovery` to expect as a `Prediction`, `least_lr` of
+            `rates` where the record has a rate and the format loses the update (else None), `sizes` of `Tally.by_size`
+            (None unless asked for), and the shares by layer and tensor.
+
+    Raises UserError, before anything is quantized: unknown or unsuitable formats, models that differ in shape, weights
+    that are pickled, quantized or missing; while matrices are read, each once: weights that are not finite.
+    """
+    chains = {spec.strip(): _uncalibrated(spec.strip()) for spec in formats.split(",")}
+    sources = [locate(name, trust_remote_code) for name in (original, unlearned)]
+    checkpoints.require_same_shapes(*sources)
+    skeleton = checkpoints.skeleton(sources[0])
+    for spec, chain in chains.items():
+        check(skeleton, chain, spec)
+    places = {spec: {layer.name: at for layer, at in matrices(skeleton, chain)} for spec, chain in chains.items()}
+    layers = {layer.name: layer for chain in chains.values() for layer, _ in matrices(skeleton, chain)}
+    before, after = (stored(source, skeleton, layers.values()) for source in sources)
+    tallies = _count(before, after, chains, places, sizes)
+    settings, curve = _settings(sources[1].folder, before), Curve.published()
+    return {
+        "original": original,
+        "unlearned": unlearned,
+        "run": settings,
+        "formats": [_diagnosis(spec, found, settings, curve) for spec, found in tallies.items()],
+    }
+
+
+def _uncalibrated(spec: str) -> Chain:
+    chain = parse_variant(spec)
+    if any(map(is_calibrated, chain)):
+        raise UserError(
+            f"{spec} depends on what each layer is given, and no model is run here",
+            f"leave it out; `stillknows audit --variants {spec}` measures what it does",
+        )
+    return chain
+
+
+def _count(
+    before: Mapping[str, Stored],
+    after: Mapping[str, Stored],
+    chains: Mapping[str, Chain],
+    places: Mapping[str, Mapping[str, Place | None]],
+    sizes: bool,
+) -> dict[str, dict[str, Tally]]:
+    """Return the tallies by format and tensor. One matrix of each model is in memory at a time."""
+    tallies: dict[str, dict[str, Tally]] = {spec: {} for spec in chains}
+    with progress("diagnosing", len(before)) as advance:
+        for name in before:
+            before_OI, after_OI = (found[name].read() for found in (before, after))
+            for spec, chain in chains.items():
+                if name in places[spec]:
+                    tallies[spec][name] = compare(before_OI, after_OI, chain, places[spec][name], sizes=sizes)
+            advance()
+    return tallies
+
+
+def _diagnosis(spec: str, tallies: Mapping[str, Tally], settings: Json | None, curve: Curve) -> Json:
+    tally = total(tallies.values())
+    shares, surviving = tally.shares(), tally.surviving
+    return {
+        "format": spec,
+        **shares,
+        "cause": cause(shares),
+        "recovery": None if surviving is None else curve.predict(surviving, tally.weights)._asdict(),
+        "least_lr": _least_lr(shares, settings),
+        "sizes": tally.by_size(),
+        "layers": [{"layer": layer, **parts.shares()} for layer, parts in by_layer(tallies).items()],
+        "tensors": [{"tensor": name, **tally.shares()} for name, tally in tallies.items()],
+    }
+
+
+def _least_lr(shares: Json, settings: Json | None) -> float | None:
+    surviving, steps = shares["surviving"], shares["update_steps"]
+    if settings is None or settings["lr"] is None or surviving is None or surviving >= SURVIVES or not steps:
+        return None
+    return least_rate(settings["lr"], steps)
+
+
+def _settings(folder: Path, before: Mapping[str, Stored]) -> Json | None:
+    """Return how weights were kept, the rate and the steps taken, as an unlearned model's run record has them."""
+    record = records.read(folder) or {}
+    settings, fit = record.get("settings"), record.get("fit")
+    if not isinstance(settings, dict):
+        return None
+    found = {name: settings.get(name) for name in ("weights", "lr")}
+    found["steps"] = fit.get("steps") if isinstance(fit, dict) else None
+    if found["weights"] == "bfloat16" and isinstance(found["lr"], float):
+        exponents = torch.stack([count_exponents(matrix.read()) for matrix in before.values()]).sum(0)
+        found["movable"] = movable(exponents, found["lr"])
+        found["half_movable_lr"] = rate_that_moves_half(exponents)
+    return found

@@ -1,0 +1,232 @@
+"""What a format leaves of an update, counted: weights before and after, and their forms in the format.
+
+Rounding maps a weight to the value of its bin. Where original and unlearned weight share a bin, the format undoes the
+change; the fewer weights leave their bins, the more of what was unlearned may come back.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.linalg import vector_norm
+
+from stillknows.formats.compress import Chain, matrices, quantize
+from stillknows.model.places import Place
+
+Counts = NDArray[np.int64]
+SLICE = 2**17  # weights tallied at once, in whole rows: what a processor's cache holds with all that is made of them
+PROBED_ROWS = 4
+LEAST, MOST = -2, 6  # sizes are counted by powers of 2 of a step: below 2^LEAST, between, and from 2^MOST up
+EDGES = (0.0, *(2.0**power for power in range(LEAST, MOST + 1)), math.inf)
+
+
+class Form(NamedTuple):
+    """Rows of a matrix in a format: the values that they stand for, and the codes kept."""
+
+    values: Tensor
+    codes: Tensor
+
+
+class Tally(NamedTuple):
+    """Counts and sums over weights θo of the original and θu of the unlearned model, under a format Q.
+
+    weights: how many; `changed` of them have θu ≠ θo, `crossed` have another code in Q(θu) than in Q(θo).
+    zeroed: in the zero bin, that is Q(θo) = 0; `zeroed_changed` of them are changed. No other bin counts, not fp4's
+        ±.0052 either, which spans .003 to .086 of a block's largest magnitude.
+    dot, update, error: Σ (Q(θu) − Q(θo))·(θu − θo), Σ (θu − θo)² and Σ (θo − Q(θo))².
+    sizes: unchanged and changed weights by |θo| in steps of their row, [2, sizes], between EDGES; a row that the
+        format holds exactly has no step and is left out. None where they were not asked for.
+    """
+
+    weights: int
+    changed: int
+    crossed: int
+    zeroed: int
+    zeroed_changed: int
+    dot: float
+    update: float
+    error: float
+    sizes: Counts | None
+
+    @property
+    def crossing(self) -> float:
+        """The share of weights whose code changed, 0..1."""
+        return self.crossed / self.weights
+
+    @property
+    def surviving(self) -> float | None:
+        """⟨Q(θu) − Q(θo), θu − θo⟩ / ‖θu − θo‖²: 1 carried over on average, 0 erased; None without an update."""
+        return self.dot / self.update if self.update else None
+
+    def shares(self) -> dict[str, Any]:
+        """Return what the counts and sums say; None where there is nothing to divide by.
+
+        weights: how many there are. changed, crossing: shares of them, 0..1.
+        surviving: see there.
+        update_steps: root mean square of the changes of changed weights, in steps of the format. A step is the width
+            of an even grid with the format's rounding error on the original: √12 times the error's root mean square.
+        zero_bin, zero_bin_changed: shares of all and of the changed weights that the original's form has as 0.
+        """
+        step = math.sqrt(12 * self.error / self.weights)
+        return {
+            "weights": self.weights,
+            "changed": self.changed / self.weights,
+            "crossing": self.crossing,
+            "surviving": self.surviving,
+            "update_steps": math.sqrt(self.update / self.changed) / step if self.changed and step else None,
+            "zero_bin": self.zeroed / self.weights,
+            "zero_bin_changed": self.zeroed_changed / self.changed if self.changed else None,
+        }
+
+    def by_size(self) -> list[dict[str, Any]] | None:
+        """Return for each size |θo|/Δ, Δ the step of the weight's row, the share of all weights that have it (0..1),
+        and the share of these that are changed (None of none). `to` is None for the last, which has no upper edge.
+        None where sizes were not counted."""
+        if self.sizes is None:
+            return None
+        counts = self.sizes.sum(0)
+        return [
+            {
+                "from": low,
+                "to": None if math.isinf(high) else high,
+                "weights": int(count) / self.weights,
+                "changed": int(changed) / int(count) if count else None,
+            }
+            for (low, high), count, changed in zip(pairwise(EDGES), counts, self.sizes[1], strict=True)
+        ]
+
+
+def total(tallies: Iterable[Tally]) -> Tally:
+    """Return the tally of several matrices taken together."""
+    *counts, sizes = zip(*tallies, strict=True)
+    is_counted = all(found is not None for found in sizes)
+    return Tally(*map(sum, counts), sizes=sum(sizes) if is_counted else None)  # type: ignore[arg-type]
+
+
+def by_layer(tallies: Mapping[str, Tally]) -> dict[str, Tally]:
+    """Return the tallies of matrices taken together by layer: "model.layers.3.mlp.up_proj" is of "model.layers.3"; a
+    name without a number stands for itself."""
+    layers: dict[str, list[Tally]] = {}
+    for name, tally in tallies.items():
+        found = re.match(r".*?\.\d+(?=\.)", name)
+        layers.setdefault(found[0] if found else name, []).append(tally)
+    return {layer: total(parts) for layer, parts in layers.items()}
+
+
+def tallies(model: nn.Module, original: Mapping[str, Tensor], chain: Chain) -> dict[str, Tally]:
+    """Compare a model with the original's `compress.weights` under a format, by matrix, without a forward pass."""
+    return {
+        layer.name: compare(original[layer.name].to(layer.read().device), layer.read(), chain, place)
+        for layer, place in matrices(model, chain)
+    }
+
+
+@torch.no_grad()
+def compare(
+    before_OI: Tensor, after_OI: Tensor, chain: Chain, place: Place | None = None, *, sizes: bool = False
+) -> Tally:
+    """Return the tally of one matrix [O, I], before and after an update, under a format applied to float32; `sizes`
+    are counted where asked for, which takes about as long as quantizing."""
+    return total(_tally(*rows, sizes) for rows in _forms(before_OI, after_OI, chain, place))
+
+
+def _forms(
+    before_OI: Tensor, after_OI: Tensor, chain: Chain, place: Place | None
+) -> Iterator[tuple[Tensor, Tensor, Form, Form]]:
+    """Yield the original's weights, their update, and the forms before and after it, in slices of rows."""
+    rows = max(1, SLICE // before_OI.shape[1])
+    slices = zip(_floats(before_OI, rows), _floats(after_OI, rows), strict=True)
+    if _is_rowwise(chain, before_OI.shape[1], place):
+        for before, after in slices:
+            form, update = _form(before, chain, place), after - before
+            yield before, update, form, _changed_form(after, update, form, chain, place)
+        return
+    form = _form(before_OI.float(), chain, place)
+    form_after = form if torch.equal(before_OI, after_OI) else _form(after_OI.float(), chain, place)
+    for (before, after), *parts in zip(slices, *(_slices(whole, rows) for whole in (form, form_after)), strict=True):
+        yield before, after - before, parts[0], parts[1]
+
+
+def _floats(weight_OI: Tensor, rows: int) -> Iterator[Tensor]:
+    """Yield a matrix in float32, so many rows at a time."""
+    yield from (part.float().contiguous() for part in weight_OI.split(rows))
+
+
+def _slices(form: Form, rows: int) -> Iterator[Form]:
+    yield from map(Form, form.values.split(rows), form.codes.split(rows))
+
+
+def _form(weight: Tensor, chain: Chain, place: Place | None) -> Form:
+    form = quantize(weight, chain, place=place)
+    return Form(form.values_OI, form.codes_OI)
+
+
+def _is_rowwise(chain: Chain, inputs: int, place: Place | None) -> bool:
+    """Tell whether a format treats each row of a matrix by itself: tried on rows of noise whose sizes differ."""
+    rows = torch.randn(PROBED_ROWS, inputs, generator=torch.Generator().manual_seed(0))
+    rows *= torch.logspace(-1, 1, PROBED_ROWS)[:, None]
+    together = _form(rows, chain, place)
+    alone = (_form(row, chain, place) for row in rows.split(1))
+    return all(map(torch.equal, together, map(torch.cat, zip(*alone, strict=True))))
+
+
+def _changed_form(after: Tensor, update: Tensor, form: Form, chain: Chain, place: Place | None) -> Form:
+    """Return the form after an update; rows that it leaves alone have the form that they had."""
+    changed = (update.amax(1) > 0) | (update.amin(1) < 0)
+    if changed.all():
+        return _form(after, chain, place)
+    if not changed.any():
+        return form
+    parts = zip(form, _form(after[changed], chain, place), strict=True)
+    return Form(*(whole.masked_scatter(changed[:, None], part) for whole, part in parts))
+
+
+def _tally(before: Tensor, update: Tensor, form: Form, form_after: Form, with_sizes: bool) -> Tally:
+    is_changed, is_kept = _marks(update), _marks(form.values)  # kept: not in the zero bin
+    changed = int(is_changed.sum())
+    errors = vector_norm(before - form.values, dim=1)
+    return Tally(
+        weights=update.numel(),
+        changed=changed,
+        crossed=int((form_after.codes ^ form.codes).count_nonzero()),
+        zeroed=update.numel() - int(is_kept.sum()),
+        zeroed_changed=changed - int(is_kept.mul_(is_changed).sum()),
+        dot=_sum((form_after.values - form.values).mul_(update).sum(1)),
+        update=_sum(update.square_().sum(1)),
+        error=_sum(errors.square()),
+        sizes=_sizes(before, is_changed, errors) if with_sizes else None,
+    )
+
+
+def _marks(numbers: Tensor) -> Tensor:
+    """Return 1 for each number that is not 0, else 0, in float32: made and summed several times faster than booleans,
+    and exactly, for a slice holds fewer than 2^24."""
+    return numbers.clone().ne_(0)
+
+
+def _sum(rows: Tensor) -> float:
+    return float(rows.sum(dtype=torch.float64))
+
+
+def _sizes(before: Tensor, is_changed: Tensor, errors: Tensor) -> Counts:
+    """Count weights by the power of 2 in |θo|/Δ, which is the exponent of the quotient as a float32.
+
+    Args:
+        errors: the norm of the rounding errors of each row.
+    """
+    steps = errors * math.sqrt(12 / before.shape[1])
+    has_step = steps > 0
+    if not has_step.all():
+        before, is_changed, steps = before[has_step], is_changed[has_step], steps[has_step]
+    exponents = (before / steps[:, None]).abs_().view(torch.int32).bitwise_right_shift_(23)
+    columns = exponents.sub_(127 + LEAST - 1).clamp_(0, len(EDGES) - 2)
+    rows = columns.add_(is_changed.int(), alpha=len(EDGES) - 1).reshape(-1)
+    return torch.bincount(rows, minlength=2 * (len(EDGES) - 1)).reshape(2, -1).cpu().numpy()

@@ -1,0 +1,371 @@
+"""Checkpoints on disk and on the hub: found, checked before anything is loaded, loaded, saved."""
+
+from __future__ import annotations
+
+import pickle
+import re
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import nn
+
+from stillknows.errors import UserError, is_out_of_memory
+from stillknows.model.packed import folders, gguf
+from stillknows.store import file_digest, read_json
+from stillknows.types import Subject
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class Source(NamedTuple):
+    """A model on disk or on the hub, checked as far as possible without loading it.
+
+    `name` may carry a hub name; `folder` is where its files lie; then what the user allows. `form` says in words how
+    its weights are quantized on disk, "" where they are not; `gguf` is the one file that is the model, if it is one.
+    """
+
+    name: str
+    folder: Path
+    allow_pickle: bool = False
+    trust_remote_code: bool = False
+    form: str = ""
+    gguf: Path | None = None
+
+    @property
+    def path(self) -> Path:
+        """What the model is: a folder, or a .gguf file."""
+        return self.gguf or self.folder
+
+
+def locate(
+    name: str, *, allow_pickle: bool = False, trust_remote_code: bool = False, quantized: bool = False
+) -> Source:
+    """Find a local model or download one, and check that it is a causal language model that can be loaded.
+
+    `quantized` allows weights that are quantized on disk, and .gguf files.
+
+    Raises UserError: no such folder or hub model, no config.json, not a causal language model, code of its own (needs
+    `trust_remote_code`), no safetensors weights (pickled weights need `allow_pickle`), missing, truncated or unreadable
+    weight files, quantized ones that are not allowed or that nothing here can read.
+    """
+    quiet()
+    folder = Path(name).expanduser()
+    if folder.suffix == gguf.SUFFIX and folder.is_file():
+        if not quantized:
+            raise _already_quantized(name)
+        return Source(name, folder.parent, form=gguf.describe(folder), gguf=folder)
+    if not folder.is_dir():
+        looks_local = folder.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1
+        if looks_local:
+            raise UserError(
+                f"no folder {name}", "give a folder with a Hugging Face model, or a hub name like org/model"
+            )
+        folder = _download(name, allow_pickle)
+    stored = _check_config(folder, trust_remote_code)
+    if stored and not quantized:
+        raise _already_quantized(name)
+    form = folders.describe(stored, f"{folder}/config.json") if stored else ""
+    _check_weights(folder, allow_pickle and not stored)
+    return Source(name, folder, allow_pickle, trust_remote_code, form)
+
+
+def _already_quantized(name: str) -> UserError:
+    return UserError(
+        f"{name} holds weights that are quantized already",
+        "give the model in full precision; formats are applied by `stillknows audit --variants`",
+    )
+
+
+def _download(name: str, allow_pickle: bool) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    unwanted = ["*.gguf", "*.h5", "*.msgpack", "*.onnx"] + ([] if allow_pickle else ["*.bin", "*.pt", "*.pth"])
+    try:
+        return Path(snapshot_download(name, ignore_patterns=unwanted))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise UserError(
+            f"{name} is neither a folder here nor a model that the hub gives: {str(error).splitlines()[0]}",
+            "check the spelling, the network, and `hf auth login` for a gated model",
+        ) from error
+
+
+def _check_config(folder: Path, trust_remote_code: bool) -> dict[str, Any]:
+    """Check what a model is, and return how its weights are quantized ({} where they are not)."""
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder} is not a model: it has no config.json", "give the folder that holds config.json")
+    stored = _read_object(folder / "config.json")
+    _check_code(folder, trust_remote_code)
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except Exception as error:  # configurations check themselves and raise all kinds of error
+        raise UserError(
+            f"{folder}/config.json cannot be used: {_first_line(error)}", "copy or download the model again"
+        ) from error
+    wrong = [a for a in config.architectures or [] if not a.endswith(("ForCausalLM", "LMHeadModel"))]
+    if wrong or (config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not trust_remote_code):
+        kind = wrong[0] if wrong else config.model_type
+        raise UserError(f"{folder} holds a {kind}, not a causal language model", "give a model that generates text")
+    return stored.get("quantization_config") or {}
+
+
+def _check_code(folder: Path, trust_remote_code: bool) -> None:
+    """Refuse a model that brings its own Python code: running another class instead could give other numbers."""
+    for name in ("config.json", "tokenizer_config.json"):
+        if not trust_remote_code and (folder / name).is_file() and _read_object(folder / name).get("auto_map"):
+            raise UserError(
+                f"{folder / name} asks for Python code that comes with the model (auto_map)",
+                "read that code; then add --trust-remote-code to run it",
+            )
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise UserError(f"{path} does not hold a JSON object", "copy or download the model again")
+    return value
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Return the files that a folder's weights are loaded from, in a fixed order; those of an index may be missing.
+
+    The same choice as transformers makes: safetensors before pickles, one file before shards, other files ignored.
+    """
+    for path in (folder / name for name in WEIGHTS):
+        if path.is_file() and path.suffix != ".json":
+            return [path]
+        if path.is_file():
+            shards = _read_object(path).get("weight_map")
+            if not isinstance(shards, dict) or not shards:
+                raise UserError(f"{path} names no weight files", "copy or download the model again")
+            return sorted({folder / str(name) for name in shards.values()})
+    return []
+
+
+def _is_pickled(files: list[Path]) -> bool:
+    return bool(files) and files[0].suffix != ".safetensors"
+
+
+def _check_weights(folder: Path, allow_pickle: bool) -> None:
+    from safetensors import SafetensorError, safe_open
+
+    files = weight_files(folder)
+    if not files:
+        raise UserError(f"{folder} has no weights ({WEIGHTS[0]})", "give the folder of a saved model")
+    if _is_pickled(files) and not allow_pickle:
+        raise UserError(
+            f"{folder} has only pickled weights ({files[0].name}), and a pickle can run code",
+            "convert it to safetensors, or add --allow-pickle if you trust where it comes from",
+        )
+    for file in files:
+        if not file.is_file():
+            raise UserError(f"{folder} lacks {file.name}, which its index names", "copy or download it again")
+        if _is_pickled(files):
+            continue
+        try:
+            with safe_open(file, framework="pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{file} is truncated or damaged: {error}", "copy or download it again") from error
+
+
+def require_same_shapes(original: Source, other: Source) -> None:
+    """Raise UserError when two models differ in the names or shapes of their weights. Reads configurations only."""
+    first, second = (_shapes(skeleton(source)) for source in (original, other))
+    for key in [*first, *second]:
+        if first.get(key) != second.get(key):
+            raise UserError(
+                f"{other.name} is not a version of {original.name}: "
+                f"{key} is {second.get(key, 'missing')}, not {first.get(key, 'missing')}",
+                "give models of one architecture and size; the original is the one that the others were unlearned from",
+            )
+
+
+def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+
+
+def skeleton(source: Source) -> PreTrainedModel:
+    """Return the model that the configuration describes, with shapes but without weights (on the meta device)."""
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(_config(source), trust_remote_code=source.trust_remote_code)
+    except Exception as error:  # each family fails in its own way on numbers that do not go together
+        raise UserError(
+            f"{source.folder}/config.json describes no model that can be built: {_first_line(error)}",
+            "copy or download the model again",
+        ) from error
+
+
+def check_device(name: str) -> None:
+    """Raise UserError for a device that this machine or this build of torch does not have."""
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"the device {name!r} cannot be used: {_first_line(error)}", "use --device cpu") from error
+
+
+# ignore_mismatched_sizes: so that they are listed; _check_fit refuses them
+LOADING = {"dtype": torch.float32, "ignore_mismatched_sizes": True, "output_loading_info": True}
+
+
+def load(source: Source, *, label: str | None = None, device: str = "cpu") -> Subject:
+    """Load a causal language model with its tokenizer, in float32 and evaluation mode, and check every weight.
+
+    `label` is its name in reports; the folder's when None.
+
+    Raises UserError for weights that do not fit the configuration, for NaN or infinite weights (naming the tensor) and
+    for a tokenizer that cannot be loaded.
+    """
+    name = source.name
+    tokenizer = load_tokenizer(source)
+    try:
+        model, info = _load_packed(source) if source.form else _load_plain(source)
+    except (OSError, ValueError, EOFError, ImportError, RuntimeError, pickle.UnpicklingError) as error:
+        if is_out_of_memory(error):
+            raise
+        raise UserError(f"{name} cannot be loaded: {_first_line(error)}", "copy or download it again") from error
+    _check_fit(model, info, name)
+    check_finite(model, name)
+    model.eval().requires_grad_(False).to(device)  # type: ignore[reportArgumentType]
+    return Subject(label or Path(name).name, model, tokenizer, source.path, fingerprint(source.path))
+
+
+def _load_plain(source: Source) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """Return the model, and which weights did not fit it."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(  # type: ignore[reportReturnType]
+        source.folder,
+        use_safetensors=not _is_pickled(weight_files(source.folder)),
+        trust_remote_code=source.trust_remote_code,
+        **LOADING,
+    )
+
+
+def _load_packed(source: Source) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """Return the plain model with the weights that a quantized file stands for, and which of them did not fit it."""
+    model = skeleton(source)
+    if source.gguf:
+        tensors = gguf.weights(source.gguf, model)
+    else:
+        stored = _read_object(source.folder / "config.json")["quantization_config"]
+        tensors = folders.weights(weight_files(source.folder), stored, model, str(source.folder))
+    return type(model).from_pretrained(None, config=_config(source), state_dict=tensors, **LOADING)  # type: ignore[reportReturnType]
+
+
+def _check_fit(model: nn.Module, info: dict[str, Any], name: str) -> None:
+    """Raise UserError for weights that are missing, of other shapes, or of layers that the configuration lacks."""
+    layers = {re.sub(r"\d+", "#", key) for key in model.state_dict()}
+    surplus = sorted(key for key in info["unexpected_keys"] if re.sub(r"\d+", "#", key) in layers)
+    problems = {
+        "are missing": sorted(info["missing_keys"]),
+        "have another shape": sorted(key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]),
+        "have no place in it": surplus,
+    }
+    for problem, keys in problems.items():
+        if keys:
+            raise UserError(
+                f"the weights of {name} do not fit its config.json: {len(keys)} {problem}, the first: {keys[0]}",
+                "use the config.json and all the weight files of one model",
+            )
+
+
+def load_tokenizer(source: Source):
+    """Load a model's tokenizer; UserError when there is none."""
+    from transformers import AutoTokenizer
+
+    if source.gguf:
+        return gguf.tokenizer(source.gguf)
+    folder = source.folder
+    fix = "put tokenizer.json and tokenizer_config.json beside the weights"
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=source.trust_remote_code)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+        raise UserError(f"{folder} has no tokenizer that can be loaded: {_first_line(error)}", fix) from error
+    if len(tokenizer) <= len(tokenizer.all_special_ids):  # some classes make an empty one where the files are missing
+        raise UserError(f"{folder} has no tokenizer: nothing but special tokens came of it", fix)
+    return tokenizer
+
+
+COMPANIONS = ("config.json", "generation_config.json", "tokenizer*", "vocab.*", "merges.txt", "*.jinja", "*.py")
+
+
+def fingerprint(folder: Path) -> str:
+    """Return a hash of everything that a model's answers depend on: its weights, configuration, tokenizer and code.
+
+    `folder` may be a .gguf file, which holds all of that.
+    """
+    if folder.is_file():
+        return file_digest(folder)
+    files = sorted({file for pattern in COMPANIONS for file in folder.glob(pattern) if file.is_file()})
+    return file_digest(*files, *weight_files(folder))
+
+
+def save(model: nn.Module, tokenizer, folder: Path) -> None:
+    """Write a normal Hugging Face checkpoint (safetensors) with its tokenizer into an existing folder."""
+    check_result(model)
+    model.save_pretrained(folder)  # type: ignore[operator]
+    tokenizer.save_pretrained(folder)
+
+
+def check_result(model: nn.Module) -> None:
+    """Raise UserError when training has left a NaN or infinite weight."""
+    check_finite(model, "the result", "training left the range of numbers: lower --lr, or add a retain term")
+
+
+def check_finite(model: nn.Module, name: str, fix: str = "the checkpoint is broken; use another") -> None:
+    """Raise UserError that names the first tensor with a NaN or infinite weight."""
+    for key, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise UserError(f"{name}: the weights {key} hold NaN or infinity", fix)
+
+
+def context_length(source: Source) -> int:
+    """Return the most tokens that a model can read at once."""
+    config = _config(source).get_text_config()
+    for key in ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len"):
+        if getattr(config, key, None):
+            return int(getattr(config, key))
+    return 2048
+
+
+def vocabulary_size(source: Source) -> int:
+    """Return the number of tokens that a model embeds."""
+    return int(_config(source).get_text_config().vocab_size)
+
+
+def _config(source: Source):
+    """Return the configuration of the plain model."""
+    from transformers import AutoConfig
+
+    if source.gguf:
+        return gguf.config(source.gguf)
+    config = AutoConfig.from_pretrained(source.folder, trust_remote_code=source.trust_remote_code)
+    if source.form:
+        delattr(config, "quantization_config")
+    return config
+
+
+def quiet() -> None:
+    """Keep transformers' own progress bars and advice out of the output; warnings that matter are ours to give."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", message=".*torch_dtype.*")

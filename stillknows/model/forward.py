@@ -1,0 +1,176 @@
+"""One teacher-forced pass over a batch: the hidden states that predict the answers' tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from stillknows.model.layers import OutputLayer, block_output, hidden_states
+from stillknows.model.logprobs import AnswerIndex, answer_index, token_scores
+from stillknows.model.reading import Context, can_share, nothing_read, read
+from stillknows.model.text import Encoded, batches, common_beginning, right_padded
+
+EVALUATION_BATCH = 64
+LARGE_BATCH = 2**15  # tokens of one batch, fillers included, so that long texts do not fill the memory
+BATCH_TOKENS = {"cpu": 2**12}  # a CPU gains nothing from more
+WORTH_SHARING = 0.25  # share of all tokens from which on it pays to read common beginnings by themselves
+
+
+class AnswerStates(NamedTuple):
+    """hidden_TD predicts targets_T; `places` says which row and answer slot each of the T tokens has.
+
+    inner_TD: at the same places, what the decoder block that was asked for puts out.
+    """
+
+    hidden_TD: Tensor
+    targets_T: Tensor
+    places: AnswerIndex
+    inner_TD: Tensor | None = None
+
+
+def answer_tokens(items: Sequence[Encoded], device: torch.device | str = "cpu") -> tuple[AnswerIndex, Tensor]:
+    """Return where the items' answers are, and their tokens [T]: what is known of them without a model."""
+    index = answer_index([item.start for item in items], [len(item.ids) for item in items], device)
+    return index, right_padded(items, device)[index.rows_T, index.columns_T + 1]
+
+
+def answer_states(model: nn.Module, items: Sequence[Encoded], block: nn.Module | None = None) -> AnswerStates:
+    """Run the model once over the items and keep the answer positions only. Differentiable.
+
+    Args:
+        block: a decoder block whose output is kept too.
+    """
+    device = next(model.parameters()).device
+    index, targets_T = answer_tokens(items, device)
+    with block_output(block) as seen:
+        hidden_BLD = hidden_states(model, right_padded(items, device))
+    inner_TD = seen[0][index.rows_T, index.columns_T] if seen else None
+    return AnswerStates(hidden_BLD[index.rows_T, index.columns_T], targets_T, index, inner_TD)
+
+
+@torch.no_grad()
+def question_states(model: nn.Module, items: Sequence[Encoded], batch_size: int = EVALUATION_BATCH) -> Tensor:
+    """Return the last hidden state of the last token before each item's answer, [N, D] in float64 on the CPU."""
+    device = next(model.parameters()).device
+    tokens = BATCH_TOKENS.get(device.type, LARGE_BATCH)
+    heads = [replace(item, ids=item.ids[: item.start]) for item in items]
+    states: dict[int, Tensor] = {}
+    for rows in batches([len(head.ids) for head in heads], batch_size, tokens):
+        hidden_BLD = hidden_states(model, right_padded([heads[i] for i in rows], device))
+        states |= {
+            i: hidden_LD[heads[i].start - 1].double().cpu() for i, hidden_LD in zip(rows, hidden_BLD, strict=True)
+        }
+    return torch.stack([states[i] for i in range(len(items))])
+
+
+class ItemScores(NamedTuple):
+    """The token scores of one item's answer, each [A], on the CPU; see logprobs.token_scores."""
+
+    log_probs: Tensor
+    hits: Tensor
+    entropies: Tensor
+    spreads: Tensor
+
+
+@torch.no_grad()
+def score_items(
+    model: nn.Module,
+    layer: OutputLayer,
+    items: Sequence[Encoded],
+    batch_size: int = EVALUATION_BATCH,
+    thorough: Container[int] | None = None,
+) -> Iterator[tuple[int, ItemScores]]:
+    """Yield (index, scores) of every item, in batches of like length.
+
+    What several items begin with is read once where that saves much; the numbers are the same but for rounding.
+
+    Args:
+        thorough: the items that need more than log-probabilities; None for all.
+    """
+    flags = [thorough is None or i in thorough for i in range(len(items))]
+    tokens = BATCH_TOKENS.get(next(model.parameters()).device.type, LARGE_BATCH)
+    beginnings = Beginnings.of(items)
+    if beginnings.saved < WORTH_SHARING or not can_share(model, beginnings.length):
+        for rows in batches([len(item.ids) for item in items], batch_size, tokens):
+            states = answer_states(model, [items[i] for i in rows])
+            counts = states.places.mask_BA.sum(1).tolist()
+            scores = _scores(layer, states.hidden_TD, states.targets_T, counts, [flags[i] for i in rows])
+            yield from zip(rows, scores, strict=True)
+        return
+    for context, members in _read_beginnings(model, beginnings, batch_size, tokens):
+        for part in batches([len(items[i].ids) for _, i in members], batch_size, tokens):
+            parents, indices = zip(*(members[k] for k in part), strict=True)
+            hidden_TD, targets_T, counts = _read_answers(model, [items[i] for i in indices], context.rows(parents))
+            scores = _scores(layer, hidden_TD, targets_T, counts, [flags[i] for i in indices])
+            yield from zip(indices, scores, strict=True)
+
+
+class Beginnings(NamedTuple):
+    """What items share: `root`, the tokens that all of them begin with; `groups`, items by the tokens between the root
+    and the last one before the answer; `saved`, the share of all tokens that need not be read again, 0..1; `length`,
+    how many places the longest answer to the longest beginning takes."""
+
+    root: tuple[int, ...]
+    groups: dict[tuple[int, ...], list[int]]
+    saved: float
+    length: int
+
+    @classmethod
+    def of(cls, items: Sequence[Encoded]) -> Beginnings:
+        """Find out what the items share. The last token before an answer is left to the item: it predicts the first."""
+        heads = [item.ids[: max(1, item.start) - 1] for item in items]
+        root = common_beginning(heads)
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for i, head in enumerate(heads):
+            groups.setdefault(head[len(root) :], []).append(i)
+        again = sum(map(len, heads)) - len(root) - sum(map(len, groups))
+        answers = [len(item.ids) - len(head) for item, head in zip(items, heads, strict=True)]
+        return cls(root, groups, again / (sum(map(len, heads)) + sum(answers)), max(map(len, heads)) + max(answers))
+
+
+def _read_beginnings(
+    model: nn.Module, beginnings: Beginnings, batch_size: int, tokens: int
+) -> Iterator[tuple[Context, list[tuple[int, int]]]]:
+    """Yield contexts of a batch of groups, each with its (row, item) pairs."""
+    root = nothing_read(model, 1)
+    if beginnings.root:
+        root = read(model, [beginnings.root], root)[1]
+    heads = list(beginnings.groups)
+    for part in batches([len(beginnings.root) + len(head) for head in heads], batch_size, tokens):
+        context = root.rows([0] * len(part))
+        if heads[part[0]]:
+            context = read(model, [heads[k] for k in part], context)[1]
+        yield context, [(row, i) for row, k in enumerate(part) for i in beginnings.groups[heads[k]]]
+
+
+def _read_answers(model: nn.Module, items: Sequence[Encoded], context: Context) -> tuple[Tensor, Tensor, list[int]]:
+    """Return the hidden states that predict the answers' tokens, these tokens, and how many each item has.
+
+    Row b of the context has read item b up to the last token before its answer, which is read here.
+    """
+    starts = [max(1, item.start) for item in items]
+    counts = [len(item.ids) - start for item, start in zip(items, starts, strict=True)]
+    hidden_BLD, _ = read(model, [item.ids[start - 1 : -1] for item, start in zip(items, starts, strict=True)], context)
+    hidden_TD = torch.cat([hidden_LD[-count:] for hidden_LD, count in zip(hidden_BLD, counts, strict=True)])
+    targets = [token for item, start in zip(items, starts, strict=True) for token in item.ids[start:]]
+    return hidden_TD, torch.tensor(targets, device=hidden_TD.device), counts
+
+
+def _scores(
+    layer: OutputLayer, hidden_TD: Tensor, targets_T: Tensor, counts: Sequence[int], thorough: Sequence[bool]
+) -> Iterator[ItemScores]:
+    device = hidden_TD.device
+    thorough_T = torch.tensor(thorough, device=device).repeat_interleave(torch.tensor(counts, device=device))
+    found = token_scores(hidden_TD, layer, targets_T, layer.vocabulary, thorough_T)
+    for parts in zip(*(column_T.cpu().split(list(counts)) for column_T in found), strict=True):
+        yield ItemScores(*parts)
+
+
+def mean_probability(scores: Iterable[tuple[int, ItemScores]]) -> float:
+    """Return the mean over items of exp(mean ln p) of the answer's tokens: 0..1, TOFU's answer probability."""
+    values = [float(item.log_probs.double().mean().exp()) for _, item in scores]
+    return sum(values) / len(values)

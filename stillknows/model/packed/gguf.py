@@ -1,0 +1,159 @@
+"""GGUF files, which llama.cpp runs, read as plain models: configuration, tokenizer and weights in float32."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stillknows.errors import UserError
+from stillknows.model.packed import library
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+SUFFIX = ".gguf"
+ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}  # by model type
+PERMUTED = "llama"  # the architecture whose queries and keys llama.cpp rotates in pairs of neighbours, not of halves
+ROTATIONS = "rope_freqs.weight"  # what rotation frequencies are divided by
+AGAIN = "copy or download the file again"
+
+
+def describe(path: Path) -> str:
+    """Say in words how a file's weights are quantized. UserError for a file that is damaged or not read here."""
+    reader = _open(path)
+    architecture = _field(reader, "general.architecture")
+    if architecture not in ARCHITECTURES.values():
+        known = ", ".join(dict.fromkeys(ARCHITECTURES.values()))
+        raise UserError(f"{path} holds a model of the architecture {architecture}", f"read are {known}")
+    if _field(reader, "split.count", 1) > 1:
+        raise UserError(f"{path} is one of several parts", "merge them with llama.cpp's llama-gguf-split --merge")
+    scaling = _field(reader, f"{architecture}.rope.scaling.type", "none")
+    if scaling != "none":
+        raise UserError(f"{path} scales its rotations ({scaling}), which is not read here", "give a model without that")
+    number = _field(reader, "general.file_type")
+    types = library("gguf").LlamaFileType
+    kind = types(number).name if number in list(types) else "of unknown types"
+    return f"GGUF {kind.removeprefix('MOSTLY_').removeprefix('ALL_')}"
+
+
+def config(path: Path) -> Any:
+    """Return the plain model's configuration, as transformers makes it of the file."""
+    from transformers import AutoConfig
+
+    reader = _open(path)
+    architecture = _field(reader, "general.architecture")
+    found = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
+    width = _field(reader, f"{architecture}.attention.key_length")
+    if width is not None:
+        found.head_dim = width
+    factors = next((tensor for tensor in reader.tensors if tensor.name == ROTATIONS), None)
+    if factors is not None:  # the one kind of rotation in transformers that is told its factors
+        numbers = factors.data.astype(np.float64).tolist()
+        found.rope_parameters = {
+            "rope_type": "longrope",
+            "rope_theta": found.rope_parameters["rope_theta"],
+            "short_factor": numbers,
+            "long_factor": numbers,
+            "attention_factor": 1.0,
+            "factor": 1.0,
+            "original_max_position_embeddings": found.max_position_embeddings,
+        }
+    return found
+
+
+def tokenizer(path: Path) -> Any:
+    """Return the file's tokenizer: that of Hugging Face where the file holds it, else one made of its tokens."""
+    from tokenizers import Tokenizer
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    reader, keys = _open(path), library("gguf").Keys.Tokenizer
+    stored = _field(reader, keys.HF_JSON)
+    try:
+        if stored is None:
+            return AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+        fast = Tokenizer.from_str(stored)
+    except Exception as error:  # the library's own error is a bare Exception
+        raise UserError(f"{path} has no tokenizer that can be loaded: {error}", AGAIN) from error
+    places = {"bos_token": keys.BOS_ID, "eos_token": keys.EOS_ID, "unk_token": keys.UNK_ID, "pad_token": keys.PAD_ID}
+    numbers = {name: _field(reader, key) for name, key in places.items()}
+    special = {name: fast.id_to_token(number) for name, number in numbers.items() if number is not None}
+    found = PreTrainedTokenizerFast(tokenizer_object=fast, **special)
+    found.chat_template = _field(reader, keys.CHAT_TEMPLATE)
+    return found
+
+
+def weights(path: Path, model: PreTrainedModel) -> dict[str, Tensor]:
+    """Return the weights that a file stands for, in float32, by their names in the plain model.
+
+    Raises UserError for tensors that the plain model has no place for, and for types that gguf cannot read.
+    """
+    dequantize = library("gguf.quants").dequantize
+    reader = _open(path)
+    architecture = _field(reader, "general.architecture")
+    places = {place: name for name, place in names(model, architecture).items()}
+    found = {}
+    for tensor in reader.tensors:
+        if tensor.name == ROTATIONS:
+            continue
+        if tensor.name not in places:
+            raise UserError(f"{path}: the plain model has no place for {tensor.name}", "give another file of the model")
+        try:
+            values = torch.from_numpy(np.array(dequantize(tensor.data, tensor.tensor_type), dtype=np.float32))
+        except (NotImplementedError, ValueError) as error:
+            raise UserError(f"{path}: {tensor.name} cannot be read: {error}", AGAIN) from error
+        name = places[tensor.name]
+        heads = rotated_heads(name, model, architecture)
+        found[name] = in_halves(values, heads) if heads else values
+    return found
+
+
+def names(model: PreTrainedModel, architecture: str) -> dict[str, str]:
+    """Return llama.cpp's names of a model's weights, by the model's own; weights that are shared once."""
+    constants = library("gguf.constants")
+    number = next(number for number, name in constants.MODEL_ARCH_NAMES.items() if name == architecture)
+    known = library("gguf").get_tensor_name_map(number, model.config.num_hidden_layers)
+    found = {}
+    for key, _ in model.named_parameters():
+        stem, _, kind = key.rpartition(".")
+        place = known.get_name(stem)
+        if place is None:
+            raise UserError(f"{key} has no place in a GGUF file of the architecture {architecture}")
+        found[key] = f"{place}.{kind}"
+    return found
+
+
+def rotated_heads(name: str, model: PreTrainedModel, architecture: str) -> int:
+    """Return how many heads a matrix's rows make up where llama.cpp orders them otherwise, 0 for any other matrix."""
+    config: Any = model.config
+    if architecture != PERMUTED:
+        return 0
+    if name.endswith(".q_proj.weight"):
+        return config.num_attention_heads
+    return config.num_key_value_heads if name.endswith(".k_proj.weight") else 0
+
+
+def in_pairs(rows: Tensor, heads: int) -> Tensor:
+    """Put rows that are rotated together side by side, as llama.cpp has them: 0, d/2, 1, d/2 + 1, … in each head."""
+    return rows.reshape(heads, 2, -1, *rows.shape[1:]).transpose(1, 2).reshape(rows.shape)
+
+
+def in_halves(rows: Tensor, heads: int) -> Tensor:
+    """Undo `in_pairs`."""
+    return rows.reshape(heads, -1, 2, *rows.shape[1:]).transpose(1, 2).reshape(rows.shape)
+
+
+def _open(path: Path) -> Any:
+    reader = library("gguf").GGUFReader
+    try:
+        return reader(path)
+    except (ValueError, IndexError, KeyError, OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is no GGUF file, or it is damaged: {error}", AGAIN) from error
+
+
+def _field(reader: Any, key: str, default: Any = None) -> Any:
+    field = reader.get_field(key)
+    return default if field is None else field.contents()

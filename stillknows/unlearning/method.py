@@ -1,0 +1,117 @@
+"""A method in one line: "npo:beta=0.1 + kl + gru + sure:percentile=95" taken apart and checked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import get_args
+
+from stillknows.errors import UserError, did_you_mean
+from stillknows.registry import Bound, MethodKind, Plugin, bind, plugins
+from stillknows.unlearning.inputs import Need
+from stillknows.unlearning.wrapping import KINDS as WRAPPERS
+
+KINDS: tuple[MethodKind, ...] = get_args(MethodKind)
+ALONE = ("adapter", "curriculum", "combination", "optimizer")  # kinds of which a method has one at most
+CLASHES: dict[tuple[str, str], str] = {  # kinds or names that do not go together, and why
+    ("adapter", "mask"): "a mask chooses among the weights, which an adapter leaves as they are",
+    ("adapter", "ste"): "the adapter's weights are not the ones that are rounded",
+    ("curriculum", "memflex"): "what is to be retained changes from stage to stage, and the mask is made once",
+    ("curriculum", "wagle"): "what is to be retained changes from stage to stage, and the mask is made once",
+}
+ADD = "add a retain term such as nll"
+
+
+@dataclass(frozen=True)
+class Method:
+    """Terms of the loss (forget terms first), wrappers of its steps, and edits of the weights afterwards."""
+
+    spec: str
+    terms: tuple[Bound, ...]
+    wrappers: tuple[Bound, ...]
+    edits: tuple[Bound, ...]
+
+    @property
+    def parts(self) -> tuple[Bound, ...]:
+        """Everything that the method consists of."""
+        return (*self.terms, *self.wrappers, *self.edits)
+
+    def needs(self, thing: str) -> bool:
+        """Tell whether a part asks for something that is called so, or for numbers of it: "retain", "reinforced"."""
+        return any(name == thing or name.startswith(f"{thing}_") for part in self.parts for name in part.plugin.needs)
+
+    @property
+    def companions(self) -> frozenset[str]:
+        """Other answers that terms compare with."""
+        return frozenset(Need.of(name).companion for term in self.terms for name in term.plugin.needs) - {""}
+
+    @property
+    def retains(self) -> tuple[Bound, ...]:
+        """The parts that cannot do without items to retain."""
+        asking = [p for p in (*self.wrappers, *self.edits) if any(n.startswith("retain") for n in p.plugin.needs)]
+        return (*(term for term in self.terms if term.plugin.kind == "retain"), *asking)
+
+
+def parse(spec: str) -> Method:
+    """Parse a method: names of `stillknows list methods`, in any order, joined by "+". Raises UserError."""
+    parts = list(_parts(spec))
+    by_kind = {kind: [part for part in parts if part.plugin.kind == kind] for kind in KINDS}
+    wrappers = [part for kind in WRAPPERS for part in by_kind[kind]]
+    _check(spec, parts, by_kind["forget"], by_kind["edit"], wrappers)
+    return Method(spec, (*by_kind["forget"], *by_kind["retain"]), tuple(wrappers), tuple(by_kind["edit"]))
+
+
+def known() -> dict[str, Plugin]:
+    """Return everything that a method can name."""
+    return {name: plugin for kind in KINDS for name, plugin in plugins(kind).items()}
+
+
+def _parts(spec: str) -> Iterator[Bound]:
+    """Yield the parts of a method, with recipes replaced by what they stand for."""
+    names = known()
+    for part in (part.strip() for part in spec.split("+")):
+        name = part.partition(":")[0].strip()
+        if name not in names:
+            raise UserError(f"no method named {name!r}{did_you_mean(name, names)}", "stillknows list methods")
+        bound = bind(names[name].kind, part)
+        if bound.plugin.kind == "recipe":
+            yield from _parts(bound())
+        else:
+            yield bound
+
+
+def _check(spec: str, parts: Sequence[Bound], forget: Sequence[Bound], edits: Sequence[Bound], wrappers: list[Bound]):
+    if not forget and (not edits or len(parts) > len(edits)):
+        of = "forget" if not edits else "edit"
+        raise UserError(
+            f"{spec!r} has no forget term, which {parts[0].plugin.name!r} goes with",
+            f"known: {', '.join(plugins(of))}",
+        )
+    for kind in ALONE:
+        found = [part.plugin.name for part in wrappers if part.plugin.kind == kind]
+        if len(found) > 1:
+            raise UserError(f"{spec!r} has two of kind {kind}: {' and '.join(found)}", "give one")
+    for first, second in combinations(parts, 2):
+        for (a, b), reason in CLASHES.items():
+            if {a, b} <= {first.plugin.kind, first.plugin.name, second.plugin.kind, second.plugin.name}:
+                raise UserError(f"{first.plugin.name} and {second.plugin.name} do not go together: {reason}")
+    _check_comparisons(spec, [part for part in parts if part.plugin.kind == "retain"], wrappers)
+
+
+def _check_comparisons(spec: str, retain: Sequence[Bound], wrappers: Sequence[Bound]) -> None:
+    """Raise UserError where a wrapper compares forgetting with retaining and the terms give it nothing to compare."""
+    for part in wrappers:
+        if not any(need.startswith("retain_") for need in part.plugin.needs):
+            continue
+        name = part.plugin.name
+        if not retain:
+            raise UserError(f"{spec!r}: {name} compares forgetting with retaining, and there is no retain term", ADD)
+        if part.plugin.kind == "mask" and all(_is_distance(term) for term in retain):
+            terms = " and ".join(term.plugin.name for term in retain)
+            raise UserError(f"{spec!r}: {name} reads the model before unlearning, where {terms} is at its least", ADD)
+
+
+def _is_distance(term: Bound) -> bool:
+    """Tell whether a retain term compares with the model before unlearning, where it is then at its least."""
+    return any(Need.of(name).teacher == "reference" for name in term.plugin.needs)

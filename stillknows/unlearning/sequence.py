@@ -1,0 +1,96 @@
+"""Requests to unlearn that follow one another: each starts where the one before ended, and its record says so.
+
+A record holds the digest of the record before it, so that a chain of runs shows whether one was changed afterwards.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from stillknows.errors import UserError
+from stillknows.model import records
+from stillknows.store import RECORD, file_digest, key
+from stillknows.types import Benchmark, Example
+from stillknows.unlearning.train import Fit
+
+SUMMED = ("seconds", "tokens", "forward_tokens", "flops")  # of train.Fit
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """The requests before one: what it has to know of them, from the record of the latest.
+
+    original: fingerprint of the model before the first. requests: what is kept of each, in order. total: their costs.
+    """
+
+    original: str
+    requests: tuple[dict[str, Any], ...] = ()
+    total: dict[str, float] = field(default_factory=lambda: dict.fromkeys(SUMMED, 0))
+
+    def require_compatible(self, benchmark: Benchmark) -> None:
+        """Raise UserError when something that an earlier request removed would now be kept.
+
+        Items are recognised by question and answer together, through hashes: records hold none of them in words.
+        """
+        gone = {item: number for number, request in enumerate(self.requests, 1) for item in request["forgotten"]}
+        for split in (*benchmark.training, *benchmark.splits):
+            if split.role in ("forget", "member"):
+                continue
+            back = [(e.id, gone[item_digest(e)]) for e in split.examples if item_digest(e) in gone]
+            if back:
+                raise UserError(
+                    f"{len(back)} items of the {split.name} split were forgotten by an earlier request, the first: "
+                    f"{back[0][0]!r} by request {back[0][1]}",
+                    "training on them would teach them again; remove them",
+                )
+
+    def record(self, benchmark: Benchmark, outcome: Fit) -> dict[str, Any]:
+        """Return the part of a run's record that makes it a link of the chain."""
+        spent = outcome.to_json()
+        return {
+            "number": len(self.requests) + 1,
+            "original": self.original,
+            "earlier": list(self.requests),
+            "forgotten": sorted({item_digest(e) for s in _to_forget(benchmark) for e in s.examples}),
+            "total": {name: self.total[name] + spent[name] for name in SUMMED},
+        }
+
+
+def follow(folder: Path, original: str, name: str) -> Earlier:
+    """Return the requests that led to a run's checkpoint.
+
+    Args:
+        original: fingerprint of the model that the new request names as its base, called `name`.
+
+    Raises UserError for a folder without a record of this kind and for a run that began with another model.
+    """
+    record = records.read(folder)
+    if record is None or "request" not in record:
+        raise UserError(f"{folder} holds no unlearning run that another could follow", "run `stillknows unlearn` first")
+    request = record["request"]
+    if request["original"] != original:
+        raise UserError(
+            f"{folder} was unlearned from another model than {name}",
+            f"name the model that the first request began with: {record['model']}",
+        )
+    latest = {
+        "benchmark": record["benchmark"],
+        "method": record["method"],
+        "forgotten": request["forgotten"],
+        "record": file_digest(folder / RECORD),
+    }
+    return Earlier(original, (*request["earlier"], latest), request["total"])
+
+
+def _to_forget(benchmark: Benchmark):
+    return (split for split in (*benchmark.training, *benchmark.splits) if split.role == "forget")
+
+
+def item_digest(example: Example) -> str:
+    """Return what a question and its answer are recognised by where they must not be written down.
+
+    Whoever can guess both can check the guess.
+    """
+    return key(example.prompt, example.answer)

@@ -1,0 +1,257 @@
+"""One unlearning request: a method text, a model, a benchmark -> a checkpoint with its run record."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from stillknows import __version__
+from stillknows.auditing.plan import check_benchmark
+from stillknows.errors import UserError
+from stillknows.formats.compress import check_fixed, parse_variant
+from stillknows.model import checkpoints, records
+from stillknows.model.layers import layer_number, matching
+from stillknows.model.text import Encoded, LongItems, encode_split, without_end
+from stillknows.registry import bind
+from stillknows.store import RECORD, claim, key, require_apart, require_new
+from stillknows.types import Benchmark, Role, Split
+from stillknows.unlearning import companions, method, sequence, wrapping
+from stillknows.unlearning.cost import Meter, peak_memory
+from stillknows.unlearning.inputs import Term
+from stillknows.unlearning.method import Method
+from stillknows.unlearning.train import Fit, Settings, fit
+
+CHECKPOINT = "checkpoint.safetensors"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to unlearn and how. `model` is a local folder or a hub name; a request may follow another, whose run is in
+    the folder `after`: it then starts from that run's checkpoint, and `model` is what the first request began with."""
+
+    model: str
+    benchmark: Benchmark
+    method: str
+    settings: Settings
+    long_items: LongItems = "error"
+    device: str = "cpu"
+    allow_pickle: bool = False
+    trust_remote_code: bool = False
+    after: Path | None = None
+
+
+def run(request: Request, out: Path, *, overwrite: bool = False, resume: bool = False) -> dict[str, Any]:
+    """Unlearn and write the checkpoint with run.json; return the record.
+
+    Weights that were kept in bfloat16 are saved as such, exactly, others in float32. `resume` continues an interrupted
+    run from its last checkpoint and ends with the weights that it would have had.
+
+    Raises UserError for bad input (before the model is loaded where it can be seen there), for an `out` inside the
+    model's folder and for one that holds a finished run or another model (unless `overwrite`) or an unfinished run
+    (unless `resume` or `overwrite`).
+    """
+    prepared = _prepare(request)
+    require_apart(out, [prepared.base.folder, prepared.source.folder])
+    with claim(out):
+        checkpoint = out / CHECKPOINT
+        require_new(out / RECORD, overwrite=overwrite)
+        require_new(checkpoint, overwrite=overwrite or resume, fix="continue it with --resume, or add --overwrite")
+        require_new(out / "config.json", overwrite=overwrite or checkpoint.exists())
+        return _run(request, prepared, out, checkpoint, resume)
+
+
+class _Prepared(NamedTuple):
+    """Everything that a run needs besides the weights. It starts from `source`; the first request did from `base`."""
+
+    method: Method
+    base: checkpoints.Source
+    source: checkpoints.Source
+    earlier: sequence.Earlier
+    answering: companions.Answering
+    forget: list[Encoded]
+    retain: list[Encoded]
+
+
+def _prepare(request: Request) -> _Prepared:
+    """Check everything that can be checked without the weights."""
+    benchmark = request.benchmark
+    chosen = method.parse(request.method)
+    check_benchmark(benchmark)
+    _check_splits(request, chosen)
+    checkpoints.check_device(request.device)
+    base, source, earlier = _start(request)
+    earlier.require_compatible(benchmark)
+    skeleton = checkpoints.skeleton(source)
+    _check_names(chosen, skeleton)
+    tokenizer = checkpoints.load_tokenizer(source)
+    context, vocabulary = checkpoints.context_length(source), checkpoints.vocabulary_size(source)
+    forget, retain = (
+        []
+        if split is None
+        else [
+            asked.answer
+            for asked in encode_split(split, tokenizer, benchmark.template, context, request.long_items, vocabulary)
+        ]
+        for split in (_split(benchmark, "forget"), _split(benchmark, "retain"))
+    )
+    for kind, items in (("forget", forget), ("retain", retain)):
+        companions.check(items, _companions(chosen, kind), benchmark.refusals, retain, benchmark.spec)
+    wrapping.check(chosen.wrappers, skeleton, len(forget))
+    answering = companions.Answering(tokenizer, benchmark.template, context, request.settings.seed)
+    return _Prepared(chosen, base, source, earlier, answering, without_end(forget), retain)
+
+
+def _start(request: Request) -> tuple[checkpoints.Source, checkpoints.Source, sequence.Earlier]:
+    """Return the model that the first request began with, the one to start from, and the requests between them."""
+    allowed = {"allow_pickle": request.allow_pickle, "trust_remote_code": request.trust_remote_code}
+    base = checkpoints.locate(request.model, **allowed)
+    original = checkpoints.fingerprint(base.path)
+    if request.after is None:
+        return base, base, sequence.Earlier(original)
+    earlier = sequence.follow(request.after, original, base.name)
+    return base, checkpoints.locate(str(request.after), **allowed), earlier
+
+
+def _companions(chosen: Method, kind: str) -> frozenset[str]:
+    found = (replace(chosen, terms=(term,)).companions for term in chosen.terms if term.plugin.kind == kind)
+    edits = {"refusal"} if kind == "forget" and chosen.needs("refusals") else ()
+    return frozenset(edits).union(*found)
+
+
+def _check_names(chosen: Method, skeleton: nn.Module) -> None:
+    """Raise UserError for layers, tensors and shapes that the model lacks and that an option names."""
+    names = [name for name, _ in skeleton.named_parameters()]
+    for part in chosen.parts:
+        if "layer" in part.options:
+            layer_number(skeleton, part.options["layer"])
+        if part.plugin.kind == "edit" and "names" in part.options:
+            matching(names, part.options["names"])
+        if part.plugin.kind == "edit" and "format" in part.options:
+            check_fixed(skeleton, parse_variant(part.options["format"]), part.spec)
+
+
+def _check_splits(request: Request, chosen: Method) -> None:
+    """Raise UserError for a split that the benchmark lacks and that the method, or its early stop, works on."""
+    benchmark = request.benchmark
+    fix = "choose a benchmark, or options of it, that has one: see `stillknows list benchmarks`"
+    if _split(benchmark, "forget") is None:
+        raise UserError(f"{benchmark.spec} has no split to forget", fix)
+    if _split(benchmark, "retain") is not None:
+        return
+    if chosen.retains:
+        parts = " + ".join(part.spec for part in chosen.retains)
+        without = " + ".join(part.spec for part in chosen.parts if part not in chosen.retains)
+        raise UserError(
+            f"{benchmark.spec} has no split to retain, which {parts} of --method {chosen.spec!r} needs",
+            f"{fix}; or leave that out, as in --method {without}" if without else fix,
+        )
+    if request.settings.retain_floor:
+        raise UserError(f"{benchmark.spec} has no split to retain that --retain-floor could watch", "leave it out")
+
+
+def _split(benchmark: Benchmark, role: Role) -> Split | None:
+    try:
+        return benchmark.split(role)
+    except LookupError:
+        return None
+
+
+def _run(request: Request, prepared: _Prepared, out: Path, checkpoint: Path, resume: bool) -> dict[str, Any]:
+    chosen, settings = prepared.method, request.settings
+    subject = checkpoints.load(prepared.source, device=request.device)
+    if not resume:
+        checkpoint.unlink(missing_ok=True)
+    plan = {
+        "model": subject.fingerprint,
+        "method": [part.identity for part in chosen.parts],
+        "settings": asdict(settings) | {"save_seconds": 0},
+        "items": key([[(item.ids, item.start) for item in items] for items in (prepared.forget, prepared.retain)]),
+    }
+    outcome = _train(request, prepared, subject.model, checkpoint, key(plan))
+    items = [*prepared.forget, *prepared.retain]
+    record = _record(request, plan, outcome, truncated=sum(item.truncated for item in items))
+    record["request"] = prepared.earlier.record(request.benchmark, outcome)
+    dtype = torch.float32 if settings.weights == "float32" else torch.bfloat16
+    records.save(subject.model, prepared.answering.tokenizer, out, record, dtype)
+    checkpoint.unlink(missing_ok=True)
+    return record
+
+
+def _train(request: Request, prepared: _Prepared, model: nn.Module, checkpoint: Path, plan_key: str) -> Fit:
+    """Change the model in place, as the method says, and return what was done and what all of it cost."""
+    chosen, settings = prepared.method, request.settings
+    given: dict[str, Any] = {"model": model, "forget": prepared.forget, "retain": prepared.retain, "settings": settings}
+    outcome = Fit(stopped="no loss to descend")
+    with Meter(model) as preparing:
+        terms = _terms(request, prepared, model)
+        if chosen.needs("original"):
+            given["original"] = {name: p.detach().clone() for name, p in model.named_parameters()}
+        if chosen.needs("reinforced"):
+            given["reinforced"] = _reinforced(model, prepared.forget, settings)
+        if chosen.needs("refusals"):
+            given["refusals"] = companions.refusals(prepared.forget, request.benchmark.refusals, prepared.answering)
+    if terms:
+        outcome = fit(
+            model,
+            terms,
+            settings,
+            wrappers=chosen.wrappers,
+            teachers={name: given[name] for name in ("reinforced",) if name in given},
+            monitor=(prepared.forget, prepared.retain),
+            checkpoint=checkpoint,
+            plan_key=plan_key,
+            label=f"unlearning {request.method}",
+        )
+        checkpoints.check_result(model)
+    with Meter(model) as editing:
+        for edit in chosen.edits:
+            edit(**{name: given[name] for name in edit.plugin.needs})
+    outcome.add(preparing)
+    outcome.add(editing)
+    outcome.peak_memory_bytes = peak_memory(next(model.parameters()).device)
+    return outcome
+
+
+def _terms(request: Request, prepared: _Prepared, model: nn.Module) -> list[Term]:
+    """Pair each objective with its items and the other answers that it needs."""
+    how = prepared.answering
+    items = {"forget": prepared.forget, "retain": prepared.retain}
+    makers: dict[str, Callable[[list[Encoded]], list[tuple[Encoded, ...]]]] = {
+        "refusal": lambda found: companions.refusals(found, request.benchmark.refusals, how),
+        "mismatched": lambda found: companions.mismatched(found, prepared.retain, how),
+        "alternative": lambda found: companions.alternatives(model, found, how),
+    }
+    others = {
+        kind: {name: makers[name](found) for name in _companions(prepared.method, kind)}
+        for kind, found in items.items()
+    }
+    return [Term(term, items[term.plugin.kind], others[term.plugin.kind]) for term in prepared.method.terms]
+
+
+def _reinforced(model: nn.Module, forget: list[Encoded], settings: Settings) -> nn.Module:
+    """Return a copy of the model that was trained further on the forget items, with the run's own settings."""
+    copy_ = copy.deepcopy(model)
+    plain = replace(settings, forget_below=0.0, retain_floor=0.0)
+    fit(copy_, [Term(bind("retain", "nll"), forget)], plain, label="training a reinforced model")
+    return copy_
+
+
+def _record(request: Request, plan: dict[str, Any], outcome: Fit, truncated: int) -> dict[str, Any]:
+    """Everything that is needed to repeat the run and to know what it cost."""
+    return {
+        "stillknows": __version__,
+        "model": request.model,
+        "benchmark": request.benchmark.spec,
+        "method": request.method,
+        "plan": plan,
+        "settings": asdict(request.settings),
+        "fit": outcome.to_json(),
+        "truncated_items": truncated,
+        "versions": records.versions(),
+    }

@@ -1,0 +1,211 @@
+"""Everything about a step besides its loss: which gradient is taken where, and which weights it may move.
+
+Wrappers are plug-ins of six kinds. An adapter decides what is trained at all, a mask which weights may move, a
+curriculum which items a step may draw, an adversary under what disturbance the forget gradient is taken, a combination
+how it is joined with the retain gradient, and an optimizer what becomes of the result.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from stillknows.errors import UserError
+from stillknows.model.text import Encoded
+from stillknows.registry import Bound
+from stillknows.unlearning.inputs import Term
+from stillknows.unlearning.storage import MIX
+
+Gradients = dict[str, Tensor]  # of all parameters that are trained, by name
+KINDS = ("adapter", "mask", "curriculum", "adversary", "combination", "optimizer")
+
+
+def check(wrappers: Sequence[Bound], skeleton: nn.Module, count: int) -> None:
+    """Raise UserError for options that are out of range or do not go with the model, before its weights are there.
+
+    Args:
+        skeleton: the model without numbers; adapters change it.
+        count: number of items to forget.
+    """
+    tensors = {name: torch.zeros(2, 2) for name, _ in skeleton.named_parameters()}
+    given: dict[str, Any] = {"weights": tensors, "forget_gradients": tensors, "retain_gradients": tensors}
+    given |= {"retain_loss": 0.0, "state": {}, "forget": [], "gradients": _no_numbers, "random": torch.Generator()}
+    given |= {"model": skeleton, "parameters": list(skeleton.parameters()), "lr": 1.0, "count": count}
+    for wrapper in sorted(wrappers, key=lambda wrapper: wrapper.plugin.kind == "adapter"):
+        with contextlib.suppress(NotImplementedError, RuntimeError):  # the first step that needs numbers
+            wrapper(**{name: given[name] for name in wrapper.plugin.needs})
+
+
+def _no_numbers() -> Gradients:
+    raise NotImplementedError("a model without numbers has no gradient")
+
+
+class Stage(NamedTuple):
+    """The items that a term draws from, by index, and the step from which on it does."""
+
+    pool: Sequence[int]
+    first: int
+
+
+class Wrapping:
+    """The wrappers of one run and what they keep between steps.
+
+    parameters: what is trained, by name. state: tensors of a combination that a checkpoint must hold.
+    """
+
+    def __init__(self, model: nn.Module, wrappers: Sequence[Bound], *, steps: int, seed: int) -> None:
+        self.model, self.steps, self.seed = model, steps, seed
+        self.by_kind: dict[str, list[Bound]] = {kind: [w for w in wrappers if w.plugin.kind == kind] for kind in KINDS}
+        model.requires_grad_(not self.by_kind["adapter"])
+        for adapter in self.by_kind["adapter"]:
+            adapter(model=model)
+        self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.held: dict[str, tuple[Tensor, Tensor]] = {}
+        self.state: dict[str, Tensor] = {}
+        self.stages: list[tuple[Sequence[int], Sequence[int]]] = []
+
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether all items are looked at before the first step."""
+        return any(name.endswith("_gradients") for mask in self.by_kind["mask"] for name in mask.plugin.needs)
+
+    @property
+    def trained(self) -> int:
+        """Number of weights that are free to move."""
+        held = sum(int((~mask).sum()) for mask, _ in self.held.values())
+        return sum(p.numel() for p in self.parameters.values()) - held
+
+    def extended(self, terms: Sequence[Term]) -> list[Term]:
+        """Return the terms; where a curriculum defers forgetting, retain terms know the forget items too."""
+        if not self.by_kind["curriculum"]:
+            return list(terms)
+        self.stages = self.by_kind["curriculum"][0](count=len(terms[0].items))
+        return [
+            replace(term, items=[*term.items, *terms[0].items]) if term.objective.plugin.kind == "retain" else term
+            for term in terms
+        ]
+
+    def stage(self, term: Term, step: int) -> Stage:
+        """Return what a term may draw from at a step."""
+        if not self.stages:
+            return Stage(range(len(term.items)), 0)
+        number = min(step * len(self.stages) // self.steps, len(self.stages) - 1)
+        forgotten, deferred = self.stages[number]
+        first = math.ceil(number * self.steps / len(self.stages))
+        if term.objective.plugin.kind == "forget":
+            return Stage(forgotten, first)
+        own = len(term.items) - sum(map(len, (self.stages[-1])))
+        return Stage([*range(own), *(own + i for i in deferred)], first)
+
+    def begin(self, whole_gradients: Callable[[str], Gradients]) -> None:
+        """Ask the masks what may move; what no mask lets move is not trained, and keeps its bits."""
+        masks = self.by_kind["mask"]
+        given: dict[str, Any] = {"weights": {name: p.detach() for name, p in self.parameters.items()}}
+        for name in {name for mask in masks for name in mask.plugin.needs} - {"weights"}:
+            given[name] = whole_gradients(name.removesuffix("_gradients"))
+        for mask in masks:
+            allowed = mask(**{name: given[name] for name in mask.plugin.needs})
+            for name in list(self.parameters):
+                self._restrict(name, allowed[name])
+        if not self.parameters:
+            raise UserError("the masks of the method let no weight move", "choose wider ones")
+
+    def _restrict(self, name: str, allowed: Tensor) -> None:
+        p = self.parameters[name]
+        if name in self.held:
+            allowed = allowed & self.held[name][0]
+        if not bool(allowed.any()):
+            p.requires_grad_(False)
+            del self.parameters[name]
+            self.held.pop(name, None)
+        elif not bool(allowed.all()):
+            self.held[name] = (allowed, p.detach().clone())
+
+    @torch.no_grad()
+    def hold(self) -> None:
+        """Put weights that may not move back to what they were: momentum and rounding have moved them."""
+        for name, (allowed, start) in self.held.items():
+            p = self.parameters[name]
+            p.copy_(torch.where(allowed, p, start))
+
+    def optimizer(self, lr: float, beta2: float) -> torch.optim.Optimizer:
+        """Return the optimizer of the trained parameters: AdamW without decay, or the one that was asked for."""
+        trained = list(self.parameters.values())
+        for optimizer in self.by_kind["optimizer"]:
+            return optimizer(parameters=trained, lr=lr)
+        return torch.optim.AdamW(trained, lr=lr, betas=(0.9, beta2), weight_decay=0.0, fused=True)
+
+    def gradients(
+        self, terms: Sequence[Term], backward: Callable[[int], float], drawn: Callable[[int], list[Encoded]], step: int
+    ) -> float:
+        """Leave a step's gradient in the parameters and return the loss, at the point where the gradient was taken.
+
+        Args:
+            backward: adds the gradient of a term's batch to the parameters' and returns its loss.
+            drawn: returns the items of a term's batch.
+        """
+        kinds = [term.objective.plugin.kind for term in terms]
+        adversaries, combinations = self.by_kind["adversary"], self.by_kind["combination"]
+        self.model.zero_grad(set_to_none=True)
+        if not adversaries and not combinations:
+            return sum(backward(k) for k in range(len(terms)))
+        losses: dict[str, float] = {}
+
+        def of(kind: str) -> Gradients:
+            losses[kind] = sum(backward(k) for k, found in enumerate(kinds) if found == kind)
+            return self.taken()
+
+        forget: Callable[[], Gradients] = partial(of, "forget")
+        items = list(dict.fromkeys(item for k, kind in enumerate(kinds) if kind == "forget" for item in drawn(k)))
+        for adversary in reversed(adversaries):
+            forget = partial(self._under, adversary, forget, items, step)
+        joined = self._joined(combinations[0] if combinations else None, forget(), of("retain"), losses)
+        for name, p in self.parameters.items():
+            p.grad = joined[name]
+        return sum(losses.values())
+
+    def taken(self) -> Gradients:
+        """Take the gradients out of the parameters; 0 where no loss reached one."""
+        found = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in self.parameters.items()}
+        self.model.zero_grad(set_to_none=True)
+        return found
+
+    def _under(
+        self, adversary: Bound, gradients: Callable[[], Gradients], items: list[Encoded], step: int
+    ) -> Gradients:
+        device = next(iter(self.parameters.values())).device
+        given = {
+            "gradients": gradients,
+            "forget": items,
+            "parameters": self.parameters,
+            "model": self.model,
+            "random": torch.Generator(device).manual_seed((self.seed * MIX + step) % 2**63),
+        }
+        return adversary(**{name: given[name] for name in adversary.plugin.needs})
+
+    def _joined(
+        self, combination: Bound | None, forget: Gradients, retain: Gradients, losses: Mapping[str, float]
+    ) -> Gradients:
+        if combination is None:
+            return {name: forget[name] + retain[name] for name in forget}
+        given = {
+            "forget_gradients": forget,
+            "retain_gradients": retain,
+            "retain_loss": losses["retain"],
+            "state": self.state,
+        }
+        return combination(**{name: given[name] for name in combination.plugin.needs})
+
+    def finish(self) -> None:
+        """Merge what an adapter added into the weights that it stands beside."""
+        for module in self.model.modules():
+            for name in list(getattr(module, "parametrizations", ())):
+                parametrize.remove_parametrizations(module, name, leave_parametrized=True)
