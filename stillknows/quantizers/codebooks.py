@@ -70,13 +70,12 @@ TABLES = {"nf4": NF4, "fp4": FP4}
 def _nearest(weight_OI: Tensor, name: str, double: bool) -> Quantized:
     book, cells = torch.tensor(TABLES[name], device=weight_OI.device), _cells(name, weight_OI.device)
     blocks = _blocks(weight_OI, BLOCK)
-    scales = blocks.new_empty(len(blocks))
+    scales = largest(blocks).clamp_min_(TINY)
+    kept, stored = _in_8_bits(scales[:, 0]) if double else (scales[:, 0], {"scales": scales[:, 0]})
     codes, values = torch.empty_like(blocks, dtype=torch.int32), torch.empty_like(blocks)
     for part in parts(blocks):
-        scales[part] = largest(blocks[part])[:, 0].clamp_min_(TINY)
-        _places(blocks[part] * (1 / scales[part, None]), cells, out=codes[part])
-    kept, stored = _in_8_bits(scales) if double else (scales, {"scales": scales})
-    for part in parts(blocks):
+        scaled = torch.mul(blocks[part], 1 / scales[part], out=values[part])
+        _places(scaled, cells, out=codes[part])
         torch.index_select(book, 0, codes[part].view(-1), out=values[part].view(-1))
         values[part] *= kept[part, None]
     keep = slice(0, weight_OI.numel())
@@ -113,10 +112,14 @@ def _order(scaled: Tensor) -> Tensor:
 
 
 def _places(scaled: Tensor, cells: Tensor, out: Tensor) -> None:
-    """Write the place in the table that is nearest; of two equally near ones the lower."""
-    order = _order(scaled.reshape(-1))
-    sums = cells.index_select(0, order >> REST).add_(order.bitwise_and_(2**REST - 1))
-    torch.bitwise_right_shift(sums.reshape(out.shape), REST, out=out)
+    """Write the place in the table that is nearest, of two equally near ones the lower; `scaled` is overwritten.
+
+    On a processor memory takes most of the time, so that nothing is kept twice.
+    """
+    order, cell = _order(scaled), scaled.view(torch.int32)
+    torch.bitwise_right_shift(order, REST, out=cell)
+    torch.index_select(cells, 0, cell.view(-1), out=out.view(-1))
+    out.add_(order.bitwise_and_(2**REST - 1)).bitwise_right_shift_(REST)
 
 
 def _in_8_bits(scales: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
