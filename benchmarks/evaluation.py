@@ -20,7 +20,6 @@ import itertools
 import json
 import platform
 import random
-import re
 import statistics
 import subprocess
 import sys
@@ -41,6 +40,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
+from benchmarks.memory import forget_peak, peak
 from stillknows.auditing.evidence import Place, suite_cells, tabulate
 from stillknows.auditing.observe import observe
 from stillknows.model.text import Asked, Encoded, encode_split
@@ -268,19 +268,13 @@ def child(way: str, share: float) -> dict[str, Any]:
     model, reference = make_model(0), make_model(1)
     splits = make_splits(tokenizer, share)
     retrained = observe(reference, tokenizer, splits["forget"])  # known from a file, as published evaluations have it
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-    held, started = _memory("VmRSS"), time.process_time()
+    held, started = forget_peak(), time.process_time()
     with torch.no_grad():
         numbers = {"straightforward": straightforward, "stillknows": stillknows}[way](
             model, reference, tokenizer, splits, retrained
         )
     seconds = time.process_time() - started
-    return {"seconds": seconds, "peak_bytes": _memory("VmHWM") - held, "numbers": numbers}
-
-
-def _memory(name: str) -> int:
-    [kilobytes] = re.findall(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    return 1024 * int(kilobytes)
+    return {"seconds": seconds, "peak_mb": peak() - held, "numbers": numbers}
 
 
 def run(way: str, share: float) -> dict[str, Any]:
@@ -316,11 +310,11 @@ def main() -> None:
         rounds.append(runs)
         slow, fast = (runs[way] for way in WAYS)
         print(
-            f"{slow['seconds']:12.1f} s {slow['peak_bytes'] / 2**20:6.0f} MiB {fast['seconds']:9.1f} s "
-            f"{fast['peak_bytes'] / 2**20:4.0f} MiB {_ratio(runs, 'seconds'):6.2f} {_ratio(runs, 'peak_bytes'):6.2f}"
+            f"{slow['seconds']:12.1f} s {slow['peak_mb']:6.0f} MB {fast['seconds']:9.1f} s "
+            f"{fast['peak_mb']:4.0f} MB {_ratio(runs, 'seconds'):6.2f} {_ratio(runs, 'peak_mb'):6.2f}"
         )
-    ratios = {name: [_ratio(runs, name) for runs in rounds] for name in ("seconds", "peak_bytes")}
-    for name, what in (("seconds", "time"), ("peak_bytes", "memory")):
+    ratios = {name: [_ratio(runs, name) for runs in rounds] for name in ("seconds", "peak_mb")}
+    for name, what in (("seconds", "time"), ("peak_mb", "memory")):
         print(f"median ratio of {what}: {statistics.median(ratios[name]):.2f}")
     if arguments.json:
         sizes = {

@@ -76,8 +76,8 @@ def _spread(values: list[float]) -> str:
 def evaluation(content: Json) -> str:
     ways = list(content["rounds"][0])
     rows = []
-    for name, what, unit, size in (("seconds", "time", "s", 1), ("peak_bytes", "peak memory", "MiB", 2**20)):
-        middle = [median(runs[way][name] for runs in content["rounds"]) / size for way in ways]
+    for name, what, unit in (("seconds", "time", "s"), ("peak_mb", "peak memory", "MB")):
+        middle = [median(runs[way][name] for runs in content["rounds"]) for way in ways]
         rows.append([what, *(f"{number(m, digits=0)} {unit}" for m in middle), _spread(content["ratios"][name])])
     return _section(
         "The whole TOFU evaluation",

@@ -11,7 +11,6 @@ llm-compressor's searches with whole blocks of a model, not with one matrix. Lib
 from __future__ import annotations
 
 import argparse
-import ctypes
 import importlib.metadata
 import importlib.util
 import json
@@ -26,6 +25,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from benchmarks.memory import forget_peak, peak
 from stillknows.registry import bind
 
 TOKENS = 2048  # of calibration
@@ -133,23 +133,11 @@ def measure(way: Way, case: Case) -> Measured:
 def _in_process(way: Way, case: Case, sender: Any) -> None:
     few = slice(0, GROUP)
     way.function(Case(case.weight_OI[:8, few], case.hessian_II[few, few], case.magnitudes_I[few]))  # imports
-    before = _forget_peak()
+    before = forget_peak()
     started = time.process_time()
     way.function(case)
     seconds = time.process_time() - started
-    sender.send((seconds, _memory("VmHWM") - before))
-
-
-def _forget_peak() -> float:
-    """Give free memory back and let the count of the peak begin anew; return the MB that are left."""
-    ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")
-    return _memory("VmRSS")
-
-
-def _memory(field: str) -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:")) / 1024
+    sender.send((seconds, peak() - before))
 
 
 def summary(found: dict[tuple[str, str], list[Measured]], weights: int) -> list[dict[str, Any]]:
