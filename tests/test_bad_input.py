@@ -25,8 +25,7 @@ from transformers import AutoModelForCausalLM, BertConfig, BertForMaskedLM, T5Co
 from stillknows import store
 from stillknows.auditing import audit, plan
 from stillknows.errors import UserError
-from stillknows.model import checkpoints, records
-from stillknows.model import layers as models
+from stillknows.model import checkpoints, layers, records
 from stillknows.types import Benchmark, Example, Role, Split
 from stillknows.unlearning import inputs, train, unlearn
 from stillknows.unlearning.train import Settings
@@ -281,7 +280,7 @@ def test_a_model_of_another_kind_is_refused(
 
 def test_a_model_that_looks_to_the_right_is_refused(make_model: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_model()
-    causal = models.hidden_states
+    causal = layers.hidden_states
 
     def both_ways(model: Any, ids_BL: Any) -> Any:
         hidden_BLD = causal(model, ids_BL)
@@ -289,9 +288,9 @@ def test_a_model_that_looks_to_the_right_is_refused(make_model: Case, monkeypatc
 
     plain = model.forward
     model.forward = lambda input_ids, **_: type(plain(input_ids))(logits=model.lm_head(both_ways(model, input_ids)))
-    monkeypatch.setattr(models, "hidden_states", both_ways)
+    monkeypatch.setattr(layers, "hidden_states", both_ways)
     with pytest.raises(UserError, match="not causal"):
-        models.output_layer(model)
+        layers.output_layer(model)
 
 
 def test_pickled_weights_load_when_allowed(save_model: Case, run_unlearn: Case, tmp_path: Path) -> None:
