@@ -21,11 +21,13 @@ from pathlib import Path
 from statistics import mean
 
 import muse_world
+import numpy as np
 from jinja2 import Environment, StrictUndefined
 
 from stillknows import scratch, study
 from stillknows.auditing import audit
 from stillknows.auditing.verdict import Policy
+from stillknows.formats.prediction import Curve
 from stillknows.model import checkpoints
 from stillknows.progress import say
 from stillknows.registry import bind
@@ -195,6 +197,7 @@ def page(rows: Sequence[Json]) -> str:
         shares=shares(rows),
         recovery={split: by_format(rows, f"{split} {ROUGE}.recovery", 2) for split in SPLITS},
         by_kind=by_kind(rows, f"verbmem {ROUGE}.recovery"),
+        foretold=foretold(rows),
         surviving=by_format(rows, f"{WEIGHTS} update.surviving", 2),
     )
 
@@ -224,6 +227,21 @@ def by_kind(rows: Sequence[Json], place: str, digits: int = 2) -> str:
         some = [row for row in rows if row["model"] in chosen]
         lines.append([kind, str(len(some)), *(spread([value(row, place, f) for row in some], digits) for f in formats)])
     return markdown_table(["", "models", *formats], lines)
+
+
+def foretold(rows: Sequence[Json]) -> str:
+    """Return what `stillknows diagnose` expects of the runs at the small rate, whose models its curve has not seen, and
+    what came back: means over methods and seeds with both extremes, by format."""
+    curve, names = Curve.published(), set(METHODS)
+    lines = []
+    for variant in FORMATS.split(",")[1:]:
+        some = [row for row in rows if row["model"] in names]
+        surviving = [s for row in some if (s := value(row, f"{WEIGHTS} update.surviving", variant)) is not None]
+        measured = [value(row, f"verbmem {ROUGE}.recovery", variant) for row in some]
+        if surviving:  # calibrated formats have none
+            expected = curve.at(np.array(surviving)).tolist()
+            lines.append([variant, *map(spread, (surviving, expected, measured))])
+    return markdown_table(["format", "surviving update", "R expected", "R measured"], lines)
 
 
 def draw(rows: Sequence[Json], path: Path) -> None:
