@@ -31,8 +31,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--docs", type=Path, default=Path("docs"))
     docs = parser.parse_args().docs
-    found = {name: read_json(docs / f"speed-{name}.json") for name in SECTIONS}
-    write_text(docs / "speed.md", "\n".join([HEAD, *(SECTIONS[name](content) for name, content in found.items())]))
+    write_text(docs / "speed.md", page(docs))
+
+
+def page(docs: Path) -> str:
+    """Return docs/speed.md, made of the figures in a folder."""
+    sections = [section(read_json(docs / f"speed-{name}.json")) for name, section in SECTIONS.items()]
+    return "\n".join([HEAD, *sections])
 
 
 def quantizers(content: Json) -> str:

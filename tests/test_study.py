@@ -120,6 +120,12 @@ def test_the_page_is_what_the_script_makes_of_the_numbers(example: Any, name: st
     assert example(name).page(rows) == (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
 
 
+def test_the_page_of_speeds_is_what_the_script_makes_of_the_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT)
+    made = importlib.import_module("benchmarks.page").page(ROOT / "docs")
+    assert made == (ROOT / "docs/speed.md").read_text(encoding="utf-8")
+
+
 def test_the_published_shares(example: Any) -> None:
     """21 % and 83 % of arXiv 2410.16454, section 5, from M1 and M2 of its table 1, News and Books."""
     attack = example("quantization_attack")
