@@ -22,8 +22,8 @@ Json = dict[str, Any]
 HEAD = """# Speed
 
 Made by `python -m benchmarks.page` from what each benchmark measured in one run on a shared machine, in turn with what
-it is compared with. Ratios are medians of the turns, the other's time over ours: above 1 this project is faster.
-Absolute times move with the machine, ratios less.
+it is compared with. Ratios are medians of the turns, the other's time, or memory, over ours: above 1 this project needs
+less. Absolute times move with the machine, ratios less.
 """
 
 

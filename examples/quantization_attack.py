@@ -15,7 +15,7 @@ adds to what is there, and the page shows all of it.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
@@ -218,14 +218,18 @@ def by_format(rows: Sequence[Json], place: str, digits: int) -> str:
     return markdown_table(["model", *formats], [line for line in lines if set(line[1:]) != {"–"}])
 
 
-def by_kind(rows: Sequence[Json], place: str, digits: int = 2) -> str:
+def names_by_kind(methods: Iterable[str]) -> dict[str, list[str]]:
+    """Return the names of the runs of these methods, by kind of run."""
+    return {kind: [name + suffix for name in methods] for suffix, kind in KINDS.items()}
+
+
+def by_kind(rows: Sequence[Json], place: str) -> str:
     """Return a table of kinds of runs × formats, each cell the mean over methods and seeds with both extremes."""
     formats = FORMATS.split(",")[1:]
-    names = {kind: [name + suffix for name in METHODS] for suffix, kind in KINDS.items()} | {CONTROL: [CONTROL]}
     lines = []
-    for kind, chosen in names.items():
+    for kind, chosen in (names_by_kind(METHODS) | {CONTROL: [CONTROL]}).items():
         some = [row for row in rows if row["model"] in chosen]
-        lines.append([kind, str(len(some)), *(spread([value(row, place, f) for row in some], digits) for f in formats)])
+        lines.append([kind, str(len(some)), *(spread([value(row, place, f) for row in some]) for f in formats)])
     return markdown_table(["", "models", *formats], lines)
 
 
@@ -252,13 +256,12 @@ def draw(rows: Sequence[Json], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     formats, place = FORMATS.split(","), f"{SUITE} verbmem"
-    kinds = {kind: [name + suffix for name in METHODS] for suffix, kind in KINDS.items()}
     figure, axes = plt.subplots(figsize=(8, 4.2), layout="constrained")
     for name, style in ((ORIGINAL, "-"), (CONTROL, "--")):
         found = [[value(row, place, f) for row in rows if row["model"] == name] for f in formats]
         means = [mean(y for y in ys if y is not None) for ys in found]
         axes.plot(range(len(formats)), means, style, color="0.4", linewidth=1, label=name)
-    for at_kind, (kind, names) in enumerate(kinds.items()):
+    for at_kind, (kind, names) in enumerate(names_by_kind(METHODS).items()):
         for name in names:
             found = [[value(row, place, f) for row in rows if row["model"] == name] for f in formats]
             points = [(at + (at_kind - 1) * 0.22, y) for at, ys in enumerate(found) for y in ys if y is not None]
@@ -295,7 +298,7 @@ def share(target: Sequence[float], unlearned: Sequence[Sequence[float]]) -> floa
 def shares(rows: Sequence[Json]) -> str:
     """Return the share of the forgotten kept, by format, of each kind of run and of the never-taught model."""
     lines, seeds = [], sorted({row["seed"] for row in rows})
-    for label, names in {**{kind: [n + s for n in AVERAGED] for s, kind in KINDS.items()}, CONTROL: [CONTROL]}.items():
+    for label, names in (names_by_kind(AVERAGED) | {CONTROL: [CONTROL]}).items():
         cells = [spread([_share(rows, seed, names, f) for seed in seeds]) for f in FORMATS.split(",")]
         lines.append([label, *cells])
     return markdown_table(["", *FORMATS.split(",")], [line for line in lines if set(line[1:]) != {"–"}])

@@ -50,7 +50,7 @@ def run(
             (None unless asked for), and the shares by layer and tensor.
 
     Raises UserError, before anything is quantized: unknown or unsuitable formats, models that differ in shape, weights
-    that are pickled, quantized or missing; while matrices are read, each once: weights that are not finite.
+    that are pickled, quantized or missing. While matrices are read: weights that are not finite.
     """
     chains = {spec.strip(): _uncalibrated(spec.strip()) for spec in formats.split(",")}
     sources = [locate(name, trust_remote_code) for name in (original, unlearned)]
