@@ -63,13 +63,16 @@ def quantizers(content: Json) -> str:
 
 def diagnosis(content: Json) -> str:
     ways = ("plain", "diagnose")
-    rows = [[row["format"], *(_spread(row[way]) for way in ways), number(row["ratio"])] for row in content["formats"]]
+    rows = [
+        [", ".join(run["formats"]), *(_spread(run[way]) for way in ways), number(run["ratio"])]
+        for run in content["runs"]
+    ]
     return _section(
         "`stillknows diagnose`",
-        "`python -m benchmarks.diagnosis`: s of processor time for 100 million weights in a format, from two "
+        "`python -m benchmarks.diagnosis`: s of processor time for 100 million weights and each format, from two "
         "checkpoints on disk, on one core, against loading both models and quantizing each matrix whole; median "
-        "(lowest to highest).",
-        markdown_table(["format", "whole matrices", "diagnose", "ratio"], rows),
+        "(lowest to highest). A row is one run of all its formats.",
+        markdown_table(["formats", "whole matrices", "diagnose", "ratio"], rows),
         content,
     )
 

@@ -13,7 +13,7 @@ import inspect
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
 from stillknows.errors import UserError, did_you_mean
@@ -115,7 +115,7 @@ class Bound:
     """A plug-in with its options chosen. Call it with the inputs that it needs, by name."""
 
     plugin: Plugin
-    options: Mapping[str, Any]
+    options: Mapping[str, Any] = field(hash=False)
     spec: str
 
     def __call__(self, **inputs: Any) -> Any:

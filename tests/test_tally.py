@@ -13,7 +13,7 @@ from torch import Tensor
 
 from stillknows.formats import tally
 from stillknows.formats.compress import parse_variant, quantize, weights
-from stillknows.formats.tally import EDGES, by_layer, compare, tallies, total
+from stillknows.formats.tally import EDGES, Format, Tally, by_layer, compare, tallies, total
 from stillknows.model.places import Place
 
 PLACE = Place("query", 0, 2, 1, "llama", 0)
@@ -22,10 +22,14 @@ BEFORE = torch.tensor([[7, 1, 0.2, -3.2], [14, 2, 0.4, -6.4]])
 AFTER = torch.tensor([[7, 1, 0.4, -3.6], [14, 2, 0.6, -6.4]])
 
 
+def counted(before: Tensor, after: Tensor, spec: str, place: Place | None = None, *, sizes: bool = False) -> Tally:
+    return compare(before, after, {spec: Format(parse_variant(spec), place)}, sizes=sizes)[spec]
+
+
 @pytest.mark.parametrize("slice_size", [3, 8, tally.SLICE])
 def test_a_matrix_by_hand(slice_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tally, "SLICE", slice_size)
-    found = compare(BEFORE, AFTER, parse_variant("rtn:group=0"))
+    found = counted(BEFORE, AFTER, "rtn:group=0")
     assert found[:5] == (8, 3, 1, 2, 2)
     assert found[5:8] == pytest.approx((0.4, 0.24, 0.4), rel=1e-5)
     shares = found.shares()
@@ -39,22 +43,22 @@ def test_a_step_is_the_width_of_an_even_grid() -> None:
     """Weights spread evenly over the bins of a grid of step 1, all moved by half a step."""
     before = torch.cat([torch.linspace(-6.5, 6.5, 13001)[1:-1], torch.tensor([7.0])])[None]
     after = before + torch.tensor([0.5]).where(before < 5.5, 0)
-    shares = compare(before, after, parse_variant("rtn:group=0")).shares()
+    shares = counted(before, after, "rtn:group=0").shares()
     assert shares["update_steps"] == pytest.approx(0.5, rel=1e-3)
     assert shares["surviving"] == pytest.approx(1, rel=1e-2)
 
 
 def test_nothing_to_divide_by_gives_no_number() -> None:
-    same = compare(BEFORE, BEFORE, parse_variant("nf4")).shares()
+    same = counted(BEFORE, BEFORE, "nf4").shares()
     assert (same["changed"], same["crossing"]) == (0, 0)
     assert (same["surviving"], same["update_steps"], same["zero_bin_changed"]) == (None, None, None)
-    exact = compare(BEFORE, AFTER, parse_variant("full")).shares()
+    exact = counted(BEFORE, AFTER, "full").shares()
     assert (exact["surviving"], exact["update_steps"], exact["zero_bin_changed"]) == (1, None, 0)
 
 
 def test_sizes_by_hand() -> None:
     """Rounding errors of .2 and .2 (.4 and .4) make steps of .49 (.98): sizes 14.3, 2.04, .41 and 6.5 in both rows."""
-    found = compare(BEFORE, AFTER, parse_variant("rtn:group=0"), sizes=True).by_size()
+    found = counted(BEFORE, AFTER, "rtn:group=0", sizes=True).by_size()
     assert found is not None
     assert [(size["from"], size["to"]) for size in found] == [
         (low, None if math.isinf(high) else high) for low, high in pairwise(EDGES)
@@ -66,7 +70,7 @@ def test_sizes_by_hand() -> None:
 
 def test_rows_that_a_format_holds_exactly_have_no_size() -> None:
     before = torch.tensor([[7.0, 1, 2, 3], [7, 1.25, 2, 3]])
-    found = compare(before, before + 0.125, parse_variant("rtn:group=0"), sizes=True)
+    found = counted(before, before + 0.125, "rtn:group=0", sizes=True)
     assert found.sizes is not None
     assert (int(found.sizes.sum()), found.weights) == (4, 8)
 
@@ -94,18 +98,34 @@ def plain(before: Tensor, after: Tensor, spec: str) -> dict[str, float]:
     }
 
 
-@pytest.mark.parametrize("spec", FORMATS)
-def test_slices_and_skipped_rows_change_nothing(spec: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows differ in size, some change wholly, some in part, some not at all; slices hold 3 rows."""
-    monkeypatch.setattr(tally, "SLICE", 3 * 256)
+def pair() -> tuple[Tensor, Tensor]:
+    """Return weights before and after: rows differ in size, some change wholly, some in part, some not at all."""
     generator = torch.Generator().manual_seed(1)
     before = torch.randn(11, 256, generator=generator) * torch.logspace(-2, 1, 11)[:, None]
     update = 0.1 * torch.randn(11, 256, generator=generator)
     update[[0, 1, 2, 4, 7]] = 0
     update[5, 10:] = 0
-    found = compare(before, before + update, parse_variant(spec), PLACE)._asdict()
-    for name, value in plain(before, before + update, spec).items():
+    return before, before + update
+
+
+@pytest.mark.parametrize("spec", FORMATS)
+def test_slices_and_skipped_rows_change_nothing(spec: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slices hold 3 rows."""
+    monkeypatch.setattr(tally, "SLICE", 3 * 256)
+    found = counted(*pair(), spec, PLACE)._asdict()
+    for name, value in plain(*pair(), spec).items():
         assert found[name] == pytest.approx(value, rel=1e-5, abs=1e-9), name
+
+
+def test_formats_counted_together_tell_what_each_tells_alone() -> None:
+    """In the order asked for, those that look beyond a row among the others."""
+    formats = {spec: Format(parse_variant(spec), PLACE) for spec in FORMATS}
+    together = compare(*pair(), formats, sizes=True)
+    assert list(together) == list(FORMATS)
+    for spec, found in together.items():
+        alone = counted(*pair(), spec, PLACE, sizes=True)
+        assert found[:-1] == alone[:-1]
+        assert found.by_size() == alone.by_size()
 
 
 @pytest.mark.parametrize(
@@ -137,11 +157,16 @@ def test_rows_that_did_not_change_are_quantized_once(monkeypatch: pytest.MonkeyP
     after[[3, 30]] += 0.5
     monkeypatch.setattr(tally, "SLICE", 20 * 8)
     monkeypatch.setattr(tally, "quantize", counting)
-    compare(before, after, parse_variant("rtn:group=0"))
+    tally._is_rowwise.cache_clear()
     probed = [tally.PROBED_ROWS, *[1] * tally.PROBED_ROWS]
+    rowwise, whole = (Format(parse_variant(spec)) for spec in ("rtn:group=0", "rtn:group=-1"))
+    compare(before, after, {"": rowwise})
     assert quantized == [*probed, 20, 1, 20, 1]
     quantized.clear()
-    compare(before, before.clone(), parse_variant("rtn:group=-1"))
+    compare(before, after, {"": rowwise})
+    assert quantized == [20, 1, 20, 1]
+    quantized.clear()
+    compare(before, before.clone(), {"": whole})
     assert quantized == [*probed, 40]
 
 

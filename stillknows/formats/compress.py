@@ -44,7 +44,8 @@ class Stored(NamedTuple):
 
 class Quantized(NamedTuple):
     """A weight matrix in a format: the values that it stands for, [O, I] in the input's type, and the codes kept,
-    [O, I] int32. Two weights with equal codes in equal blocks cannot be told apart up to the block's scale.
+    [O, I], whole numbers with a sign (int8 where they fit and time counts, else int32). Two weights with equal codes in
+    equal blocks cannot be told apart up to the block's scale.
 
     `stored` says how a file keeps it; None for formats that no file of another project holds.
     """

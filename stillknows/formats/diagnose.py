@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from stillknows import defaults
 from stillknows.errors import UserError
 from stillknows.formats.causes import cause
 from stillknows.formats.compress import Chain, check, is_calibrated, matrices, parse_variant
 from stillknows.formats.prediction import SURVIVES, Curve
-from stillknows.formats.rates import count_exponents, least_rate, movable, rate_that_moves_half
-from stillknows.formats.tally import Tally, by_layer, compare, total
+from stillknows.formats.rates import EXPONENTS, count_exponents, least_rate, movable, rate_that_moves_half
+from stillknows.formats.tally import Format, Tally, by_layer, compare, total
 from stillknows.model import checkpoints, records
 from stillknows.model.places import Place
 from stillknows.model.weightfiles import Stored, locate, stored
@@ -54,15 +55,18 @@ def run(
     """
     chains = {spec.strip(): _uncalibrated(spec.strip()) for spec in formats.split(",")}
     sources = [locate(name, trust_remote_code) for name in (original, unlearned)]
-    checkpoints.require_same_shapes(*sources)
-    skeleton = checkpoints.skeleton(sources[0])
+    skeleton = checkpoints.require_same_shapes(*sources)
     for spec, chain in chains.items():
         check(skeleton, chain, spec)
     places = {spec: {layer.name: at for layer, at in matrices(skeleton, chain)} for spec, chain in chains.items()}
     layers = {layer.name: layer for chain in chains.values() for layer, _ in matrices(skeleton, chain)}
     before, after = (stored(source, skeleton, layers.values()) for source in sources)
-    tallies = _count(before, after, chains, places, sizes)
-    settings, curve = _settings(sources[1].folder, before), Curve.published()
+    settings, curve = _settings(sources[1].folder), Curve.published()
+    exponents = torch.zeros(EXPONENTS, dtype=torch.int64) if _is_rounded(settings) else None
+    tallies = _count(before, after, chains, places, sizes, exponents)
+    if settings is not None and exponents is not None:
+        settings["movable"] = movable(exponents, settings["lr"])
+        settings["half_movable_lr"] = rate_that_moves_half(exponents)
     return {
         "original": original,
         "unlearned": unlearned,
@@ -87,15 +91,22 @@ def _count(
     chains: Mapping[str, Chain],
     places: Mapping[str, Mapping[str, Place | None]],
     sizes: bool,
+    exponents: Tensor | None,
 ) -> dict[str, dict[str, Tally]]:
-    """Return the tallies by format and tensor. One matrix of each model is in memory at a time."""
+    """Return the tallies by format and tensor. One matrix of each model is in memory at a time.
+
+    Args:
+        exponents: what the original's weights are added to, as `count_exponents` counts them; None where not needed.
+    """
     tallies: dict[str, dict[str, Tally]] = {spec: {} for spec in chains}
     with progress("diagnosing", len(before)) as advance:
         for name in before:
             before_OI, after_OI = (found[name].read() for found in (before, after))
-            for spec, chain in chains.items():
-                if name in places[spec]:
-                    tallies[spec][name] = compare(before_OI, after_OI, chain, places[spec][name], sizes=sizes)
+            if exponents is not None:
+                exponents += count_exponents(before_OI)
+            formats = {spec: Format(chain, at[name]) for spec, chain in chains.items() if name in (at := places[spec])}
+            for spec, tally in compare(before_OI, after_OI, formats, sizes=sizes).items():
+                tallies[spec][name] = tally
             advance()
     return tallies
 
@@ -122,7 +133,7 @@ def _least_lr(shares: Json, settings: Json | None) -> float | None:
     return least_rate(settings["lr"], steps)
 
 
-def _settings(folder: Path, before: Mapping[str, Stored]) -> Json | None:
+def _settings(folder: Path) -> Json | None:
     """Return how weights were kept, the rate and the steps taken, as an unlearned model's run record has them."""
     record = records.read(folder) or {}
     settings, fit = record.get("settings"), record.get("fit")
@@ -130,8 +141,9 @@ def _settings(folder: Path, before: Mapping[str, Stored]) -> Json | None:
         return None
     found = {name: settings.get(name) for name in ("weights", "lr")}
     found["steps"] = fit.get("steps") if isinstance(fit, dict) else None
-    if found["weights"] == "bfloat16" and isinstance(found["lr"], float):
-        exponents = torch.stack([count_exponents(matrix.read()) for matrix in before.values()]).sum(0)
-        found["movable"] = movable(exponents, found["lr"])
-        found["half_movable_lr"] = rate_that_moves_half(exponents)
     return found
+
+
+def _is_rounded(settings: Json | None) -> bool:
+    """Tell whether each step of a known rate was rounded to the nearest bfloat16."""
+    return settings is not None and settings["weights"] == "bfloat16" and isinstance(settings["lr"], float)

@@ -9,14 +9,18 @@ import torch
 from torch import Tensor
 
 EXPONENTS = 256
+SLICE = 2**17  # weights counted at once: what a processor's cache holds
 BIAS = 127
 BFLOAT16_BITS = 8  # of a weight, the leading one included
 
 
 def count_exponents(weight_OI: Tensor) -> Tensor:
     """Return how many weights have each exponent: [EXPONENTS], 2^(i − BIAS) ≤ |w| < 2^(i + 1 − BIAS)."""
-    exponents = weight_OI.float().contiguous().abs().view(torch.int32).bitwise_right_shift(23)
-    return torch.bincount(exponents.reshape(-1), minlength=EXPONENTS)
+    counts = torch.zeros(EXPONENTS, dtype=torch.int64)
+    for part in weight_OI.reshape(-1).split(SLICE):
+        exponents = part.float().abs().view(torch.int32).bitwise_right_shift_(23)
+        counts += torch.bincount(exponents, minlength=EXPONENTS)
+    return counts
 
 
 def movable(exponents: Tensor, lr: float) -> float:

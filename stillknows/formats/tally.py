@@ -6,9 +6,10 @@ change; the fewer weights leave their bins, the more of what was unlearned may c
 
 from __future__ import annotations
 
+import functools
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -33,6 +34,35 @@ class Form(NamedTuple):
 
     values: Tensor
     codes: Tensor
+
+
+class Format(NamedTuple):
+    """A format, and for file formats the place of the matrix."""
+
+    chain: Chain
+    place: Place | None = None
+
+
+class Rows(NamedTuple):
+    """Rows of a matrix before and after an update, in float32.
+
+    at: which rows they are.
+    is_changed: 1 for each weight that changed, else 0; `changed` counts them, and `has_changed` tells of each row
+        whether it has any.
+    squared: Σ (θu − θo)².
+    """
+
+    at: slice
+    before: Tensor
+    after: Tensor
+    update: Tensor
+    is_changed: Tensor
+    changed: int
+    has_changed: Tensor
+    squared: float
+
+
+Maker = Callable[[Rows], tuple[Form, Form]]  # gives the forms of rows before and after
 
 
 class Tally(NamedTuple):
@@ -123,93 +153,104 @@ def by_layer(tallies: Mapping[str, Tally]) -> dict[str, Tally]:
 
 def tallies(model: nn.Module, original: Mapping[str, Tensor], chain: Chain) -> dict[str, Tally]:
     """Compare a model with the original's `compress.weights` under a format, by matrix, without a forward pass."""
-    return {
-        layer.name: compare(original[layer.name].to(layer.read().device), layer.read(), chain, place)
-        for layer, place in matrices(model, chain)
-    }
+    found = {}
+    for layer, place in matrices(model, chain):
+        before_OI, after_OI = original[layer.name].to(layer.read().device), layer.read()
+        found |= compare(before_OI, after_OI, {layer.name: Format(chain, place)})
+    return found
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def compare(
-    before_OI: Tensor, after_OI: Tensor, chain: Chain, place: Place | None = None, *, sizes: bool = False
-) -> Tally:
-    """Return the tally of one matrix [O, I], before and after an update, under a format applied to float32; `sizes`
-    are counted where asked for, which takes about as long as quantizing."""
-    return total(_tally(*rows, sizes) for rows in _forms(before_OI, after_OI, chain, place))
+    before_OI: Tensor, after_OI: Tensor, formats: Mapping[str, Format], *, sizes: bool = False
+) -> dict[str, Tally]:
+    """Return the tallies of one matrix [O, I], before and after an update, under formats applied to float32; `sizes`
+    are counted where asked for, which takes about as long as quantizing.
+
+    Formats that go row by row share one pass; any other has its own, since it holds its forms of the whole matrix.
+    """
+    inputs = before_OI.shape[1]
+    rowwise = [name for name, (chain, place) in formats.items() if _is_rowwise(chain, inputs, place)]
+    passes = [rowwise, *([name] for name in formats if name not in rowwise)]
+    found: dict[str, list[Tally]] = {name: [] for name in formats}
+    for names in filter(None, passes):
+        maker = _form_rows if names is rowwise else _form_whole
+        makers = {name: maker(before_OI, after_OI, formats[name]) for name in names}
+        for rows in _rows(before_OI, after_OI):
+            for name, forms in makers.items():
+                found[name].append(_tally(rows, *forms(rows), sizes))
+    return {name: total(parts) for name, parts in found.items()}
 
 
-def _forms(
-    before_OI: Tensor, after_OI: Tensor, chain: Chain, place: Place | None
-) -> Iterator[tuple[Tensor, Tensor, Form, Form]]:
-    """Yield the original's weights, their update, and the forms before and after it, in slices of rows."""
-    rows = max(1, SLICE // before_OI.shape[1])
-    slices = zip(_floats(before_OI, rows), _floats(after_OI, rows), strict=True)
-    if _is_rowwise(chain, before_OI.shape[1], place):
-        for before, after in slices:
-            form, update = _form(before, chain, place), after - before
-            yield before, update, form, _changed_form(after, update, form, chain, place)
-        return
-    form = _form(before_OI.float(), chain, place)
-    form_after = form if torch.equal(before_OI, after_OI) else _form(after_OI.float(), chain, place)
-    for (before, after), *parts in zip(slices, *(_slices(whole, rows) for whole in (form, form_after)), strict=True):
-        yield before, after - before, parts[0], parts[1]
+def _rows(before_OI: Tensor, after_OI: Tensor) -> Iterator[Rows]:
+    """Yield a matrix in slices of rows, in float32."""
+    step = max(1, SLICE // before_OI.shape[1])
+    for start in range(0, len(before_OI), step):
+        at = slice(start, start + step)
+        before, after = (weight_OI[at].float().contiguous() for weight_OI in (before_OI, after_OI))
+        update = after - before
+        is_changed, squared = _marks(update), _sum(update.square().sum(1))
+        changed = is_changed.sum(1)
+        yield Rows(at, before, after, update, is_changed, int(changed.sum()), changed > 0, squared)
 
 
-def _floats(weight_OI: Tensor, rows: int) -> Iterator[Tensor]:
-    """Yield a matrix in float32, so many rows at a time."""
-    yield from (part.float().contiguous() for part in weight_OI.split(rows))
+def _form_rows(before_OI: Tensor, after_OI: Tensor, to: Format) -> Maker:
+    """Return what makes the forms of each slice by itself; rows without a change have the form that they had."""
+
+    def forms(rows: Rows) -> tuple[Form, Form]:
+        form = _form(rows.before, to)
+        if rows.has_changed.all():
+            return form, _form(rows.after, to)
+        if not rows.changed:
+            return form, form
+        parts = zip(form, _form(rows.after[rows.has_changed], to), strict=True)
+        return form, Form(*(whole.masked_scatter(rows.has_changed[:, None], part) for whole, part in parts))
+
+    return forms
 
 
-def _slices(form: Form, rows: int) -> Iterator[Form]:
-    yield from map(Form, form.values.split(rows), form.codes.split(rows))
+def _form_whole(before_OI: Tensor, after_OI: Tensor, to: Format) -> Maker:
+    """Return what cuts the forms of each slice out of those of the whole matrix."""
+    form = _form(before_OI.float(), to)
+    form_after = form if torch.equal(before_OI, after_OI) else _form(after_OI.float(), to)
+    return lambda rows: (Form(*(part[rows.at] for part in form)), Form(*(part[rows.at] for part in form_after)))
 
 
-def _form(weight: Tensor, chain: Chain, place: Place | None) -> Form:
-    form = quantize(weight, chain, place=place)
+def _form(weight: Tensor, to: Format) -> Form:
+    form = quantize(weight, to.chain, place=to.place)
     return Form(form.values_OI, form.codes_OI)
 
 
+@functools.cache
 def _is_rowwise(chain: Chain, inputs: int, place: Place | None) -> bool:
     """Tell whether a format treats each row of a matrix by itself: tried on rows of noise whose sizes differ."""
     rows = torch.randn(PROBED_ROWS, inputs, generator=torch.Generator().manual_seed(0))
     rows *= torch.logspace(-1, 1, PROBED_ROWS)[:, None]
-    together = _form(rows, chain, place)
-    alone = (_form(row, chain, place) for row in rows.split(1))
+    to = Format(chain, place)
+    together, alone = _form(rows, to), (_form(row, to) for row in rows.split(1))
     return all(map(torch.equal, together, map(torch.cat, zip(*alone, strict=True))))
 
 
-def _changed_form(after: Tensor, update: Tensor, form: Form, chain: Chain, place: Place | None) -> Form:
-    """Return the form after an update; rows that it leaves alone have the form that they had."""
-    changed = (update.amax(1) > 0) | (update.amin(1) < 0)
-    if changed.all():
-        return _form(after, chain, place)
-    if not changed.any():
-        return form
-    parts = zip(form, _form(after[changed], chain, place), strict=True)
-    return Form(*(whole.masked_scatter(changed[:, None], part) for whole, part in parts))
-
-
-def _tally(before: Tensor, update: Tensor, form: Form, form_after: Form, with_sizes: bool) -> Tally:
-    is_changed, is_kept = _marks(update), _marks(form.values)  # kept: not in the zero bin
-    changed = int(is_changed.sum())
-    errors = vector_norm(before - form.values, dim=1)
+def _tally(rows: Rows, form: Form, form_after: Form, with_sizes: bool) -> Tally:
+    is_kept, weights = _marks(form.values), rows.update.numel()
+    errors = vector_norm(rows.before - form.values, dim=1)
     return Tally(
-        weights=update.numel(),
-        changed=changed,
-        crossed=int((form_after.codes ^ form.codes).count_nonzero()),
-        zeroed=update.numel() - int(is_kept.sum()),
-        zeroed_changed=changed - int(is_kept.mul_(is_changed).sum()),
-        dot=_sum((form_after.values - form.values).mul_(update).sum(1)),
-        update=_sum(update.square_().sum(1)),
+        weights=weights,
+        changed=rows.changed,
+        crossed=int((form_after.codes != form.codes).sum(dtype=torch.int32)),
+        zeroed=weights - int(is_kept.sum()),
+        zeroed_changed=rows.changed - int(torch.dot(is_kept.reshape(-1), rows.is_changed.reshape(-1))),
+        dot=_sum((form_after.values - form.values).mul_(rows.update).sum(1)),
+        update=rows.squared,
         error=_sum(errors.square()),
-        sizes=_sizes(before, is_changed, errors) if with_sizes else None,
+        sizes=_sizes(rows.before, rows.is_changed, errors) if with_sizes else None,
     )
 
 
 def _marks(numbers: Tensor) -> Tensor:
     """Return 1 for each number that is not 0, else 0, in float32: made and summed several times faster than booleans,
     and exactly, for a slice holds fewer than 2^24."""
-    return numbers.clone().ne_(0)
+    return torch.ne(numbers, 0, out=torch.empty_like(numbers))
 
 
 def _sum(rows: Tensor) -> float:

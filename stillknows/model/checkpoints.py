@@ -182,9 +182,10 @@ def _check_weights(folder: Path, allow_pickle: bool) -> None:
             raise UserError(f"{file} is truncated or damaged: {error}", "copy or download it again") from error
 
 
-def require_same_shapes(original: Source, other: Source) -> None:
-    """Raise UserError when two models differ in the names or shapes of their weights. Reads configurations only."""
-    first, second = (_shapes(skeleton(source)) for source in (original, other))
+def require_same_shapes(original: Source, other: Source) -> PreTrainedModel:
+    """Return the original's `skeleton`. Raises UserError when the other's differs in the names or shapes of weights."""
+    built = skeleton(original)
+    first, second = _shapes(built), _shapes(skeleton(other))
     for key in [*first, *second]:
         if first.get(key) != second.get(key):
             raise UserError(
@@ -192,6 +193,7 @@ def require_same_shapes(original: Source, other: Source) -> None:
                 f"{key} is {second.get(key, 'missing')}, not {first.get(key, 'missing')}",
                 "give models of one architecture and size; the original is the one that the others were unlearned from",
             )
+    return built
 
 
 def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:

@@ -57,7 +57,7 @@ def gptq(
     codes_IO, _ = _round_in_order(weight_IO.clone(), weight_IO, _grids(even, places_I), feedback_II)
     codes_OI = codes_IO[torch.argsort(places_I)].T.contiguous()
     values_OI = even.values(in_blocks(codes_OI, group)).reshape(weight_OI.shape)
-    return Quantized(values_OI, codes_OI.int(), even.stored(symmetric))
+    return Quantized(values_OI, codes_OI.to(torch.int8), even.stored(symmetric))
 
 
 def _feedback(hessian_II: Tensor, damp: float) -> Tensor:
@@ -179,7 +179,7 @@ def _clipped(
         least_OG1 = torch.where(better, error, least_OG1)
         values_OGC = torch.where(better, even.values(codes), values_OGC)
         codes_OGC = torch.where(better, codes, codes_OGC)
-    return Quantized(values_OGC.reshape(weight_OI.shape), codes_OGC.reshape(weight_OI.shape).int())
+    return Quantized(values_OGC.reshape(weight_OI.shape), codes_OGC.reshape(weight_OI.shape).to(torch.int8))
 
 
 def output_error(error_OI: Tensor, hessian_II: Tensor) -> float:

@@ -16,7 +16,7 @@ from stillknows.quantizers.parts import largest, parts
 from stillknows.registry import register
 
 BLOCK = 64
-REST = 18  # of a float32's bits; the others tell it from the next edge between two values of a table
+REST = 21  # of a float32's bits; the others tell it from the next edge between two values of a table
 SCALES = 256  # scales that double quantization stores together
 TINY = torch.finfo(torch.float32).tiny
 NF4 = (
@@ -68,40 +68,37 @@ TABLES = {"nf4": NF4, "fp4": FP4}
 
 
 def _nearest(weight_OI: Tensor, name: str, double: bool) -> Quantized:
-    book, cells = torch.tensor(TABLES[name], device=weight_OI.device), _cells(name, weight_OI.device)
+    device = weight_OI.device
     blocks = _blocks(weight_OI, BLOCK)
     scales = largest(blocks).clamp_min_(TINY)
     kept, stored = _in_8_bits(scales[:, 0]) if double else (scales[:, 0], {"scales": scales[:, 0]})
-    codes, values = torch.empty_like(blocks, dtype=torch.int32), torch.empty_like(blocks)
-    for part in parts(blocks):
-        scaled = torch.mul(blocks[part], 1 / scales[part], out=values[part])
-        _places(scaled, cells, out=codes[part])
-        torch.index_select(book, 0, codes[part].view(-1), out=values[part].view(-1))
-        values[part] *= kept[part, None]
-    keep = slice(0, weight_OI.numel())
-    return Quantized(
-        values.reshape(-1)[keep].reshape(weight_OI.shape),
-        codes.reshape(-1)[keep].reshape(weight_OI.shape),
-        Stored(name, stored),
-    )
+    codes, values = torch.empty_like(blocks, dtype=torch.int8), torch.empty_like(blocks)
+    everything = parts(blocks, scales.reciprocal(), kept[:, None], codes, values)
+    for weights, inverse, scale, codes_here, values_here in everything:
+        scaled, places = torch.mul(weights, inverse, out=values_here).view(-1), codes_here.view(-1)
+        _write_places(scaled, _cells(name, device), out=places)
+        _write_values(places, _pairs(name, device), out=scaled)
+        values_here.mul_(scale)
+    return Quantized(_unblocked(values, weight_OI.shape), _unblocked(codes, weight_OI.shape), Stored(name, stored))
 
 
 @functools.cache
 def _cells(name: str, device: torch.device) -> Tensor:
-    """Return what `_places` adds to numbers, by the cell that they lie in, [cells] int32.
+    """Return what added to a number's order (see `_order`) gives its place above the REST lowest bits, by the cell that
+    the number lies in, [cells] int32.
 
-    A cell is the numbers whose order (see `_order`) begins alike; no two edges between neighbours of a table share one.
-    Added is the number of edges below the cell, above the REST bits that tell where a number lies in it, and below
-    that just as much as makes a number carry over if it lies above the cell's own edge.
+    A cell is the numbers whose orders agree above these bits; no two edges between neighbours of a table share one.
+    Added is the number of edges below the cell, instead of the cell, and in the lowest bits just as much as makes a
+    number carry over if it lies above the cell's own edge.
     """
     edges = _edges(torch.tensor(TABLES[name]))
-    first = torch.arange(2 ** (31 - REST), dtype=torch.int32) << REST
-    ends = torch.stack([first, first + (2**REST - 1)])
+    cells = torch.arange(2 ** (31 - REST), dtype=torch.int32)
+    ends = torch.stack([cells << REST, (cells << REST) + (2**REST - 1)])
     numbers = torch.where(ends < 2**30, ends, ~ends).view(torch.float32).nan_to_num(0.0)  # 2^30: the order of 2.0
-    cells = torch.searchsorted(edges, numbers.amin(0), out_int32=True) << REST
+    added = torch.searchsorted(edges, numbers.amin(0), out_int32=True).sub_(cells) << REST
     at = _order(edges)
-    cells[at >> REST] += 2**REST - 1 - (at & (2**REST - 1))
-    return cells.to(device)
+    added[at >> REST] += 2**REST - 1 - (at & (2**REST - 1))
+    return added.to(device)
 
 
 def _order(scaled: Tensor) -> Tensor:
@@ -111,15 +108,27 @@ def _order(scaled: Tensor) -> Tensor:
     return (bits >> 31).bitwise_xor_(bits)
 
 
-def _places(scaled: Tensor, cells: Tensor, out: Tensor) -> None:
+def _write_places(scaled: Tensor, cells: Tensor, out: Tensor) -> None:
     """Write the place in the table that is nearest, of two equally near ones the lower; `scaled` is overwritten.
 
     On a processor memory takes most of the time, so that nothing is kept twice.
     """
     order, cell = _order(scaled), scaled.view(torch.int32)
     torch.bitwise_right_shift(order, REST, out=cell)
-    torch.index_select(cells, 0, cell.view(-1), out=out.view(-1))
-    out.add_(order.bitwise_and_(2**REST - 1)).bitwise_right_shift_(REST)
+    out.copy_(order.add_(cells.index_select(0, cell)).bitwise_right_shift_(REST))
+
+
+@functools.cache
+def _pairs(name: str, device: torch.device) -> Tensor:
+    """Return two values side by side, [4096] of 64 bits, by the 16 bits that their two places have side by side."""
+    book = torch.tensor(TABLES[name], device=device)
+    places = torch.arange(2**12, dtype=torch.int16, device=device).view(torch.int8)
+    return book[places.clamp(0, len(book) - 1).long()].view(torch.int64)  # those beyond are never asked for
+
+
+def _write_values(places: Tensor, pairs: Tensor, out: Tensor) -> None:
+    """Write the values at these places, two with each look-up."""
+    torch.index_select(pairs, 0, places.view(torch.int16).int(), out=out.view(torch.int64))
 
 
 def _in_8_bits(scales: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -147,6 +156,11 @@ def _blocks(values: Tensor, size: int) -> Tensor:
     flat = values.reshape(-1)
     missing = -len(flat) % size
     return (pad(flat, (0, missing)) if missing else flat).reshape(-1, size)
+
+
+def _unblocked(blocks: Tensor, shape: torch.Size) -> Tensor:
+    """Return blocks in the shape of the matrix that they were cut from, without what filled up the last one."""
+    return (blocks if blocks.numel() == shape.numel() else blocks.view(-1)[: shape.numel()]).view(shape)
 
 
 def _edges(book: Tensor) -> Tensor:

@@ -19,9 +19,9 @@ def int8(weight_OI: Tensor) -> Quantized:
     This is what LLM.int8() keeps of the weights. `int8+int8_activations` takes the activations as it does, too.
     """
     scale_O1 = largest(weight_OI).clamp_min(TINY)
-    values_OI, codes_OI = torch.empty_like(weight_OI), torch.empty_like(weight_OI, dtype=torch.int32)
-    for part in parts(weight_OI):
-        whole = (weight_OI[part] * (127 / scale_O1[part])).round_()
-        codes_OI[part] = whole
-        torch.mul(whole, scale_O1[part], out=values_OI[part]).div_(127)
+    values_OI, codes_OI = torch.empty_like(weight_OI), torch.empty_like(weight_OI, dtype=torch.int8)
+    for weights, scales, values, codes in parts(weight_OI, scale_O1, values_OI, codes_OI):
+        whole = (weights * (127 / scales)).round_()
+        codes.copy_(whole)
+        torch.mul(whole, scales, out=values).div_(127)
     return Quantized(values_OI, codes_OI, Stored("llm.int8", {"largest": scale_O1[:, 0]}))

@@ -11,11 +11,17 @@ CACHED = 2**17  # numbers at once on a processor, whose nearest caches then hold
 ON_DEVICE = 2**23  # on an accelerator: few launches, and a bound on memory
 
 
-def parts(rows: Tensor) -> Iterator[slice]:
-    """Yield slices of the first axis, each of about as many numbers as a format should work on at once."""
+def parts(rows: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Yield the same slices of the first axis of all, of about as many numbers as a format should work on at once.
+
+    Args:
+        rows: what slices are measured by.
+        others: tensors of as many rows.
+    """
     at_once = CACHED if rows.device.type == "cpu" else ON_DEVICE
     step = max(1, at_once // max(1, rows[:1].numel()))
-    yield from (slice(start, start + step) for start in range(0, len(rows), step))
+    together = (rows, *others)
+    yield from zip(*(tensor.split(step) for tensor in together), strict=True) if len(rows) > step else [together]
 
 
 def largest(rows: Tensor) -> Tensor:

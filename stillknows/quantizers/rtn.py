@@ -76,12 +76,12 @@ def rtn(
     """
     blocks = in_blocks(weight_OI, group)
     even = Grid.of(blocks, bits, symmetric, grid)
-    values, codes = torch.empty_like(blocks), torch.empty_like(blocks, dtype=torch.int32)
-    for part in parts(blocks):
-        own = Grid(even.step[part], even.zero[part], even.low, even.high)
-        whole = own.codes(blocks[part])
-        codes[part] = whole
-        torch.sub(whole, own.zero, out=values[part]).mul_(own.step)
+    values, codes = torch.empty_like(blocks), torch.empty_like(blocks, dtype=torch.int8)
+    for weights, steps, zeros, values_here, codes_here in parts(blocks, even.step, even.zero, values, codes):
+        own = even._replace(step=steps, zero=zeros)
+        whole = own.codes(weights)
+        codes_here.copy_(whole)
+        torch.sub(whole, zeros, out=values_here).mul_(steps)
     return Quantized(values.reshape(weight_OI.shape), codes.reshape(weight_OI.shape), even.stored(symmetric))
 
 

@@ -30,7 +30,7 @@ def pack(kept: Kept, dtype: torch.dtype) -> dict[str, Tensor]:
     functional = library("bitsandbytes.functional")
     table = functional.get_4bit_type(kept.type, device="cpu", blocksize=BLOCK)
     ranked = torch.unique(table, sorted=True)  # fp4's table goes by bits and holds 0 twice
-    places = (ranked[:, None] == table).int().argmax(1).to(torch.uint8)[kept.codes_OI.cpu().reshape(-1)]
+    places = (ranked[:, None] == table).int().argmax(1).to(torch.uint8)[kept.codes_OI.cpu().reshape(-1).long()]
     places = torch.nn.functional.pad(places, (0, len(places) % 2))
     state = functional.QuantState(
         absmax=kept.parts["scales"].cpu(),
