@@ -5,7 +5,7 @@ H = mean of x·xᵀ, so that the mean squared error of the outputs is tr(E·H·E
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from stillknows.errors import UserError
 from stillknows.formats.compress import Quantized
+from stillknows.quantizers.parts import largest, parts
 from stillknows.quantizers.rtn import Grid, GridKind, in_blocks, rtn
 from stillknows.registry import register
 
@@ -52,30 +53,34 @@ def gptq(
     places_I = torch.arange(len(magnitudes_I), device=weight_OI.device)
     if order == "magnitude":
         places_I = torch.argsort(magnitudes_I, descending=True, stable=True)
-    weight_IO = weight_OI.masked_fill(magnitudes_I == 0, 0.0).T[places_I]
-    feedback_II = _feedback(hessian_II[places_I[:, None], places_I], damp)
-    codes_IO, _ = _round_in_order(weight_IO.clone(), weight_IO, _grids(even, places_I), feedback_II)
+    feedback_II = _feedback(hessian_II, places_I, damp)
+    weight_IO = weight_OI.T[places_I]
+    weight_IO[magnitudes_I[places_I] == 0] = 0.0
+    codes_IO = torch.empty_like(weight_IO, dtype=torch.int8)
+    _round_in_order(weight_IO.clone(), weight_IO, codes_IO, _grids(even, places_I), feedback_II)
     codes_OI = codes_IO[torch.argsort(places_I)].T.contiguous()
     values_OI = even.values(in_blocks(codes_OI, group)).reshape(weight_OI.shape)
-    return Quantized(values_OI, codes_OI.to(torch.int8), even.stored(symmetric))
+    return Quantized(values_OI, codes_OI, even.stored(symmetric))
 
 
-def _feedback(hessian_II: Tensor, damp: float) -> Tensor:
-    """Return the upper triangular F with unit diagonal of H + λI = F·D·Fᵀ, D diagonal; an input that is always 0 gets
-    D = 1.
+def _feedback(hessian_II: Tensor, places_I: Tensor, damp: float) -> Tensor:
+    """Return the upper triangular F with unit diagonal of H + λI = F·D·Fᵀ, D diagonal, its inputs in the order of
+    `places_I`; an input that is always 0 gets D = 1.
 
     Then tr(E·H·Eᵀ) = Σ_i D_i·‖(E·F)_i‖², and the best that is left at input i is q_i nearest to w_i + Σ_(j<i) e_j·F_ji.
     This is GPTQ (arXiv 2307.13304, theorem 6), with one Cholesky factor and no inverse.
     """
-    hessian_II = hessian_II.clone()
-    diagonal_I = hessian_II.diagonal()
+    diagonal_I = hessian_II.diagonal()[places_I]
     diagonal_I[diagonal_I == 0] = 1.0
     diagonal_I += damp * diagonal_I.mean()
-    lower_II, failed = torch.linalg.cholesky_ex(hessian_II.flip(0, 1))
+    backwards_I = places_I.flip(0)
+    factor_II = hessian_II[backwards_I[:, None], backwards_I]  # each step lets go of the last one's matrix
+    factor_II.diagonal().copy_(diagonal_I.flip(0))
+    factor_II, failed = torch.linalg.cholesky_ex(factor_II)
     if bool(failed):
         raise UserError("gptq: the calibration inputs leave weights undetermined", "give more text or a larger damp")
-    upper_II = lower_II.flip(0, 1)
-    return upper_II / upper_II.diagonal()
+    factor_II = factor_II.flip(0, 1)
+    return factor_II.div_(factor_II.diagonal().clone())
 
 
 def _grids(even: Grid, places_I: Tensor) -> list[Grid]:
@@ -86,25 +91,29 @@ def _grids(even: Grid, places_I: Tensor) -> list[Grid]:
 
 
 def _round_in_order(
-    target_IO: Tensor, weight_IO: Tensor, grids: Sequence[Grid], feedback_II: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Return codes and errors of the weights, [I, O]; the target, w + what earlier inputs leave to it, is used up.
+    errors_IO: Tensor, weight_IO: Tensor, codes_IO: Tensor, grids: Sequence[Grid], feedback_II: Tensor
+) -> None:
+    """Write the codes of weights, [I, O]. Halves of halves: the errors of the first half reach the second in one
+    product of matrices.
 
-    Halves of halves: the errors of the first half reach the second in one product of matrices.
+    Args:
+        errors_IO: at first w + what earlier inputs leave to it; overwritten with the errors.
     """
     count = len(weight_IO)
     if count > COLUMNS:
-        half = count // 2
-        first = _round_in_order(target_IO[:half], weight_IO[:half], grids[:half], feedback_II[:half, :half])
-        target_IO[half:].addmm_(feedback_II[:half, half:].T, first[1])
-        second = _round_in_order(target_IO[half:], weight_IO[half:], grids[half:], feedback_II[half:, half:])
-        codes_IO, errors_IO = (torch.cat(parts) for parts in zip(first, second, strict=True))
-        return codes_IO, errors_IO
-    codes_IO, errors_IO = torch.empty_like(weight_IO), torch.empty_like(weight_IO)
+        first, second = slice(0, count // 2), slice(count // 2, count)
+
+        def round_half(at: slice) -> None:
+            _round_in_order(errors_IO[at], weight_IO[at], codes_IO[at], grids[at], feedback_II[at, at])
+
+        round_half(first)
+        errors_IO[second].addmm_(feedback_II[first, second].T, errors_IO[first])
+        round_half(second)
+        return
     for i, even in enumerate(grids):
-        codes_IO[i] = even.codes(torch.addmv(target_IO[i], errors_IO[:i].T, feedback_II[:i, i]))
-        errors_IO[i] = weight_IO[i] - even.values(codes_IO[i])
-    return codes_IO, errors_IO
+        codes_O = even.codes(torch.addmv(errors_IO[i], errors_IO[:i].T, feedback_II[:i, i]))
+        codes_IO[i] = codes_O
+        torch.sub(weight_IO[i], even.values(codes_O), out=errors_IO[i])
 
 
 STEPS = 20  # of the search for scales, and to half of a range
@@ -146,42 +155,50 @@ def awq(
 
     def rounded(scale_I: Tensor) -> Quantized:
         form = rtn(weight_OI * scale_I, bits=bits, group=group, symmetric=symmetric, grid=grid)
-        return Quantized(form.values_OI / scale_I, form.codes_OI)
+        return Quantized(form.values_OI.div_(scale_I), form.codes_OI)
 
     powers = [magnitudes_I.clamp_min(LEAST_MAGNITUDE).pow(k / STEPS) for k in range(STEPS)]
     scales = [power_I / (power_I.max() * power_I.min()).sqrt() for power_I in powers]
     scale_I = min(scales, key=lambda scale_I: output_error(weight_OI - rounded(scale_I).values_OI, hessian_II))
     if not clip:
         return rounded(scale_I)
-    clipped = _clipped(weight_OI * scale_I, hessian_II / torch.outer(scale_I, scale_I), bits, group, symmetric, grid)
-    return Quantized(clipped.values_OI / scale_I, clipped.codes_OI)
+    blocks_OGC = in_blocks(weight_OI * scale_I, group)
+    values_OGC, codes_OGC = torch.empty_like(blocks_OGC), torch.empty_like(blocks_OGC, dtype=torch.int8)
+    inside_GCC = _inside(hessian_II, scale_I, blocks_OGC.shape[-1])
+    for blocks, values, codes in parts(blocks_OGC, values_OGC, codes_OGC):
+        rounded_OGC = _clipped(blocks, inside_GCC, lambda shrunk: Grid.of(shrunk, bits, symmetric, grid))
+        for here, part in zip((values, codes), rounded_OGC, strict=True):
+            here.copy_(part)
+    return Quantized(values_OGC.view(weight_OI.shape).div_(scale_I), codes_OGC.view(weight_OI.shape))
 
 
-def _clipped(
-    weight_OI: Tensor, hessian_II: Tensor, bits: int, group: int, symmetric: bool, grid: GridKind
-) -> Quantized:
-    """Round with each block's range shrunk by the share that gives the least error of the block's own outputs."""
-    blocks_OGC = in_blocks(weight_OI, group)
-    _, groups, columns = blocks_OGC.shape
-    inside_GCC = torch.stack(
-        [hessian_II[i : i + columns, i : i + columns] for i in range(0, groups * columns, columns)]
-    )
-    least_OG1 = torch.full_like(blocks_OGC[..., :1], torch.inf)
-    values_OGC, codes_OGC = torch.empty_like(blocks_OGC), torch.empty_like(blocks_OGC)
+def _inside(hessian_II: Tensor, scale_I: Tensor, columns: int) -> Tensor:
+    """Return the part of diag(s)⁻¹·H·diag(s)⁻¹ that each group of inputs has to itself, [G, C, C]."""
+    groups = [slice(start, start + columns) for start in range(0, len(scale_I), columns)]
+    return torch.stack([hessian_II[own, own] / torch.outer(scale_I[own], scale_I[own]) for own in groups])
+
+
+def _clipped(blocks_OGC: Tensor, inside_GCC: Tensor, grid_of: Callable[[Tensor], Grid]) -> tuple[Tensor, Tensor]:
+    """Return values and codes with each block's range shrunk by the share that gives the least error of the block's own
+    outputs."""
+
+    def rounded(limit_OG1: Tensor) -> tuple[Tensor, Tensor]:
+        shrunk_OGC = blocks_OGC.clamp(-limit_OG1, limit_OG1)
+        even = grid_of(shrunk_OGC)
+        codes_OGC = even.codes(shrunk_OGC)
+        return even.values(codes_OGC), codes_OGC
+
+    most_OG1 = largest(blocks_OGC)
+    best_OG1, least_OG1 = most_OG1, torch.full_like(most_OG1, torch.inf)
     for k in range(STEPS // 2):
-        limit = blocks_OGC.abs().amax(-1, keepdim=True) * (1 - k / STEPS)
-        shrunk = blocks_OGC.clamp(-limit, limit)
-        even = Grid.of(shrunk, bits, symmetric, grid)
-        codes = even.codes(shrunk)
-        gap = blocks_OGC - even.values(codes)
-        error = torch.einsum("ogc,gcd,ogd->og", gap, inside_GCC, gap)[..., None]
-        better = error < least_OG1
-        least_OG1 = torch.where(better, error, least_OG1)
-        values_OGC = torch.where(better, even.values(codes), values_OGC)
-        codes_OGC = torch.where(better, codes, codes_OGC)
-    return Quantized(values_OGC.reshape(weight_OI.shape), codes_OGC.reshape(weight_OI.shape).to(torch.int8))
+        limit_OG1 = most_OG1 * (1 - k / STEPS)
+        gap_OGC = blocks_OGC - rounded(limit_OG1)[0]
+        error_OG1 = torch.einsum("ogc,gcd,ogd->og", gap_OGC, inside_GCC, gap_OGC)[..., None]
+        is_better = error_OG1 < least_OG1
+        best_OG1, least_OG1 = limit_OG1.where(is_better, best_OG1), error_OG1.where(is_better, least_OG1)
+    return rounded(best_OG1)
 
 
 def output_error(error_OI: Tensor, hessian_II: Tensor) -> float:
     """Return tr(E·H·Eᵀ): the mean squared error of the outputs, summed over them."""
-    return float(((error_OI @ hessian_II) * error_OI).sum())
+    return float((error_OI @ hessian_II).mul_(error_OI).sum())
