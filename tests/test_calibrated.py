@@ -15,9 +15,10 @@ from stillknows.errors import UserError
 from stillknows.formats import calibrate, compress
 from stillknows.formats.calibrate import sequences, statistics
 from stillknows.model.layers import blocks, linears
-from stillknows.quantizers import calibrated
+from stillknows.quantizers import calibrated, parts
 from stillknows.quantizers.calibrated import awq, gptq, output_error
 from stillknows.quantizers.rtn import Grid, rtn
+from stillknows.registry import bind
 from stillknows.store import load_observations
 
 OUTPUTS, INPUTS = 24, 64
@@ -189,6 +190,32 @@ def test_awq_errs_less_than_rounding_to_nearest(weight_OI: Tensor, x_TI: Tensor,
 def test_awq_of_equal_inputs_is_rounding_to_nearest(weight_OI: Tensor) -> None:
     found = awq(weight_OI, torch.eye(INPUTS), torch.ones(INPUTS), group=32, clip=False)
     assert torch.equal(found.codes_OI, rtn(weight_OI, group=32, symmetric=False).codes_OI)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_rows_that_awq_clips_at_once_change_nothing(
+    weight_OI: Tensor, x_TI: Tensor, symmetric: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def found() -> compress.Quantized:
+        return awq(weight_OI, hessian(x_TI), x_TI.abs().mean(0), group=32, symmetric=symmetric)
+
+    whole = found()
+    monkeypatch.setattr(parts, "CACHED", 5 * INPUTS)
+    assert torch.equal(found().codes_OI, whole.codes_OI)
+    assert torch.equal(found().values_OI, whole.values_OI)
+
+
+@pytest.mark.parametrize("form", ["gptq", "awq"])
+def test_what_a_calibrated_format_is_given_is_left_as_it_is(form: str, weight_OI: Tensor, x_TI: Tensor) -> None:
+    """And how the weights lie in memory changes nothing."""
+    given = {"weight_OI": weight_OI.T.contiguous().T, "hessian_II": hessian(x_TI), "magnitudes_I": x_TI.abs().mean(0)}
+    kept = {name: tensor.clone() for name, tensor in given.items()}
+    link = bind("quantizer", f"{form}:group=32")
+    found = link(**{name: given[name] for name in link.plugin.needs})
+    assert all(torch.equal(tensor, kept[name]) for name, tensor in given.items())
+    plain = link(**{name: (given | {"weight_OI": weight_OI})[name] for name in link.plugin.needs})
+    assert torch.equal(found.codes_OI, plain.codes_OI)
+    assert torch.equal(found.values_OI, plain.values_OI)
 
 
 def test_output_error_is_the_mean_squared_error_of_the_outputs(weight_OI: Tensor, x_TI: Tensor) -> None:

@@ -21,7 +21,7 @@ from stillknows.formats import compress
 from stillknows.formats.compress import Quantized, compressed, parse_variant, quantize, weights
 from stillknows.formats.tally import tallies, total
 from stillknows.model.layers import linears
-from stillknows.quantizers import codebooks
+from stillknows.quantizers import codebooks, parts
 from stillknows.quantizers.codebooks import FP4, NF4
 from stillknows.registry import plugins
 
@@ -124,6 +124,24 @@ def test_values_are_finite_and_shaped_like_the_weights(form: str, weight_OI: Ten
     assert found.codes_OI.dtype in (torch.int8, torch.int32)
     assert bool(found.values_OI.isfinite().all())
     assert torch.equal(weight_OI, given_OI), "the input was changed"
+
+
+@every_form
+def test_how_weights_lie_in_memory_changes_nothing(form: str) -> None:
+    """GPT-2 keeps its matrices transposed."""
+    found, plain = apply(form, outliers().T.contiguous().T), apply(form, outliers())
+    assert torch.equal(found.values_OI, plain.values_OI)
+    assert torch.equal(found.codes_OI, plain.codes_OI)
+
+
+@every_form
+def test_what_is_worked_on_at_once_changes_nothing(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts of one or two blocks and a last one that is shorter, against the whole matrix at once."""
+    whole = apply(form, outliers())
+    monkeypatch.setattr(parts, "CACHED", 5 * BLOCK // 2)
+    found = apply(form, outliers())
+    assert torch.equal(found.values_OI, whole.values_OI)
+    assert torch.equal(found.codes_OI, whole.codes_OI)
 
 
 @every_form

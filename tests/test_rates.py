@@ -5,12 +5,20 @@ from __future__ import annotations
 import pytest
 import torch
 
-from stillknows.formats.rates import BIAS, count_exponents, least_rate, movable, rate_that_moves_half
+from stillknows.formats import rates
+from stillknows.formats.rates import BIAS, EXPONENTS, count_exponents, least_rate, movable, rate_that_moves_half
 
 
 def test_exponents_by_hand() -> None:
     counts = count_exponents(torch.tensor([[1.0, -1.5, 2.0], [0.25, 0.0, -3.9]]))
     assert {i - BIAS: int(n) for i, n in enumerate(counts) if n} == {-BIAS: 1, -2: 1, 0: 2, 1: 2}
+
+
+def test_exponents_of_a_transposed_matrix_longer_than_a_slice(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = torch.randn(7, 9, generator=torch.Generator().manual_seed(1)).bfloat16()
+    expected = torch.bincount(torch.frexp(weights.float().flatten())[1].int() + BIAS - 1, minlength=EXPONENTS)
+    monkeypatch.setattr(rates, "SLICE", 10)
+    assert torch.equal(count_exponents(weights.T), expected)
 
 
 def test_a_step_moves_what_rounding_to_bfloat16_lets_through() -> None:

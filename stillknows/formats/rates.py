@@ -16,7 +16,7 @@ BFLOAT16_BITS = 8  # of a weight, the leading one included
 
 def count_exponents(weight_OI: Tensor) -> Tensor:
     """Return how many weights have each exponent: [EXPONENTS], 2^(i − BIAS) ≤ |w| < 2^(i + 1 − BIAS)."""
-    counts = torch.zeros(EXPONENTS, dtype=torch.int64)
+    counts = torch.zeros(EXPONENTS, dtype=torch.int64, device=weight_OI.device)
     for part in weight_OI.reshape(-1).split(SLICE):
         exponents = part.float().abs().view(torch.int32).bitwise_right_shift_(23)
         counts += torch.bincount(exponents, minlength=EXPONENTS)

@@ -169,7 +169,7 @@ def awq(
         rounded_OGC = _clipped(blocks, inside_GCC, lambda shrunk: Grid.of(shrunk, bits, symmetric, grid))
         for here, part in zip((values, codes), rounded_OGC, strict=True):
             here.copy_(part)
-    return Quantized(values_OGC.view(weight_OI.shape).div_(scale_I), codes_OGC.view(weight_OI.shape))
+    return Quantized(values_OGC.reshape(weight_OI.shape).div_(scale_I), codes_OGC.reshape(weight_OI.shape))
 
 
 def _inside(hessian_II: Tensor, scale_I: Tensor, columns: int) -> Tensor:
