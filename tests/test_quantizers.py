@@ -127,14 +127,6 @@ def test_values_are_finite_and_shaped_like_the_weights(form: str, weight_OI: Ten
 
 
 @every_form
-def test_how_weights_lie_in_memory_changes_nothing(form: str) -> None:
-    """GPT-2 keeps its matrices transposed."""
-    found, plain = apply(form, outliers().T.contiguous().T), apply(form, outliers())
-    assert torch.equal(found.values_OI, plain.values_OI)
-    assert torch.equal(found.codes_OI, plain.codes_OI)
-
-
-@every_form
 def test_what_is_worked_on_at_once_changes_nothing(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Parts of one or two blocks and a last one that is shorter, against the whole matrix at once."""
     whole = apply(form, outliers())
