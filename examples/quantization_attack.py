@@ -21,7 +21,6 @@ from pathlib import Path
 from statistics import mean
 
 import muse_world
-import numpy as np
 from jinja2 import Environment, StrictUndefined
 
 from stillknows import scratch, study
@@ -228,24 +227,27 @@ def by_kind(rows: Sequence[Json], place: str) -> str:
     formats = FORMATS.split(",")[1:]
     lines = []
     for kind, chosen in (names_by_kind(METHODS) | {CONTROL: [CONTROL]}).items():
-        some = [row for row in rows if row["model"] in chosen]
-        lines.append([kind, str(len(some)), *(spread([value(row, place, f) for row in some]) for f in formats)])
+        seen = [[value(row, place, f) for row in rows if row["model"] in chosen] for f in formats]
+        measured = {len(values) - values.count(None) for values in seen}
+        lines.append([kind, " to ".join(str(n) for n in sorted(measured)), *map(spread, seen)])
     return markdown_table(["", "models", *formats], lines)
 
 
 def foretold(rows: Sequence[Json]) -> str:
     """Return what `stillknows diagnose` expects of the runs at the small rate, whose models its curve has not seen, and
     what came back: means over methods and seeds with both extremes, by format."""
-    curve, names = Curve.published(), set(METHODS)
-    lines = []
+    curve, lines = Curve.published(), []
     for variant in FORMATS.split(",")[1:]:
-        some = [row for row in rows if row["model"] in names]
-        surviving = [s for row in some if (s := value(row, f"{WEIGHTS} update.surviving", variant)) is not None]
-        measured = [value(row, f"verbmem {ROUGE}.recovery", variant) for row in some]
-        if surviving:  # calibrated formats have none
-            expected = curve.at(np.array(surviving)).tolist()
-            lines.append([variant, *map(spread, (surviving, expected, measured))])
-    return markdown_table(["format", "surviving update", "R expected", "R measured"], lines)
+        places = (f"{WEIGHTS} update.surviving", f"verbmem {ROUGE}.recovery")
+        both = [[value(row, place, variant) for place in places] for row in rows if row["model"] in METHODS]
+        seen = [(surviving, r) for surviving, r in both if surviving is not None and r is not None]
+        if not seen:  # calibrated formats have no surviving update
+            continue
+        expected = [curve.predict(surviving, curve.weights[0]) for surviving, _ in seen]
+        within = sum(p.low <= max(r, 0) <= p.high for p, (_, r) in zip(expected, seen, strict=True))
+        columns = ([s for s, _ in seen], [p.recovery for p in expected], [r for _, r in seen])
+        lines.append([variant, *map(spread, columns), f"{within} of {len(seen)}"])
+    return markdown_table(["format", "surviving update", "R expected", "R measured", "within"], lines)
 
 
 def draw(rows: Sequence[Json], path: Path) -> None:

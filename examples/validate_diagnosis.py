@@ -67,34 +67,43 @@ def main() -> None:
 def collect(reports: Iterable[dict[str, Any]]) -> list[Pair]:
     """Return the pairs for which both the update's fate and the recovery were measured."""
     pairs: dict[tuple[str, str], Pair] = {}
-    names: dict[str, str] = {}
+    originals: dict[str, str] = {}
+    models: dict[str, str] = {}  # names by fingerprint, the first where audits name a model differently
     for audit in reports:
         subjects = {subject["name"]: subject for subject in audit["subjects"]}
-        original = names.setdefault(subjects[ORIGINAL]["fingerprint"], f"original {len(names)}")
+        original = originals.setdefault(subjects[ORIGINAL]["fingerprint"], f"original {len(originals)}")
         for name, subject in subjects.items():
-            for pair in () if name in (ORIGINAL, CONTROL) else _pairs(subject, original, audit["variants"]):
+            if name in (ORIGINAL, CONTROL):
+                continue
+            model = models.setdefault(subject["fingerprint"], name)
+            for pair in _pairs(subject, original, model, audit["variants"]):
                 pairs.setdefault((subject["fingerprint"], pair.format), pair)
     return list(pairs.values())
 
 
-def _pairs(subject: dict[str, Any], original: str, variants: list[str]) -> Iterator[Pair]:
+def _pairs(subject: dict[str, Any], original: str, model: str, variants: list[str]) -> Iterator[Pair]:
     cells = {(c["variant"], c["split"], c["metric"]): c for c in subject["cells"] if "value" in c}
     for variant in variants:
         surviving, crossing = (cells.get((variant, WEIGHTS, f"update.{name}")) for name in ("surviving", "crossing"))
         recovery = cells.get((variant, FORGET, f"{METRIC}.recovery"))
         if variant != FULL and surviving and crossing and recovery:
             values = (round(cell["value"], 6) for cell in (surviving, crossing, recovery))
-            yield Pair(original, subject["name"], variant, surviving["n"], *values)
+            yield Pair(original, model, variant, surviving["n"], *values)
 
 
 def column(pairs: list[Pair], name: str) -> Floats:
     return np.array([getattr(pair, name) for pair in pairs], dtype=np.float64)
 
 
+def brought_back(pairs: list[Pair]) -> Floats:
+    """Return R where it is above 0; where rounding makes models forget more, it brings nothing back."""
+    return np.maximum(column(pairs, "recovery"), 0)
+
+
 def curve(pairs: list[Pair]) -> Curve:
     """Return the curve that is fitted to the pairs."""
     originals, weights = [pair.original for pair in pairs], [pair.weights for pair in pairs]
-    return fit(column(pairs, "surviving"), column(pairs, "recovery"), originals, weights)
+    return fit(column(pairs, "surviving"), brought_back(pairs), originals, weights)
 
 
 def correlation(pairs: list[Pair], feature: str) -> tuple[float, float, float]:
@@ -140,9 +149,10 @@ def page(pairs: list[Pair]) -> str:
         "Spearman's, bounds at 95 % each from resampled models.\n",
         _correlations(pairs, lossy),
         "\n## The prediction\n",
-        "The falling curve nearest to all pairs in least squares (isotonic regression), and how far measured recovery",
-        "lies below and above a curve that was fitted without any model of its original: what bounds a prediction, at",
-        "95 % each.\n",
+        "The falling curve nearest to all pairs in least squares (isotonic regression), R below 0 counted as 0, and",
+        "how far measured recovery lies below and above a curve that was fitted without any model of its original:",
+        "what bounds a prediction, at 95 % each, by the original whose pairs lie the furthest off. It is what was seen",
+        f"of {len({pair.original for pair in pairs})} originals, not a bound for any model.\n",
         markdown_table(["surviving", "R"], [[f"{s:.3f}", number(r)] for s, r in found.knots]),
         "",
         _errors(pairs, found),
@@ -165,7 +175,7 @@ def _correlations(pairs: list[Pair], lossy: list[Pair]) -> str:
 
 
 def _errors(pairs: list[Pair], found: Curve) -> str:
-    surviving, recovery = column(pairs, "surviving"), column(pairs, "recovery")
+    surviving, recovery = column(pairs, "surviving"), brought_back(pairs)
     errors = recovery - held_out(surviving, recovery, [pair.original for pair in pairs])
     rows = []
     for error, end in zip(found.errors, [*(error.start for error in found.errors[1:]), None], strict=True):
@@ -177,7 +187,7 @@ def _errors(pairs: list[Pair], found: Curve) -> str:
 
 
 def _largest(pairs: list[Pair], shown: int = 10) -> str:
-    recovery = column(pairs, "recovery")
+    recovery = brought_back(pairs)
     predicted = held_out(column(pairs, "surviving"), recovery, [pair.original for pair in pairs])
     order = np.argsort(-np.abs(recovery - predicted), kind="stable")[:shown]
     rows = [
@@ -194,14 +204,16 @@ def _every(pairs: list[Pair], models: list[tuple[str, str]], formats: list[str])
 
 
 def plot(pairs: list[Pair]) -> str:
-    """Return the pairs and the curve as SVG, R from 0 to 1 and surviving shares from 0 to the largest."""
-    most = max(1.0, float(column(pairs, "surviving").max()))
+    """Return the pairs and the curve as SVG: surviving shares from 0 to the largest, R from 0 to 1 and beyond as far as
+    it was measured."""
+    most, recovery = max(1.0, float(column(pairs, "surviving").max())), column(pairs, "recovery")
+    least_r, most_r = min(-0.1, float(recovery.min())), max(1.1, float(recovery.max()))
 
     def x(surviving: float) -> str:
         return f"{MARGIN + PLOT * min(max(surviving, 0) / most, 1):.1f}"
 
     def y(recovery: float) -> str:
-        return f"{MARGIN / 2 + PLOT * (1 - min(max(recovery, -0.1), 1.1)) / 1.2 + PLOT / 12:.1f}"
+        return f"{MARGIN / 2 + PLOT * (most_r - recovery) / (most_r - least_r):.1f}"
 
     side = PLOT + 2 * MARGIN
     dots = [f'<circle cx="{x(p.surviving)}" cy="{y(p.recovery)}" r="3"/>' for p in pairs]

@@ -39,9 +39,7 @@ def script() -> Any:
 def test_a_prediction_lies_on_the_curve_with_the_errors_of_its_part(
     surviving: float, expected: tuple[float, ...]
 ) -> None:
-    found = CURVE.predict(surviving, 2_000_000)
-    assert found[:3] == pytest.approx(expected)
-    assert found.outside is None
+    assert CURVE.predict(surviving, 2_000_000)[:3] == pytest.approx(expected)
 
 
 def test_what_was_not_measured_is_said() -> None:
@@ -75,12 +73,19 @@ def test_errors_are_those_of_models_that_the_curve_was_not_fitted_to() -> None:
 
 
 def test_bounds_hold_for_a_further_model() -> None:
-    """39 originals, each with its own error: the 38th of them bounds 95 % of what is drawn alike."""
+    """39 pairs of an original: the 38th of them bounds 95 % of what is drawn alike, however many lie closer by."""
     generator = np.random.default_rng(0)
-    recovery = generator.permutation(np.linspace(0.3, 0.7, 39))
-    [error] = fit(np.full(39, 0.5), recovery, [str(i) for i in range(39)], [5] * 39).errors
-    ordered = np.sort(recovery - (recovery.sum() - recovery) / 38)
+    far, near = generator.permutation(np.linspace(0.3, 0.7, 39)), generator.permutation(np.linspace(0.45, 0.55, 99))
+    recovery, originals = np.concatenate([far, near]), ["far"] * 39 + ["near"] * 99
+    [error] = fit(np.full(138, 0.5), recovery, originals, [5] * 138).errors
+    ordered = np.sort(far - near.mean())
     assert (error.low, error.high) == pytest.approx((ordered[1], ordered[37]), abs=1e-5)
+
+
+def test_a_gap_between_measured_models_is_said() -> None:
+    curve = Curve(((0.0, 1.0), (0.4, 1.0), (0.7, 0.0), (1.2, 0.0)), CURVE.errors, CURVE.weights)
+    assert curve.predict(0.5, 2_000_000).outside == "0.50 of the update survives, none was measured from 0.40 to 0.70"
+    assert [curve.predict(share, 2_000_000).outside for share in (0.0, 0.2, 0.4, 0.7, 0.9, 1.2)] == [None] * 6
 
 
 def test_the_published_curve_is_what_the_published_pairs_give(script: Any) -> None:

@@ -15,12 +15,15 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from stillknows.stats import LEVEL
 from stillknows.types import Floats
 
 FILE = "prediction.json"
 LOST, SURVIVES = 0.1, 0.9  # surviving shares between which errors of the curve are told apart
+GAP = 0.1  # of surviving shares without a measured model, beyond which the line between its ends is a guess
+ROUNDED = 6  # digits of knots and errors
 MILLION = 1e6
 
 
@@ -91,8 +94,13 @@ class Curve:
     def _outside(self, surviving: float, weights: int) -> str | None:
         (first, _), (last, _) = self.knots[0], self.knots[-1]
         reasons = []
-        if not first <= surviving <= last:
+        gaps = [(a, b) for (a, high), (b, low) in pairwise(self.knots) if b - a > GAP and high != low]
+        if not first <= round(surviving, ROUNDED) <= last:
             reasons.append(f"{surviving:.2f} of the update survives, measured were {first:.2f} to {last:.2f}")
+        elif gap := next(((a, b) for a, b in gaps if a < surviving < b), None):
+            reasons.append(
+                f"{surviving:.2f} of the update survives, none was measured from {gap[0]:.2f} to {gap[1]:.2f}"
+            )
         if not self.weights[0] <= weights <= self.weights[1]:
             sizes = " to ".join(f"{n / MILLION:.3g}" for n in self.weights)
             reasons.append(f"{weights / MILLION:.3g} million weights are quantized, measured were {sizes} million")
@@ -107,10 +115,12 @@ def fit(surviving: Floats, recovery: Floats, originals: Sequence[str], weights: 
         originals: the original model that each pair's unlearned model was made of.
         weights: how many weights were quantized.
     """
-    errors = recovery - held_out(surviving, recovery, originals)
+    errors, names = recovery - held_out(surviving, recovery, originals), np.asarray(originals)
     starts = (None, LOST, SURVIVES)
     zones = np.digitize(surviving, starts[1:])
-    found = tuple(Error(start, *_bounds(errors[zones == i])) for i, start in enumerate(starts) if (zones == i).any())
+    found = tuple(
+        Error(start, *_bounds(errors[zones == i], names[zones == i])) for i, start in enumerate(starts) if i in zones
+    )
     return Curve(_falling(surviving, recovery), found, (min(weights), max(weights)))
 
 
@@ -136,15 +146,21 @@ def _falling(surviving: Floats, recovery: Floats) -> tuple[tuple[float, float], 
     ends = [(first, last - 1) for first, last in pairwise(blocks.tolist())]
     heights = [float(np.average(means[a : b + 1], weights=counts[a : b + 1])) for a, b in ends]
     return tuple(
-        (round(float(shares[i]), 6), round(height, 6))
+        (round(float(shares[i]), ROUNDED), round(height, ROUNDED))
         for (a, b), height in zip(ends, heights, strict=True)
         for i in dict.fromkeys((a, b))
     )
 
 
-def _bounds(errors: Floats) -> tuple[float, float, int]:
-    """Return bounds that a further error exceeds with probability 1 − LEVEL each, where errors are drawn alike: the
-    ⌈(n + 1)·LEVEL⌉th from either end, or the outermost of too few."""
-    ordered, n = np.sort(errors), len(errors)
-    rank = min(n, math.ceil((n + 1) * LEVEL - 1e-9))
-    return round(float(ordered[n - rank]), 6), round(float(ordered[rank - 1]), 6), n
+def _bounds(errors: Floats, originals: NDArray[np.str_]) -> tuple[float, float, int]:
+    """Return the widest of the bounds that each original's errors give: pairs of one original are alike, and the
+    easiest may have most of them. What an original gives is the ⌈(n + 1)·LEVEL⌉th of its n errors from either end,
+    which a further one like them exceeds with probability 1 − LEVEL, or the outermost of too few."""
+    ends = []
+    for name in np.unique(originals):
+        ordered = np.sort(errors[originals == name])
+        n = len(ordered)
+        rank = min(n, math.ceil((n + 1) * LEVEL - 1e-9))
+        ends.append((ordered[n - rank], ordered[rank - 1]))
+    low, high = min(low for low, _ in ends), max(high for _, high in ends)
+    return round(float(low), ROUNDED), round(float(high), ROUNDED), len(errors)
