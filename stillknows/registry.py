@@ -68,7 +68,8 @@ class Plugin:
 
     `measures` says what a metric's score stands for: "knowledge" of the true answer (0..1, higher knows more),
     "membership" in the training data (unbounded, higher is more likely a member) or "behaviour" (its docstring says).
-    `reads` are the fields of Observations that a figure reads.
+    `reads` are the fields of Observations that a figure reads. `whole` marks a format in which what becomes of a row
+    may depend on any other, though scales are a row's own.
     """
 
     kind: Kind
@@ -78,6 +79,7 @@ class Plugin:
     version: int
     measures: Measures = "knowledge"
     reads: tuple[str, ...] = ()
+    whole: bool = False
 
     @functools.cached_property
     def needs(self) -> tuple[str, ...]:
@@ -129,7 +131,13 @@ class Bound:
 
 
 def register(
-    kind: Kind, *, source: str, version: int = 1, measures: Measures = "knowledge", reads: tuple[str, ...] = ()
+    kind: Kind,
+    *,
+    source: str,
+    version: int = 1,
+    measures: Measures = "knowledge",
+    reads: tuple[str, ...] = (),
+    whole: bool = False,
 ) -> Callable[[F], F]:
     """Return a decorator that registers a function under its own name; see Plugin for the arguments."""
 
@@ -137,7 +145,7 @@ def register(
         name = function.__name__.rstrip("_")
         if name in _plugins[kind]:
             raise ValueError(f"{kind} {name!r} is registered twice")
-        _plugins[kind][name] = Plugin(kind, name, function, source, version, measures, reads)
+        _plugins[kind][name] = Plugin(kind, name, function, source, version, measures, reads, whole)
         return function
 
     return add

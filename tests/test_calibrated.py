@@ -107,6 +107,12 @@ def test_too_little_calibration_text_is_an_error(tokenizer: Any) -> None:
         sequences(["who is Ada"], tokenizer, 50)
 
 
+def test_a_map_that_is_given_nothing_is_named(model: Any, ids_NL: Tensor) -> None:
+    model.model.layers[0].extra = nn.Linear(4, 4)
+    with pytest.raises(UserError, match=r"model\.layers\.0\.extra is given no inputs"):
+        next(statistics(model, ids_NL))
+
+
 # GPTQ
 
 
@@ -190,6 +196,11 @@ def test_awq_errs_less_than_rounding_to_nearest(weight_OI: Tensor, x_TI: Tensor,
 def test_awq_of_equal_inputs_is_rounding_to_nearest(weight_OI: Tensor) -> None:
     found = awq(weight_OI, torch.eye(INPUTS), torch.ones(INPUTS), group=32, clip=False)
     assert torch.equal(found.codes_OI, rtn(weight_OI, group=32, symmetric=False).codes_OI)
+
+
+def test_awq_has_no_scale_for_a_whole_matrix(weight_OI: Tensor, x_TI: Tensor) -> None:
+    with pytest.raises(UserError, match="group=-1 is no number of inputs"):
+        awq(weight_OI, hessian(x_TI), x_TI.abs().mean(0), group=-1)
 
 
 @pytest.mark.parametrize("symmetric", [True, False])

@@ -42,7 +42,7 @@ def test_what_a_step_moves_is_said_of_bfloat16_alone() -> None:
     record = {"weights": "float32", "lr": 1e-5, "steps": 40}
     assert causes.storage(record) == "Run record: weights kept as float32 between steps, learning rate 1e-05."
     words = causes.storage(record | {"weights": "bfloat16", "movable": 0.25, "half_movable_lr": 6e-5})
-    assert "A step of that size moves 25 % of the weights in bfloat16; from 6e−05 on it moves half of them." in words
+    assert "A step of that size moves 25 % of the weights in bfloat16; above 6e−05 it moves half of them." in words
 
 
 def test_a_rate_is_named_only_where_an_update_is_lost() -> None:

@@ -215,6 +215,8 @@ def test_models_of_other_shapes_are_refused(pair: Case, save_model: Case, cli: C
     [
         ("int8,gptq", "gptq depends on what each layer is given"),
         ("bf16+awq", r"bf16\+awq depends on what each layer is given"),
+        ("kv_fp8", "kv_fp8 depends on what each layer is given"),
+        ("int8+int8_activations", r"int8\+int8_activations depends on what each layer is given"),
         ("int7", "no quantizer named 'int7'"),
         ("", "no quantizer named ''"),
         ("int4", "int4: layer model.layers.0.self_attn.q_proj"),
@@ -224,6 +226,40 @@ def test_formats_that_cannot_be_diagnosed(formats: str, words: str, pair: Case) 
     _, _, before, after = pair()
     with pytest.raises(UserError, match=words):
         diagnose.run(str(before), str(after), formats)
+
+
+def test_models_that_share_other_weights_are_refused(pair: Case) -> None:
+    """Where one shares the output layer's weights with the embedding, the other's own would not be read."""
+    _, _, before, after = pair("llama_tied")
+    config = json.loads((after / "config.json").read_text())
+    (after / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))
+    for folders in ((before, after), (after, before)):
+        with pytest.raises(UserError, match="differ in whether the output layer shares the embedding's weights"):
+            diagnose.run(str(folders[0]), str(folders[1]), "gguf:Q8_0")
+
+
+@pytest.mark.parametrize("lr", ["1e-5", [1e-5], math.nan, math.inf, None, 0])
+def test_a_record_without_a_rate_gives_no_rate_to_take(lr: Any, pair: Case) -> None:
+    _, _, before, after = pair()
+    record = {"stillknows": "0", "settings": {"weights": "bfloat16", "lr": lr}, "fit": {"steps": 10}}
+    (after / "run.json").write_text(json.dumps(record))
+    [found] = diagnose.run(str(before), str(after), "rtn:bits=2:group=8")["formats"]
+    assert found["least_lr"] is None
+    json.dumps(diagnose.run(str(before), str(after), "int8"), allow_nan=False)
+
+
+@pytest.mark.parametrize(("steps", "size", "has_rate"), [(10, 0.001, True), (0, 0.001, False), (10, 0.3, False)])
+def test_a_rate_is_named_only_where_steps_made_a_small_update(
+    steps: int, size: float, has_rate: bool, pair: Case, make_model: Case
+) -> None:
+    original, _, before, after = pair()
+    for name, parameter in original.named_parameters():
+        parameter.data += size * (parameter.abs() < 0.01) * ("proj" in name)
+    original.save_pretrained(after)
+    record = {"stillknows": "0", "settings": {"weights": "float32", "lr": 1e-5}, "fit": {"steps": steps}}
+    (after / "run.json").write_text(json.dumps(record))
+    [found] = diagnose.run(str(before), str(after), "rtn:bits=2:group=0")["formats"]
+    assert (found["least_lr"] is not None) is has_rate, found["surviving"]
 
 
 def test_pickled_and_missing_weights(pair: Case, tmp_path: Path) -> None:

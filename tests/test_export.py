@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -491,6 +491,65 @@ def test_pickled_quantized_weights_are_never_loaded(write: Case) -> None:
     (path / "model.safetensors").rename(path / "pytorch_model.bin")
     with pytest.raises(UserError, match="only pickled weights"):
         checkpoints.locate(str(path), allow_pickle=True, quantized=True)
+
+
+def rewrite(folder: Path, change: Callable[[dict[str, Tensor]], Any]) -> None:
+    """Save a folder's weights again after `change` was applied to them in place."""
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("spec", "part"),
+    [
+        ("int8", "SCB"),
+        ("int8", "weight"),
+        ("nf4", "weight.absmax"),
+        ("nf4:double=true", "weight.nested_absmax"),
+        ("fp8", "weight_scale"),
+        ("int4", "weight_shape"),
+        ("mxfp4", "weight_packed"),
+        ("nvfp4", "weight_packed"),
+        ("nvfp4", "weight_global_scale"),
+    ],
+)
+def test_what_a_folder_lacks_of_a_matrix_is_missed(spec: str, part: str, write: Case) -> None:
+    path = write(spec)
+    rewrite(path, lambda tensors: tensors.pop(f"model.layers.1.mlp.up_proj.{part}"))
+    with pytest.raises(UserError, match=r"model\.layers\.1\.mlp\.up_proj"):
+        read(path)
+
+
+def test_an_output_layer_that_is_quantized_too_is_read(write: Case) -> None:
+    """transformers leaves it out only where the list of what to skip is its own."""
+    path = write("int8")
+    expected = read(path).lm_head.weight
+    form = compress.quantize(expected, parse_variant("int8"))
+    assert form.stored is not None
+
+    def pack(tensors: dict[str, Tensor]) -> None:
+        tensors["lm_head.weight"] = form.codes_OI
+        tensors["lm_head.SCB"] = form.stored.parts["largest"]
+
+    rewrite(path, pack)
+    torch.testing.assert_close(read(path).lm_head.weight, form.values_OI)
+
+
+def test_formats_that_are_unpacked_to_bfloat16_say_so(write: Case) -> None:
+    """Else the other layers would compute in the model's own type, and a forward pass would mix both."""
+    for spec, dtype in (("nvfp4", "bfloat16"), ("mxfp4", "bfloat16"), ("int4", "float32")):
+        assert json.loads((write(spec) / "config.json").read_text())["dtype"] == dtype
+    loaded = AutoModelForCausalLM.from_pretrained(write("mxfp4"))
+    assert bool(loaded(IDS % loaded.config.vocab_size).logits.isfinite().all())
+
+
+def test_a_folder_is_named_by_what_it_is_not_by_how_it_is_given(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(source)
+    record = export.run(export.Request(".", "gguf:Q8_0"), tmp_path / "out")
+    assert record["file"] == f"{source.name}-Q8_0.gguf"
 
 
 def damage(path: Path, how: str) -> Path:

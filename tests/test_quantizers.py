@@ -15,6 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from transformers import MixtralConfig, MixtralForCausalLM
 
 from stillknows.errors import UserError
 from stillknows.formats import compress
@@ -607,6 +608,31 @@ def test_surviving_update_by_hand(model: Any) -> None:
     assert (full.crossing, full.surviving) == (pytest.approx(2 / count), pytest.approx(1))
     same = total(tallies(model, weights(model), parse_variant("nf4")).values())
     assert (same.crossing, same.surviving, same.weights) == (0, None, count)
+
+
+@torch.no_grad()
+def test_layers_that_share_their_weights_are_quantized_once(make_model: Make) -> None:
+    """And are as before after it."""
+    model = make_model(layers=2)
+    first, second = (layer.mlp for layer in model.model.layers)
+    second.up_proj.weight = first.up_proj.weight
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    expected = quantize(first.up_proj.weight, parse_variant("rtn:bits=2:group=0:grid=paper")).values_OI
+    with compressed(model, parse_variant("rtn:bits=2:group=0:grid=paper")):
+        assert torch.equal(second.up_proj.weight, expected)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("form", ["nf4", "bf16+int8", "gguf:Q4_0:pure=true"])
+def test_mixtures_of_experts_are_refused(form: str) -> None:
+    """Their experts lie in stacks, which no linear map holds: most of the model would stay as it is."""
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "vocab_size": 32}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "num_local_experts": 2}
+    with torch.device("meta"):
+        model = MixtralForCausalLM(MixtralConfig(**sizes, **heads))
+    with pytest.raises(UserError, match=r"experts\.\w+ holds 2 matrices in one tensor, as mixtures of experts do"):
+        compress.check(model, parse_variant(form), form)
+    compress.check(model, parse_variant("full"), "full")
 
 
 @pytest.mark.parametrize("name", ["nf4", "fp4"])

@@ -139,6 +139,7 @@ def test_formats_counted_together_tell_what_each_tells_alone() -> None:
         ("rtn:group=-1", 64, False),
         ("magnitude:scope=tensor", 64, False),
         ("bf16+rtn:group=-1", 64, False),
+        ("hqq", 768, False),  # stops where the mean error of the whole matrix no longer falls
     ],
 )
 def test_formats_that_look_beyond_a_row_are_found_out(spec: str, inputs: int, is_rowwise: bool) -> None:

@@ -47,8 +47,8 @@ def statistics(model: nn.Module, ids_NL: Tensor) -> Iterator[dict[str, tuple[Lin
     """Yield, block by block, its linear maps by name with their statistics.
 
     What the caller writes into a block before asking for the next is what the next one is given, as in GPTQ: errors of
-    earlier blocks are seen, and can be made up for, by later ones. Memory: the hidden states of all sequences and the
-    statistics of one block.
+    earlier blocks are seen, and can be made up for, by later ones. Memory: the hidden states of all sequences, before
+    and after a block, and the statistics of two blocks. Raises UserError for a linear map that is given nothing.
     """
     named = {id(layer.module): layer for layer in linears(model)}
     found = blocks(model)
@@ -62,6 +62,12 @@ def statistics(model: nn.Module, ids_NL: Tensor) -> Iterator[dict[str, tuple[Lin
         handles = [layer.module.register_forward_pre_hook(sums[name].add) for name, layer in inside.items()]
         _through(block, hidden, call)
         _remove(handles)
+        unused = next((name for name, seen in sums.items() if not seen.tokens), None)
+        if unused:
+            raise UserError(
+                f"layer {unused} is given no inputs that can be looked at, so it cannot be calibrated",
+                "use a format without calibration, such as rtn or nf4",
+            )
         yield {name: (layer, sums[name].means()) for name, layer in inside.items()}
         hidden = _through(block, hidden, call)
 

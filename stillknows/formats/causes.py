@@ -41,8 +41,8 @@ def storage(run: Mapping[str, Any]) -> str:
     if "movable" not in run:
         return words
     return (
-        f"{words} A step of that size moves {percent(run['movable'])} of the weights in bfloat16; from "
-        f"{significant(run['half_movable_lr'])} on it moves half of them. A float32 master copy, or stochastic "
+        f"{words} A step of that size moves {percent(run['movable'])} of the weights in bfloat16; above "
+        f"{significant(run['half_movable_lr'])} it moves half of them. A float32 master copy, or stochastic "
         "rounding, loses no step: changed weights then lie anywhere in their bins, and formats carry the change on "
         "average."
     )
@@ -54,5 +54,5 @@ def remedy(found: Mapping[str, Any]) -> str:
         return ""
     return (
         f"At a learning rate of {significant(found['least_lr'])} a typical change would be half a step of the format, "
-        "if updates grow with it, as Adam's do over as many steps"
+        "if updates grow with it, as Adam's do over as many steps: an estimate, which an audit of such a model checks"
     )

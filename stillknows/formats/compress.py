@@ -97,13 +97,25 @@ def quantize(
 
 
 def matrices(model: nn.Module, chain: Chain) -> Iterator[tuple[Linear, Place | None]]:
-    """Yield what a chain applies to: the linear maps; for file formats embedding and output layer too, with places."""
-    yield from placed(model) if any(map(is_placed, chain)) else ((layer, None) for layer in linears(model))
+    """Yield what a chain applies to: the linear maps; for file formats embedding and output layer too, with places.
+    Layers that share their weights are yielded once, as the first of them."""
+    everything = placed(model) if any(map(is_placed, chain)) else ((layer, None) for layer in linears(model))
+    seen: set[int] = set()
+    yield from ((layer, place) for layer, place in everything if _is_new(layer, seen))
+
+
+def _is_new(layer: Linear, seen: set[int]) -> bool:
+    """Tell whether no layer with these weights was seen before, and note that one was."""
+    number, known = id(layer.module.weight), len(seen)
+    seen.add(number)
+    return len(seen) > known
 
 
 @torch.no_grad()
 def check(model: nn.Module, chain: Chain, name: str) -> None:
-    """Raise UserError when a layer's shape does not allow the format. Looks at shapes only; needs no weights."""
+    """Raise UserError when a layer's shape does not allow the format, or when it would leave most of a mixture of
+    experts as it is. Looks at shapes only; needs no weights."""
+    _check_experts(model, chain, name)
     tried: set[tuple[int, Place | None]] = set()
     for layer, place in matrices(model, chain):
         outputs, inputs = layer.read().shape
@@ -115,6 +127,19 @@ def check(model: nn.Module, chain: Chain, name: str) -> None:
         except UserError as error:
             raise UserError(f"{name}: layer {layer.name} {(outputs, inputs)}: {error}") from error
     _check_cache(model, links_of(chain, CACHED), name)
+
+
+def _check_experts(model: nn.Module, chain: Chain, name: str) -> None:
+    """Refuse formats of weights where weights lie in stacks of matrices, which are no linear maps."""
+    if all(link.plugin.name == "full" for link in links_of(chain, WEIGHTS)):
+        return
+    for key, parameter in model.named_parameters():
+        if parameter.ndim > 2 and min(parameter.shape) > 1:  # convolutions over one channel are no matrices
+            raise UserError(
+                f"{name}: {key} holds {parameter.shape[0]} matrices in one tensor, as mixtures of experts do, "
+                "which formats do not reach here: most of the model would stay as it is",
+                "audit it in full precision, or give the quantized files that are deployed",
+            )
 
 
 def check_fixed(model: nn.Module, chain: Chain, name: str) -> None:
@@ -160,8 +185,10 @@ def forms(model: nn.Module, chain: Chain, ids_NL: Tensor | None = None) -> Itera
         return
     if ids_NL is None:
         raise ValueError("a calibrated format needs calibration tokens")
+    seen: set[int] = set()
     for block in statistics(model, ids_NL):
-        yield from ((layer, quantize(layer.read(), chain, seen)) for layer, seen in block.values())
+        new = ((layer, inputs) for layer, inputs in block.values() if _is_new(layer, seen))
+        yield from ((layer, quantize(layer.read(), chain, inputs)) for layer, inputs in new)
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ as much was left; whether it does here is measured by an audit.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,9 @@ from torch import Tensor
 from stillknows import defaults
 from stillknows.errors import UserError
 from stillknows.formats.causes import cause
-from stillknows.formats.compress import Chain, check, is_calibrated, matrices, parse_variant
+from stillknows.formats.compress import WEIGHTS, Chain, check, is_calibrated, links_of, matrices, parse_variant
 from stillknows.formats.prediction import SURVIVES, Curve
-from stillknows.formats.rates import EXPONENTS, count_exponents, least_rate, movable, rate_that_moves_half
+from stillknows.formats.rates import EXPONENTS, HALF_STEP, count_exponents, least_rate, movable, rate_that_moves_half
 from stillknows.formats.tally import Format, Tally, by_layer, compare, total
 from stillknows.model import checkpoints, records
 from stillknows.model.places import Place
@@ -40,22 +41,22 @@ def run(
 
     Args:
         original, unlearned: folders or hub names of models with safetensors weights.
-        formats: variants, separated by commas; those that look at calibration inputs are refused.
+        formats: formats of weights, separated by commas; those that look at inputs are refused.
         sizes: count which weights changed by their size, too.
 
     Returns a JSON-able object:
         run: what the unlearned model's run record says of its weights, learning rate and steps, and for weights kept as
             bfloat16 `movable` and `half_movable_lr` of `rates`; None without a record.
         formats: for each `Tally.shares`, a `cause` in words, the `recovery` to expect as a `Prediction`, `least_lr` of
-            `rates` where the record has a rate and the format loses the update (else None), `sizes` of `Tally.by_size`
-            (None unless asked for), and the shares by layer and tensor.
+            `rates` where the record has a rate and the format loses an update below half its step (else None), `sizes`
+            of `Tally.by_size` (None unless asked for), and the shares by layer and tensor.
 
     Raises UserError, before anything is quantized: unknown or unsuitable formats, models that differ in shape, weights
     that are pickled, quantized or missing. While matrices are read: weights that are not finite.
     """
-    chains = {spec.strip(): _uncalibrated(spec.strip()) for spec in formats.split(",")}
+    chains = {spec.strip(): _of_weights(spec.strip()) for spec in formats.split(",")}
     sources = [locate(name, trust_remote_code) for name in (original, unlearned)]
-    skeleton = checkpoints.require_same_shapes(*sources)
+    skeleton = checkpoints.require_same_shapes(*sources, ties=True)
     for spec, chain in chains.items():
         check(skeleton, chain, spec)
     places = {spec: {layer.name: at for layer, at in matrices(skeleton, chain)} for spec, chain in chains.items()}
@@ -75,9 +76,9 @@ def run(
     }
 
 
-def _uncalibrated(spec: str) -> Chain:
+def _of_weights(spec: str) -> Chain:
     chain = parse_variant(spec)
-    if any(map(is_calibrated, chain)):
+    if any(map(is_calibrated, chain)) or len(links_of(chain, WEIGHTS)) < len(chain):
         raise UserError(
             f"{spec} depends on what each layer is given, and no model is run here",
             f"leave it out; `stillknows audit --variants {spec}` measures what it does",
@@ -128,7 +129,9 @@ def _diagnosis(spec: str, tallies: Mapping[str, Tally], settings: Json | None, c
 
 def _least_lr(shares: Json, settings: Json | None) -> float | None:
     surviving, steps = shares["surviving"], shares["update_steps"]
-    if settings is None or settings["lr"] is None or surviving is None or surviving >= SURVIVES or not steps:
+    if settings is None or not settings["lr"] or not settings["steps"]:
+        return None
+    if surviving is None or surviving >= SURVIVES or not steps or steps >= HALF_STEP:
         return None
     return least_rate(settings["lr"], steps)
 
@@ -139,9 +142,13 @@ def _settings(folder: Path) -> Json | None:
     settings, fit = record.get("settings"), record.get("fit")
     if not isinstance(settings, dict):
         return None
-    found = {name: settings.get(name) for name in ("weights", "lr")}
-    found["steps"] = fit.get("steps") if isinstance(fit, dict) else None
-    return found
+    steps = fit.get("steps") if isinstance(fit, dict) else None
+    return {"weights": settings.get("weights"), "lr": _number(settings.get("lr")), "steps": _number(steps)}
+
+
+def _number(value: object) -> float | None:
+    """Return a finite number as it is, None for what no training has as its rate or its steps."""
+    return value if isinstance(value, int | float) and math.isfinite(value) else None
 
 
 def _is_rounded(settings: Json | None) -> bool:

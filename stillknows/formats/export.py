@@ -18,7 +18,7 @@ from stillknows.formats import compress
 from stillknows.formats.calibrate import Statistics, sequences
 from stillknows.model import checkpoints, records
 from stillknows.model.layers import Linear, linears
-from stillknows.model.packed import Kept, bitsandbytes, compressed_tensors
+from stillknows.model.packed import Kept, bitsandbytes, compressed_tensors, library
 from stillknows.model.packed.gguf_writer import GgufWriter
 from stillknows.model.places import placed
 from stillknows.progress import progress
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 CONFIG = "config.json"
+IN_BFLOAT16 = ("mxfp4", "nvfp4")  # storage types that transformers unpacks to bfloat16, whatever the folder says
 # What to ship instead of a format that no file holds.
 NEAREST = {
     "awq": "gptq: awq has a scale for each input of each map, which files can only fold into the layers before",
@@ -130,8 +131,8 @@ def storage_type(chain: compress.Chain, spec: str) -> str:
 
 def _writer(kind: str, chain: compress.Chain, source: checkpoints.Source) -> Writer:
     if compress.is_placed(chain[-1]):
-        return GgufWriter(str(chain[-1].options["file"]), Path(source.name).name)
-    return FolderWriter(kind, _dtype(source))
+        return GgufWriter(str(chain[-1].options["file"]), Path(source.name).resolve().name)
+    return FolderWriter(kind, torch.bfloat16 if kind in IN_BFLOAT16 else _dtype(source))
 
 
 def _dtype(source: checkpoints.Source) -> torch.dtype:
@@ -242,7 +243,8 @@ class FolderWriter:
         self.shapes: list[Kept] = []
 
     def check(self, model: PreTrainedModel, tokenizer: Any, name: str) -> None:
-        """Raise UserError for layers that compressed-tensors does not know."""
+        """Raise UserError for layers that compressed-tensors does not know, and where the library is not installed."""
+        library(self.package.replace("-", "_"))
         transposed = next((layer.name for layer in linears(model) if layer.transposed), None)
         if transposed and self.kind in compressed_tensors.FORMATS:
             raise UserError(

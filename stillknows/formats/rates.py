@@ -11,6 +11,7 @@ from torch import Tensor
 EXPONENTS = 256
 SLICE = 2**17  # weights counted at once: what a processor's cache holds
 BIAS = 127
+HALF_STEP = 0.5
 BFLOAT16_BITS = 8  # of a weight, the leading one included
 
 
@@ -56,4 +57,4 @@ def least_rate(lr: float, update_steps: float) -> float:
     At half a step a weight in the middle of its bin reaches the edge, and of weights that lie anywhere in their bins
     every second crosses. Formula: η·½/update_steps, never below η.
     """
-    return max(lr, lr * 0.5 / update_steps)
+    return max(lr, lr * HALF_STEP / update_steps)

@@ -223,7 +223,10 @@ def _form(weight: Tensor, to: Format) -> Form:
 
 @functools.cache
 def _is_rowwise(chain: Chain, inputs: int, place: Place | None) -> bool:
-    """Tell whether a format treats each row of a matrix by itself: tried on rows of noise whose sizes differ."""
+    """Tell whether a format treats each row of a matrix by itself: tried on rows of noise whose sizes differ, unless
+    the format says that it does not."""
+    if any(link.plugin.whole for link in chain):
+        return False
     rows = torch.randn(PROBED_ROWS, inputs, generator=torch.Generator().manual_seed(0))
     rows *= torch.logspace(-1, 1, PROBED_ROWS)[:, None]
     to = Format(chain, place)

@@ -182,10 +182,11 @@ def _check_weights(folder: Path, allow_pickle: bool) -> None:
             raise UserError(f"{file} is truncated or damaged: {error}", "copy or download it again") from error
 
 
-def require_same_shapes(original: Source, other: Source) -> PreTrainedModel:
-    """Return the original's `skeleton`. Raises UserError when the other's differs in the names or shapes of weights."""
-    built = skeleton(original)
-    first, second = _shapes(built), _shapes(skeleton(other))
+def require_same_shapes(original: Source, other: Source, *, ties: bool = False) -> PreTrainedModel:
+    """Return the original's `skeleton`. Raises UserError when the other's differs in the names or shapes of weights, or
+    where `ties` are looked at, in which layers share them."""
+    built, beside = skeleton(original), skeleton(other)
+    first, second = _shapes(built), _shapes(beside)
     for key in [*first, *second]:
         if first.get(key) != second.get(key):
             raise UserError(
@@ -193,6 +194,11 @@ def require_same_shapes(original: Source, other: Source) -> PreTrainedModel:
                 f"{key} is {second.get(key, 'missing')}, not {first.get(key, 'missing')}",
                 "give models of one architecture and size; the original is the one that the others were unlearned from",
             )
+    if ties and len(list(built.parameters())) != len(list(beside.parameters())):
+        raise UserError(
+            f"{original.name} and {other.name} differ in whether the output layer shares the embedding's weights",
+            "save both with one tie_word_embeddings in their config.json",
+        )
     return built
 
 

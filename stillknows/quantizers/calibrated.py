@@ -39,7 +39,8 @@ def gptq(
         weight_OI: weights [O, I].
         hessian_II: mean of x·xᵀ over calibration tokens, [I, I].
         bits: N, 2..8.
-        group: inputs that share a scale; 0 for one scale per output channel. Scales are those of the weights as given.
+        group: inputs that share a scale; 0 for one scale per output channel, −1 for one of the matrix. Scales are those
+            of the weights as given.
         symmetric: z = 0; see rtn.
         grid: Δ of the symmetric form; "full" as compressed-tensors stores it; see rtn.
         order: "magnitude" rounds the inputs of the largest mean x² first (act-order), "none" from left to right.
@@ -152,6 +153,8 @@ def awq(
 
     Raises UserError when `group` does not divide I or `bits` is out of range.
     """
+    if group < 0:
+        raise UserError(f"awq: group={group} is no number of inputs", "use group=0 (per channel) or a divisor")
 
     def rounded(scale_I: Tensor) -> Quantized:
         form = rtn(weight_OI * scale_I, bits=bits, group=group, symmetric=symmetric, grid=grid)

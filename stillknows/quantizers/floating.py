@@ -76,6 +76,9 @@ def nvfp4(weight_OI: Tensor) -> Quantized:
     With g = 448·6/max|w| of the matrix, a block has s = E4M3(g·max|w|/6) and stands for s/g times ±0, ½, 1, 1½, 2, 3, 4
     or 6. A block whose s rounds to 0 (max|w| below 2·10⁻⁶ of the matrix's) is 0; so is all where g is beyond float32.
     Codes are the ranks of the values, −7..7. Raises UserError when 16 does not divide I.
+
+    g is that of the one matrix. llm-compressor gives matrices that engines fuse (query, key and value; gate and up) the
+    g of the largest of them.
     """
     return in_nvfp4(weight_OI, weight_OI.abs().amax())
 

@@ -16,7 +16,8 @@ TINY = 256 * torch.finfo(torch.float32).tiny  # 127 over this is still finite
 def int8(weight_OI: Tensor) -> Quantized:
     """Vector-wise int8: each row is rounded to 127 steps either side of 0, Δ = max|w|/127.
 
-    This is what LLM.int8() keeps of the weights. `int8+int8_activations` takes the activations as it does, too.
+    This is what LLM.int8() keeps of weights in 16 bits; it casts others to float16 first, which is `fp16+int8`.
+    `int8+int8_activations` takes the activations as it does, too.
     """
     scale_O1 = largest(weight_OI).clamp_min(TINY)
     values_OI, codes_OI = torch.empty_like(weight_OI), torch.empty_like(weight_OI, dtype=torch.int8)

@@ -87,7 +87,7 @@ def unpack(tensors: Mapping[str, Tensor], layers: Iterable[Linear], place: str) 
 
     Args:
         tensors: all that its weight files hold.
-        layers: the plain model's linear maps.
+        layers: the plain model's linear maps and output layer.
         place: the folder, for messages.
     """
     found = dict(tensors)
@@ -106,15 +106,17 @@ def unpack(tensors: Mapping[str, Tensor], layers: Iterable[Linear], place: str) 
 
 def _matrix(own: Mapping[str, Tensor], place: str) -> Tensor | None:
     """Return a layer's weights [O, I] in float32, None where they are not quantized."""
-    if "SCB" in own:
-        return own["weight"].float() * own["SCB"][:, None].float() / 127
-    if not any(key.startswith(f"weight.{STATE}") for key in own):
-        return None
     functional = library("bitsandbytes.functional")
     parts = {key.removeprefix("weight."): value for key, value in own.items() if key.startswith("weight.")}
     try:
+        if "SCB" in own:
+            return own["weight"].float() * own["SCB"][:, None].float() / 127
+        if not any(key.startswith(STATE) for key in parts):
+            return None
+        if parts["absmax"].dtype == torch.uint8 and "nested_absmax" not in parts:
+            raise KeyError("nested_absmax")
         state = functional.QuantState.from_dict(parts, device=torch.device("cpu"))
         state.dtype = torch.float32
         return functional.dequantize_4bit(own["weight"], state)
     except (KeyError, RuntimeError, ValueError, AssertionError) as error:
-        raise UserError(f"{place} cannot be dequantized: {error}", "copy or download the model again") from error
+        raise UserError(f"{place} cannot be dequantized: {error!r}", "copy or download the model again") from error

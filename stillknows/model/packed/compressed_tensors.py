@@ -163,18 +163,19 @@ def _matrix(layer: dict[str, Tensor], group: Any, name: str | None, place: str) 
     if "weight_scale" not in layer or "weight_g_idx" in layer:
         what = "has its inputs in another order (g_idx)" if "weight_g_idx" in layer else "has no scales"
         raise UserError(f"{place} {what}, which cannot be read", "give a model whose groups are in order")
-    if name in (NV, MX):
-        return _floats(layer, group)
-    compressor = library("compressed_tensors.compressors").BaseCompressor.get_value_from_registry(name)
-    exact = layer | {"weight_scale": layer["weight_scale"].float()}
     try:
+        if name in (NV, MX):
+            return _floats(layer, group, is_scaled_twice=name == NV)
+        compressor = library("compressed_tensors.compressors").BaseCompressor.get_value_from_registry(name)
+        exact = layer | {"weight_scale": layer["weight_scale"].float()}
         return compressor.decompress(exact, group)["weight"].float()
-    except (KeyError, RuntimeError, ValueError, AssertionError) as error:
-        raise UserError(f"{place} does not fit its scheme: {error}", "copy or download the model again") from error
+    except (KeyError, RuntimeError, TypeError, ValueError, AssertionError) as error:
+        raise UserError(f"{place} does not fit its scheme: {error!r}", "copy or download the model again") from error
 
 
-def _floats(layer: Mapping[str, Tensor], group: Any) -> Tensor:
-    """Return 4-bit floats times their scales in float32; the library itself gives them in bfloat16."""
+def _floats(layer: Mapping[str, Tensor], group: Any, *, is_scaled_twice: bool) -> Tensor:
+    """Return 4-bit floats times their scales in float32; the library itself gives them in bfloat16. `is_scaled_twice`
+    where the matrix has a scale over those of its blocks."""
     unpack_fp4 = library("compressed_tensors.compressors.nvfp4.helpers").unpack_fp4_from_uint8
     dequantize = library("compressed_tensors.quantization.lifecycle.forward").dequantize
     packed, scale = layer["weight_packed"], layer["weight_scale"]
@@ -185,5 +186,5 @@ def _floats(layer: Mapping[str, Tensor], group: Any) -> Tensor:
         scale.float(),
         args=group.weights,
         dtype=torch.float32,
-        global_scale=layer.get("weight_global_scale"),
+        global_scale=layer["weight_global_scale"] if is_scaled_twice else None,
     )

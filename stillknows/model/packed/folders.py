@@ -6,11 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from stillknows.errors import UserError
-from stillknows.model.layers import linears
+from stillknows.model.layers import Linear, linears
 from stillknows.model.packed import bitsandbytes, compressed_tensors
+
+PACKED = (torch.int8, torch.uint8, torch.float8_e4m3fn, torch.float8_e5m2)  # no types of plain weights
 
 
 def describe(stored: Mapping[str, Any], place: str) -> str:
@@ -50,10 +53,23 @@ def weights(files: Sequence[Path], stored: Mapping[str, Any], model: nn.Module, 
     if stored["quant_method"] == compressed_tensors.METHOD:
         found = compressed_tensors.unpack(tensors, stored, model, place)
     else:
-        found = bitsandbytes.unpack(tensors, list(linears(model)), place)
+        found = bitsandbytes.unpack(tensors, [*linears(model), _head(model)], place)
     if found.keys() == tensors.keys():
         raise UserError(
             f"{place}: its config.json speaks of quantized weights, and there are none",
             "remove quantization_config from it, or use the config.json and all the weight files of one model",
         )
+    packed = next((key for key, tensor in found.items() if tensor.dtype in PACKED), None)
+    if packed:
+        kind = str(found[packed].dtype).removeprefix("torch.")
+        raise UserError(
+            f"{place}: {packed} is kept as {kind}, and the file does not say what it stands for",
+            "copy or download the model again",
+        )
     return found
+
+
+def _head(model: nn.Module) -> Linear:
+    """Return the output layer, which a folder may hold quantized."""
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    return Linear(next(name for name, module in model.named_modules() if module is head), head, transposed=False)

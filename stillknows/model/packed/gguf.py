@@ -71,8 +71,8 @@ def tokenizer(path: Path) -> Any:
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     reader, keys = _open(path), library("gguf").Keys.Tokenizer
-    stored = _field(reader, keys.HF_JSON)
     try:
+        stored = _field(reader, keys.HF_JSON)
         if stored is None:
             return AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
         fast = Tokenizer.from_str(stored)

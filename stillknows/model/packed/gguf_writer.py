@@ -149,13 +149,23 @@ def _add_tokenizer(writer: Any, tokenizer: Any, size: int) -> None:
             getattr(writer, f"add_{name}_token_id")(number)
     begin = tokenizer("a")["input_ids"][0]
     writer.add_add_bos_token(begin == tokenizer.bos_token_id)
-    if tokenizer.chat_template:
-        writer.add_chat_template(tokenizer.chat_template)
+    if template := tokenizer.chat_template:
+        named = (
+            [{"name": name, "template": text} for name, text in template.items()]
+            if isinstance(template, dict)
+            else template
+        )
+        writer.add_chat_template(named)
     writer.add_string(keys.HF_JSON, stored)
 
 
 def _cut(tokenizer: Any, name: str) -> str:
     """Return llama.cpp's name for how a tokenizer cuts text before it merges. UserError where it has none here."""
+    if not tokenizer.is_fast:
+        raise UserError(
+            f"{name}: GGUF files are not written with its tokenizer ({type(tokenizer).__name__})",
+            "save the model with a tokenizer that has a tokenizer.json",
+        )
     stored = json.loads(tokenizer.backend_tokenizer.to_str())
     first = stored["pre_tokenizer"] or {}
     steps = first.get("pretokenizers", [first])
