@@ -84,13 +84,20 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     work = Path(tempfile.mkdtemp(prefix=".partial-", dir=target))
     try:
         yield work
-        for old in [*target.glob(RECORD), *target.glob("model*.safetensors*")]:
+        for old in [*_recorded_file(target), *target.glob(RECORD), *target.glob("model*.safetensors*")]:
             old.unlink()
         for file in sorted(work.iterdir(), key=lambda f: f.name == RECORD):
             file.chmod(0o666 & ~_umask())
             file.replace(target / file.name)
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def _recorded_file(folder: Path) -> list[Path]:
+    """Return the model file that a folder's run record says was written beside it."""
+    record = read_json(folder / RECORD) if (folder / RECORD).is_file() else None
+    name = record.get("file") if isinstance(record, dict) else None
+    return [folder / name] if isinstance(name, str) and name == Path(name).name and (folder / name).is_file() else []
 
 
 @contextlib.contextmanager

@@ -544,6 +544,14 @@ def test_formats_that_are_unpacked_to_bfloat16_say_so(write: Case) -> None:
     assert bool(loaded(IDS % loaded.config.vocab_size).logits.isfinite().all())
 
 
+def test_another_format_takes_the_place_of_a_file(write: Case, tmp_path: Path) -> None:
+    old = write("gguf:Q8_0")
+    (tmp_path / "out" / "notes.gguf").write_text("mine")
+    write("nf4")
+    assert not old.exists()
+    assert (tmp_path / "out" / "notes.gguf").read_text() == "mine"
+
+
 def test_a_folder_is_named_by_what_it_is_not_by_how_it_is_given(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
