@@ -94,8 +94,11 @@ def atomic_folder(target: Path) -> Iterator[Path]:
 
 
 def _recorded_file(folder: Path) -> list[Path]:
-    """Return the model file that a folder's run record says was written beside it."""
-    record = read_json(folder / RECORD) if (folder / RECORD).is_file() else None
+    """Return the model file that a folder's run record, if it has one that can be read, says was written beside it."""
+    try:
+        record = read_json(folder / RECORD)
+    except UserError:
+        return []
     name = record.get("file") if isinstance(record, dict) else None
     return [folder / name] if isinstance(name, str) and name == Path(name).name and (folder / name).is_file() else []
 
@@ -165,7 +168,7 @@ def read_json(path: Path) -> Any:
     """Read JSON; UserError when the file is missing or broken."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError):
         raise UserError(f"no file {path}") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not JSON: {error}") from error

@@ -626,10 +626,12 @@ def test_layers_that_share_their_weights_are_quantized_once(make_model: Make) ->
 @pytest.mark.parametrize("form", ["nf4", "bf16+int8", "gguf:Q4_0:pure=true"])
 def test_mixtures_of_experts_are_refused(form: str) -> None:
     """Their experts lie in stacks, which no linear map holds: most of the model would stay as it is."""
-    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "vocab_size": 32}
-    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "num_local_experts": 2}
+    config = MixtralConfig(
+        vocab_size=32, hidden_size=32, intermediate_size=32, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=1, num_local_experts=2,
+    )  # fmt: skip
     with torch.device("meta"):
-        model = MixtralForCausalLM(MixtralConfig(**sizes, **heads))
+        model = MixtralForCausalLM(config)
     with pytest.raises(UserError, match=r"experts\.\w+ holds 2 matrices in one tensor, as mixtures of experts do"):
         compress.check(model, parse_variant(form), form)
     compress.check(model, parse_variant("full"), "full")
