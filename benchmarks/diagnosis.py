@@ -63,10 +63,10 @@ def ours(original: Path, unlearned: Path, specs: Sequence[str]) -> list[Found]:
 
 @torch.no_grad()
 def plain(original: Path, unlearned: Path, specs: Sequence[str]) -> list[Found]:
-    models: list[nn.Module] = [
+    before, after = (
         AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32) for folder in (original, unlearned)
-    ]
-    return [_plain(*models, spec) for spec in specs]
+    )
+    return [_plain(before, after, spec) for spec in specs]
 
 
 def _plain(original: nn.Module, unlearned: nn.Module, spec: str) -> Found:
