@@ -107,6 +107,42 @@ def test_attacks_in_every_layout(save: Callable[..., Path], layout: Json) -> Non
     assert log.auc == ({"forget_holdout_PPL": 0.0} if "auc" in layout else {})
 
 
+OTHERS = ("a text", None, True, ["a", 1], {"0": 1.5})
+
+
+def with_data(value: Json, other: Json) -> Json:
+    """Add a key of the project's own to every table of a log, in whatever place."""
+    if isinstance(value, list):
+        return [with_data(part, other) for part in value]
+    if isinstance(value, dict):
+        return {"data of its own": other} | {key: with_data(part, other) for key, part in value.items()}
+    return value
+
+
+@pytest.mark.parametrize("other", OTHERS)
+@pytest.mark.parametrize("layout", [ITEMS, {"items": ITEMS}, {"items": ITEMS, "aggregate": {"mean_rougeL": 0.2}}])
+def test_what_is_no_score_is_left_aside_in_generations(save: Callable[..., Path], layout: Json, other: Json) -> None:
+    plain, more = generations(save(layout)), generations(save(with_data(layout, other)))
+    assert repr(more) == repr(plain)
+
+
+@pytest.mark.parametrize("other", OTHERS)
+@pytest.mark.parametrize("layout", [VALUES, {"scores": VALUES}, {k: first_release(v) for k, v in VALUES.items()}])
+def test_what_is_no_score_is_left_aside_in_attacks(save: Callable[..., Path], layout: Json, other: Json) -> None:
+    plain, more = attacks(save(layout)), attacks(save(with_data(layout, other)))
+    assert repr(more) == repr(plain)
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_what_is_no_score_is_left_aside_in_tofu(save: Callable[..., Path], other: Json) -> None:
+    """Also behind the three texts of a generation, where some published logs hold a number."""
+    log = tofu_log()
+    for table in log.values():
+        table["column of its own"] = other
+        table["generated_text"] = {i: [*row, other, 0.5] for i, row in table["generated_text"].items()}
+    assert repr(read_tofu(save({"task of its own": other, **log}))) == repr(read_tofu(save(tofu_log())))
+
+
 def test_attacks_in_a_folder(save: Callable[..., Path], tmp_path: Path) -> None:
     for name, rows in (("forget", "forget"), ("retain2", "retain"), ("holdout", "holdout")):
         save(first_release(VALUES[rows]), f"out/{name}.json")
@@ -205,6 +241,9 @@ MUSE_FAULTS = {
     "value NaN": (replaced(VALUES, float("nan"), "forget", 1, "PPL"), "'forget': item 1, 'PPL' is nan"),
     "value infinite": (replaced(VALUES, float("inf"), "retain", 0, "PPL"), "'retain': item 0, 'PPL' is inf"),
     "value true": (replaced(VALUES, True, "forget", 0, "PPL"), "'forget': item 0, 'PPL' is true or false"),
+    "value of some": (replaced(VALUES, None, "holdout", 1, "PPL"), "'holdout': item 1, 'PPL' is null, not a number"),
+    "value huge": (replaced(VALUES, 10**400, "forget", 0, "PPL"), "'forget': item 0, 'PPL' is a number that is too"),
+    "no values": (replaced(VALUES, [{"text": "a"}], "retain"), "'retain': the items hold no numbers"),
     "other attacks": (replaced(VALUES, [{"PPL": 1.0}], "retain"), "do not have the same attacks"),
     "nested list": (replaced(VALUES, [{"ppl": [1]}], "retain"), "'retain': item 0 is a list"),
 }

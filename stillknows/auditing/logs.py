@@ -1,12 +1,12 @@
 """Logs that other projects publish, read into observations, so that the same metrics and figures score them.
 
-Layouts may vary in what the published code has varied; what cannot be read is refused with file and item. A log's own
+Layouts may vary in what the published code has varied. What is needed is checked, with file and item; what is not a
+number or text that is scored is left aside. A log's own
 scores are read as well, but only to be compared with what is computed here.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,18 @@ from typing import Any
 
 import numpy as np
 
+from stillknows.auditing.logvalues import (
+    each,
+    kind,
+    read_columns,
+    read_count,
+    read_number,
+    read_recorded,
+    read_rows,
+    read_summary,
+    read_text,
+    read_values,
+)
 from stillknows.errors import UserError
 from stillknows.store import read_json
 from stillknows.types import Floats, Observations
@@ -102,7 +114,7 @@ def read_tofu(path: Path) -> TofuLog:
         where = f"{path}, {name}"
         splits[TOFU_SPLITS[name]] = seen = _tofu_split(where, table)
         recorded[TOFU_SPLITS[name]] = {
-            key: np.array(_column(where, table, key, seen.ids, _recorded))
+            key: np.array(_column(where, table, key, seen.ids, read_recorded))
             for key in TOFU_RECORDED
             if key in table and SUMMED.get(key, key) in table
         }
@@ -124,13 +136,13 @@ def _tofu_tables(path: Path) -> dict[str, Any]:
 
 def _tofu_split(where: str, table: Any) -> Observations:
     if not isinstance(table, dict):
-        raise UserError(f"{where}: expected a table of columns, got {_kind(table)}")
+        raise UserError(f"{where}: expected a table of columns, got {kind(table)}")
     ids = tuple(_indexed(where, table, "avg_gt_loss"))
     if not ids:
         raise UserError(f"{where}: 'avg_gt_loss' is empty")
     true, paraphrase = (_tokens(where, table, *keys, ids) for keys in (GT, PARAPHRASE))
-    losses = _column(where, table, "average_perturb_loss", ids, _each(_number))
-    counts = _counts(where, table, "num_token_perturb", ids, [[1] * len(row) for row in losses], _each(_count))
+    losses = _column(where, table, "average_perturb_loss", ids, each(read_number))
+    counts = _counts(where, table, "num_token_perturb", ids, [[1] * len(row) for row in losses], each(read_count))
     for i, row, lengths in zip(ids, losses, counts, strict=True):
         if len(row) != len(lengths) or not row:
             raise UserError(f"{where}: item {i} has {len(row)} perturbed losses and {len(lengths)} lengths")
@@ -152,8 +164,8 @@ def _tofu_split(where: str, table: Any) -> Observations:
 
 
 def _tokens(where: str, table: Any, loss: str, length: str, ids: Sequence[str]) -> tuple[Floats, ...]:
-    losses = _column(where, table, loss, ids, _number)
-    counts = _counts(where, table, length, ids, [1] * len(ids), _count)
+    losses = _column(where, table, loss, ids, read_number)
+    counts = _counts(where, table, length, ids, [1] * len(ids), read_count)
     return tuple(np.full(n, -mean) for n, mean in zip(counts, losses, strict=True))
 
 
@@ -178,113 +190,44 @@ def _indexed(where: str, table: Any, key: str) -> dict[str, Any]:
     if isinstance(column, list):
         return {str(i): value for i, value in enumerate(column)}
     if not isinstance(column, dict):
-        raise UserError(f"{where}: {key!r} is {_kind(column)}, not a table of items")
+        raise UserError(f"{where}: {key!r} is {kind(column)}, not a table of items")
     return column
 
 
 def _read_generations(path: Path, items: Any, aggregate: Any) -> Generations:
-    rows = _rows(str(path), items)
-    answers, generations = (tuple(_values(str(path), rows, key, _text)) for key in ("gt", "response"))
-    recorded = {key: np.array(_values(str(path), rows, key, _recorded)) for key in ROUGE if key in rows[0]}
+    rows = read_rows(str(path), items)
+    answers, generations = (tuple(read_values(str(path), rows, key, read_text)) for key in ("gt", "response"))
+    recorded = {key: np.array(read_values(str(path), rows, key, read_recorded)) for key in ROUGE if key in rows[0]}
     ids = tuple(str(i) for i in range(len(rows)))
     prompts = tuple(str(row.get("question", row.get("prompt", ""))) for row in rows)
     seen = Observations(ids, ids, prompts, answers, generations=generations)
-    return Generations(seen, recorded, _summary(f"{path}, 'aggregate'", aggregate))
+    return Generations(seen, recorded, read_summary(f"{path}, 'aggregate'", aggregate))
 
 
 def _read_attacks(path: Path, scores: Any, auc: Any) -> Attacks:
     if not isinstance(scores, dict):
-        raise UserError(f"{path}: expected a table of splits, got {_kind(scores)}")
+        raise UserError(f"{path}: expected a table of splits, got {kind(scores)}")
     values = {}
     for split, keys in MUSE_SPLITS.items():
         key = next((key for key in keys if key in scores), None)
         if key is None:
             raise UserError(f"{path}: there is no {split!r}", "a PrivLeak log holds forget, retain and holdout")
         where = f"{path}, {key!r}"
-        rows = _rows(where, scores[key])
+        rows = read_rows(where, scores[key])
         if "ppl" in rows[0]:
-            rows = _rows(where, _values(where, rows, "ppl", lambda _, row: row))
-        values[split] = {attack: np.array(_values(where, rows, attack, _number)) for attack in rows[0]}
+            rows = read_rows(where, read_values(where, rows, "ppl", lambda _, row: row))
+        values[split] = {attack: np.array(column) for attack, column in read_columns(where, rows).items()}
     names = {split: sorted(columns) for split, columns in values.items()}
     if len({tuple(attacks) for attacks in names.values()}) > 1:
         raise UserError(f"{path}: the splits do not have the same attacks: {names}")
-    return Attacks(values, _summary(f"{path}, 'auc'", auc))
-
-
-def _rows(where: str, items: Any) -> list[dict[str, Any]]:
-    """Return a non-empty list of tables."""
-    if not isinstance(items, list):
-        raise UserError(f"{where}: expected a list of items, got {_kind(items)}")
-    if not items:
-        raise UserError(f"{where}: the list is empty")
-    for i, row in enumerate(items):
-        if not isinstance(row, dict) or not row:
-            raise UserError(f"{where}: item {i} is {'empty' if row == {} else _kind(row)}, not a table of values")
-    return items
-
-
-def _values(where: str, rows: Sequence[Mapping[str, Any]], key: str, read: Callable[[str, Any], Any]) -> list:
-    """Return what each row holds under a key; UserError where one has nothing."""
-    for i, row in enumerate(rows):
-        if key not in row:
-            raise UserError(f"{where}: item {i} has no {key!r}")
-    return [read(f"{where}: item {i}, {key!r}", row[key]) for i, row in enumerate(rows)]
-
-
-def _summary(where: str, table: Any) -> dict[str, float]:
-    """Return the numbers of a table of recorded results; other things, such as the model's name, are left out."""
-    if not isinstance(table, dict):
-        raise UserError(f"{where} is {_kind(table)}, not a table")
-    return {key: float(x) for key, x in table.items() if isinstance(x, int | float) and not isinstance(x, bool)}
-
-
-def _recorded(where: str, value: Any) -> float:
-    """Read a number that is only compared with ours: it may be infinite or none."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise UserError(f"{where} is {_kind(value)}, not a number")
-    return float(value)
-
-
-def _number(where: str, value: Any) -> float:
-    value = _recorded(where, value)
-    if not math.isfinite(value):
-        raise UserError(f"{where} is {value}: nothing can be computed from it")
-    return value
-
-
-def _count(where: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise UserError(f"{where} is {value!r}, not a number of tokens")
-    return value
-
-
-def _text(where: str, value: Any) -> str:
-    if not isinstance(value, str):
-        raise UserError(f"{where} is {_kind(value)}, not a text")
-    return value
+    return Attacks(values, read_summary(f"{path}, 'auc'", auc))
 
 
 def _triple(where: str, value: Any) -> list[str]:
-    texts = _each(_text)(where, value)
-    if len(texts) != 3:
-        raise UserError(f"{where} has {len(texts)} texts, expected prompt, generation and answer")
-    return texts
-
-
-def _each(read: Callable[[str, Any], Any]) -> Callable[[str, Any], list]:
-    """Return a reader of lists whose values `read` reads."""
-
-    def read_list(where: str, values: Any) -> list:
-        if not isinstance(values, list):
-            raise UserError(f"{where} is {_kind(values)}, not a list")
-        return [read(where, value) for value in values]
-
-    return read_list
-
-
-def _kind(value: Any) -> str:
-    names = {dict: "a table", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
-    return names.get(type(value), "a number")
+    """Return prompt, generation and answer; what some forks of TOFU's code write behind them is left aside."""
+    if isinstance(value, list) and len(value) < 3:
+        raise UserError(f"{where} has {len(value)} texts, expected prompt, generation and answer")
+    return each(read_text)(where, value[:3] if isinstance(value, list) else value)
 
 
 def _texts(values: Floats) -> Observations:
