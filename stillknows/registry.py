@@ -97,11 +97,17 @@ class Plugin:
         """Option names with their defaults, in the order of the signature."""
         return {p.name: p.default for p in self._parameters() if p.kind is inspect.Parameter.KEYWORD_ONLY}
 
+    @functools.cached_property
+    def types(self) -> dict[str, Any]:
+        """Types of the options. Those of the inputs, which may name torch, are not looked at."""
+        names = {p.name: p.annotation for p in self._parameters() if p.kind is inspect.Parameter.KEYWORD_ONLY}
+        options = type("Options", (), {"__annotations__": names})
+        return get_type_hints(options, getattr(inspect.unwrap(self.function), "__globals__", {}), include_extras=True)
+
     @property
     def choices(self) -> dict[str, list[str]]:
         """The words that an option can be, of those options that allow only some."""
-        types = get_type_hints(self.function)
-        return {name: list(get_args(types[name])) for name in self.options if get_origin(types[name]) is Literal}
+        return {name: list(get_args(kind)) for name, kind in self.types.items() if get_origin(kind) is Literal}
 
     @property
     def summary(self) -> str:
@@ -173,7 +179,6 @@ def bind(kind: Kind, spec: str) -> Bound:
 
 
 def _read_options(plugin: Plugin, text: str) -> dict[str, Any]:
-    types = get_type_hints(plugin.function, include_extras=True)
     given: dict[str, Any] = {}
     for index, part in enumerate(_OPTION.split(text) if text else ()):
         key, equals, value = part.partition("=")
@@ -183,7 +188,7 @@ def _read_options(plugin: Plugin, text: str) -> dict[str, Any]:
             key, value = next(iter(plugin.options)), part
         if key not in plugin.options:
             raise UserError(f"no option {key!r} of {plugin.name}{did_you_mean(key, plugin.options)}")
-        given[key] = convert(f"{plugin.name}:{key}", value, types[key])
+        given[key] = convert(f"{plugin.name}:{key}", value, plugin.types[key])
     return given
 
 

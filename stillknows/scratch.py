@@ -7,11 +7,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from stillknows import __version__
+from stillknows.lazy import torch, transformers
 from stillknows.model import records
 from stillknows.model.text import encode
 from stillknows.registry import bind
@@ -22,15 +21,15 @@ from stillknows.unlearning.train import Settings, fit
 SPECIAL = {"pad_token": "<pad>", "eos_token": "<eos>", "unk_token": "<unk>"}
 
 
-def word_tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerFast:
+def word_tokenizer(texts: Sequence[str]) -> transformers.PreTrainedTokenizerFast:
     """Return a tokenizer with one token for each word that stands between spaces in the texts."""
     words = [*SPECIAL.values(), *sorted({word for text in texts for word in text.split()})]
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **SPECIAL)
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **SPECIAL)
 
 
-def subword_tokenizer(texts: Sequence[str], vocabulary: int) -> PreTrainedTokenizerFast:
+def subword_tokenizer(texts: Sequence[str], vocabulary: int) -> transformers.PreTrainedTokenizerFast:
     """Return a byte-level BPE tokenizer trained on the texts."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -42,7 +41,7 @@ def subword_tokenizer(texts: Sequence[str], vocabulary: int) -> PreTrainedTokeni
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **SPECIAL)
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **SPECIAL)
 
 
 def texts(benchmark: Benchmark) -> list[str]:
@@ -54,7 +53,7 @@ def train(
     out: Path,
     examples: Sequence[Example],
     template: str,
-    tokenizer: PreTrainedTokenizerFast,
+    tokenizer: transformers.PreTrainedTokenizerFast,
     architecture: Mapping[str, float],
     settings: Settings,
     objective: str = "nll",
@@ -64,7 +63,7 @@ def train(
     The weights are saved in bfloat16, as most models are published.
     """
     pad, end = (int(tokenizer.convert_tokens_to_ids(SPECIAL[name])) for name in ("pad_token", "eos_token"))  # type: ignore[arg-type]
-    config = LlamaConfig(
+    config = transformers.LlamaConfig(
         vocab_size=len(tokenizer),
         pad_token_id=pad,
         bos_token_id=end,
@@ -72,7 +71,7 @@ def train(
         **architecture,  # type: ignore[arg-type]
     )
     torch.manual_seed(settings.seed)
-    model = LlamaForCausalLM(config)
+    model = transformers.LlamaForCausalLM(config)
     items = encode(examples, tokenizer, template, config.max_position_embeddings)
     outcome = fit(model, [Term(bind("retain", objective), items)], settings, label=f"training {out.name}")
     record = {

@@ -21,7 +21,7 @@ from stillknows.model.retrieval import finder
 from stillknows.model.text import CHAT, encode, encode_split
 from stillknows.registry import bind
 from stillknows.suppressions.gates import thrust_score
-from stillknows.suppressions.logits import Together
+from stillknows.suppressions.together import Together
 from stillknows.types import UNWRAPPED, Benchmark, Example, Split
 
 Case = Callable[..., Any]

@@ -27,8 +27,8 @@ from stillknows.unlearning.method import CLASHES, parse
 from stillknows.unlearning.storage import Storage, WeightStorage
 from stillknows.unlearning.train import Settings, _Loop, fit
 from stillknows.unlearning.wrapping import KINDS, Wrapping, check
-from stillknows.wrappers.adapters import LowRank
 from stillknows.wrappers.adversaries import _attack, _question, _shifted
+from stillknows.wrappers.low_rank import LowRank
 from stillknows.wrappers.masks import _largest
 
 Items = Callable[..., list[Any]]

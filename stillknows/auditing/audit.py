@@ -9,8 +9,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from torch import Tensor
-
 from stillknows.auditing import evidence, harness
 from stillknows.auditing.evidence import Place, Table
 from stillknows.auditing.observe import observe
@@ -18,6 +16,7 @@ from stillknows.auditing.plan import Format, LeftOut, Prepared, Request, plan
 from stillknows.auditing.verdict import judge
 from stillknows.errors import UserError
 from stillknows.formats import compress, tally
+from stillknows.lazy import Tensor
 from stillknows.model import checkpoints, records
 from stillknows.model.text import CHAT
 from stillknows.progress import progress

@@ -27,9 +27,9 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from stillknows.errors import UserError, did_you_mean
+from stillknows.lazy import torch
 from stillknows.progress import say
 from stillknows.stats import LEVEL, RESAMPLES
 from stillknows.store import key

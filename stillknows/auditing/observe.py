@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import numpy as np
-import torch
-from torch import nn
 
+from stillknows.lazy import enable_grad, nn, no_grad, torch
 from stillknows.model.forward import ItemScores, answer_states, score_items
 from stillknows.model.generate import end_tokens, generate, greedy, sampled
 from stillknows.model.layers import OutputLayer, output_layer
@@ -20,7 +19,7 @@ OPTIONAL = frozenset({"generations", "samples", "lowered_log_probs", "gradient_n
 Place = tuple[int, str, int]  # which item, which of its answers ("answer", "paraphrase", "wrong", "lowered"), number
 
 
-@torch.no_grad()
+@no_grad
 def observe(
     model: nn.Module,
     tokenizer,
@@ -134,7 +133,7 @@ def _cut(text: str, stops: Sequence[str]) -> str:
     return text.strip()
 
 
-@torch.enable_grad()
+@enable_grad
 def _gradient_norms(model: nn.Module, layer: OutputLayer, items: Sequence[Asked]) -> Floats:
     """Return |∇θ NLL| of every true answer, NLL its mean over tokens; the parameters are left as they were."""
     before = {p: p.requires_grad for p in model.parameters()}

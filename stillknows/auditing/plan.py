@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from torch import Tensor, nn
-
 from stillknows import defaults
 from stillknows.auditing import harness
 from stillknows.auditing.observe import OPTIONAL
@@ -17,6 +15,7 @@ from stillknows.auditing.verdict import Policy
 from stillknows.errors import UserError, did_you_mean
 from stillknows.formats import compress
 from stillknows.formats.calibrate import sequences
+from stillknows.lazy import Tensor, nn
 from stillknows.model import checkpoints, suppress
 from stillknows.model.suppress import Suppression, with_question
 from stillknows.model.text import CHAT, Asked, LongItems, encode_split, framed

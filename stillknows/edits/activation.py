@@ -6,10 +6,8 @@ import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, NamedTuple
 
-import torch
-from torch import Tensor, nn
-
 from stillknows.errors import UserError
+from stillknows.lazy import Tensor, nn, no_grad, torch
 from stillknows.model.forward import answer_states
 from stillknows.model.layers import Linear, block_output, blocks, layer_number
 from stillknows.model.places import placed
@@ -21,7 +19,7 @@ TOLERANCE = 0.01  # of the shift that the edit has made where it was to make it
 
 
 @register("edit", source="arXiv 2502.07218 (LUNAR)")
-@torch.no_grad()
+@no_grad
 def lunar(
     model: nn.Module,
     forget: Sequence[Encoded],

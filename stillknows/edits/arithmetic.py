@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated
 
-import torch
-from torch import Tensor, nn
-
+from stillknows.lazy import Tensor, nn, no_grad
 from stillknows.model.forward import mean_probability, score_items
 from stillknows.model.layers import output_layer
 from stillknows.model.text import Encoded
@@ -17,7 +15,7 @@ from stillknows.unlearning import mixing
 
 
 @register("edit", source="arXiv 2212.04089; as in MUSE, arXiv 2407.06460")
-@torch.no_grad()
+@no_grad
 def task_vector(model: nn.Module, original: Mapping[str, Tensor], reinforced: nn.Module, *, alpha: float = 5.0) -> None:
     """Negated task vector: θ ← θ − α·(θ_ft − θo), where θ_ft is θo trained further on the forget set.
 

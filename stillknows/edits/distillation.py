@@ -6,9 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated
 
-import torch
-from torch import nn
-
+from stillknows.lazy import nn, no_grad, torch
 from stillknows.model.text import Encoded
 from stillknows.registry import Limits, bind, register
 from stillknows.unlearning.inputs import Term
@@ -48,7 +46,7 @@ def undo(
     fit(model, [Term(bind("retain", "kl"), retain)], own, start=damage, label="distilling")
 
 
-@torch.no_grad()
+@no_grad
 def noise(model: nn.Module, alpha: float, beta: float, seed: int) -> None:
     """Shrink and perturb, in place: θ ← (1 − α)·θ + α·β·N.
 

@@ -6,10 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Annotated
 
-import torch
-from torch import Tensor, nn
-
 from stillknows.formats.compress import Chain, check_fixed, matrices, parse_variant, quantize
+from stillknows.lazy import Tensor, nn, no_grad, torch
 from stillknows.model.places import Place
 from stillknows.progress import say
 from stillknows.registry import Limits, register
@@ -18,7 +16,7 @@ FARTHER = (1.0, 1.5, 2.0, 3.0)  # floors, in units of the asked one, for weights
 
 
 @register("edit", source="arXiv 2605.15138 (the magnitude floor of MANSU; which weights is chosen more simply)")
-@torch.no_grad()
+@no_grad
 def floor(
     model: nn.Module,
     original: Mapping[str, Tensor],

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Annotated
 
-import torch
-from torch import Tensor, nn
-
 from stillknows.errors import UserError
+from stillknows.lazy import Tensor, nn, torch
 from stillknows.model.layers import matching, output_layer
 from stillknows.model.text import Encoded
 from stillknows.registry import Limits, bind, register

@@ -11,38 +11,19 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-
 from stillknows.errors import UserError
+from stillknows.lazy import Tensor, nn
 from stillknows.registry import Bound
 
 INPUTS = "activations_TI"  # what a format of inputs is given: [T, I] float32, a token's input of a linear map per row
 CACHED = "cached_TD"  # what a format of the cache is given: [T, D] float32, a head's key or value of a token per row
 
 
-class _StraightThrough(torch.autograd.Function):
-    """Rounding whose gradient is taken to be 1, since its own is 0 almost everywhere."""
-
-    @staticmethod
-    def forward(x: Tensor, links: Sequence[Bound], given_as: str) -> Tensor:
-        rows = x.reshape(-1, x.shape[-1]).float()
-        for link in links:
-            rows = link(**{given_as: rows})
-        return rows.to(x.dtype).reshape(x.shape)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        """Keep nothing: the gradient passes unchanged."""
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        return gradients[0], None, None
-
-
 def rounded(x: Tensor, links: Sequence[Bound], given_as: str) -> Tensor:
     """Return [..., I] rounded row by row in float32 by formats, from left to right, in its own type; gradient 1."""
-    result: Any = _StraightThrough.apply(x, links, given_as)
+    from stillknows.formats.straight_through import StraightThrough
+
+    result: Any = StraightThrough.apply(x, links, given_as)
     return result
 
 

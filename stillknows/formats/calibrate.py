@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
-
 from stillknows.errors import UserError
+from stillknows.lazy import Tensor, nn, no_grad, torch
 from stillknows.model.layers import Linear, blocks, linears
 
 SEQUENCES, LENGTH = 128, 2048  # of calibration text, as GPTQ and AWQ take them
@@ -42,7 +39,7 @@ def sequences(texts: Iterable[str], tokenizer, context: int, *, count: int = SEQ
     return torch.tensor(ids[: number * length]).reshape(number, length)
 
 
-@torch.no_grad()
+@no_grad
 def statistics(model: nn.Module, ids_NL: Tensor) -> Iterator[dict[str, tuple[Linear, Statistics]]]:
     """Yield, block by block, its linear maps by name with their statistics.
 
@@ -126,6 +123,6 @@ def _through(block: nn.Module, hidden: Sequence[Tensor], call: _Call) -> list[Te
     return [output[0] if isinstance(output, tuple) else output for output in outputs]
 
 
-def _remove(handles: Iterable[RemovableHandle]) -> None:
+def _remove(handles: Iterable[torch.utils.hooks.RemovableHandle]) -> None:
     for handle in handles:
         handle.remove()

@@ -11,12 +11,10 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-import torch
-from torch import Tensor, nn
-
 from stillknows.errors import UserError
 from stillknows.formats.activations import CACHED, INPUTS, attention_name, head_width, rounded_cache, rounded_inputs
 from stillknows.formats.calibrate import Statistics, statistics
+from stillknows.lazy import Tensor, nn, no_grad, torch
 from stillknows.model.layers import Linear, linears
 from stillknows.model.places import Place, placed
 from stillknows.registry import Bound, bind
@@ -111,7 +109,7 @@ def _is_new(layer: Linear, seen: set[int]) -> bool:
     return len(seen) > known
 
 
-@torch.no_grad()
+@no_grad
 def check(model: nn.Module, chain: Chain, name: str) -> None:
     """Raise UserError when a layer's shape does not allow the format, or when it would leave most of a mixture of
     experts as it is. Looks at shapes only; needs no weights."""

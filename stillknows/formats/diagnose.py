@@ -11,9 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from stillknows import defaults
 from stillknows.errors import UserError
 from stillknows.formats.causes import cause
@@ -21,6 +18,7 @@ from stillknows.formats.compress import WEIGHTS, Chain, check, is_calibrated, li
 from stillknows.formats.prediction import SURVIVES, Curve
 from stillknows.formats.rates import EXPONENTS, HALF_STEP, count_exponents, least_rate, movable, rate_that_moves_half
 from stillknows.formats.tally import Format, Tally, by_layer, compare, total
+from stillknows.lazy import Tensor, torch
 from stillknows.model import checkpoints, records
 from stillknows.model.places import Place
 from stillknows.model.weightfiles import Stored, locate, stored

@@ -9,13 +9,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-import torch
-from torch import Tensor
-
 from stillknows import __version__
 from stillknows.errors import UserError
 from stillknows.formats import compress
 from stillknows.formats.calibrate import Statistics, sequences
+from stillknows.lazy import Tensor, no_grad, torch
 from stillknows.model import checkpoints, records
 from stillknows.model.layers import Linear, linears
 from stillknows.model.packed import Kept, bitsandbytes, compressed_tensors, library
@@ -175,7 +173,7 @@ def _run(
     return record
 
 
-@torch.no_grad()
+@no_grad
 def _pack(
     model: PreTrainedModel, chain: compress.Chain, ids_NL: Tensor | None, writer: Writer, spec: str
 ) -> dict[str, str]:

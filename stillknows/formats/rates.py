@@ -5,8 +5,7 @@ Both rest on Adam moving a weight by about its learning rate η in each step, so
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from stillknows.lazy import Tensor, torch
 
 EXPONENTS = 256
 SLICE = 2**17  # weights counted at once: what a processor's cache holds

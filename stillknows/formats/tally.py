@@ -14,12 +14,10 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.linalg import vector_norm
 
 from stillknows.formats.compress import Chain, matrices, quantize
+from stillknows.lazy import Tensor, inference_mode, nn, torch
 from stillknows.model.places import Place
 
 Counts = NDArray[np.int64]
@@ -160,7 +158,7 @@ def tallies(model: nn.Module, original: Mapping[str, Tensor], chain: Chain) -> d
     return found
 
 
-@torch.inference_mode()
+@inference_mode
 def compare(
     before_OI: Tensor, after_OI: Tensor, formats: Mapping[str, Format], *, sizes: bool = False
 ) -> dict[str, Tally]:
@@ -236,7 +234,7 @@ def _is_rowwise(chain: Chain, inputs: int, place: Place | None) -> bool:
 
 def _tally(rows: Rows, form: Form, form_after: Form, with_sizes: bool) -> Tally:
     is_kept, weights = _marks(form.values), rows.update.numel()
-    errors = vector_norm(rows.before - form.values, dim=1)
+    errors = torch.linalg.vector_norm(rows.before - form.values, dim=1)
     return Tally(
         weights=weights,
         changed=rows.changed,

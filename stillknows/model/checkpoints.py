@@ -8,10 +8,8 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
-from torch import nn
-
 from stillknows.errors import UserError, is_out_of_memory
+from stillknows.lazy import nn, torch
 from stillknows.model.packed import folders, gguf
 from stillknows.store import file_digest, read_json
 from stillknows.types import Subject
@@ -229,7 +227,7 @@ def check_device(name: str) -> None:
 
 
 # ignore_mismatched_sizes: so that they are listed; _check_fit refuses them
-LOADING = {"dtype": torch.float32, "ignore_mismatched_sizes": True, "output_loading_info": True}
+LOADING = {"dtype": "float32", "ignore_mismatched_sizes": True, "output_loading_info": True}
 
 
 def load(source: Source, *, label: str | None = None, device: str = "cpu") -> Subject:

@@ -6,9 +6,7 @@ from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-import torch
-from torch import Tensor, nn
-
+from stillknows.lazy import Tensor, nn, no_grad, torch
 from stillknows.model.layers import OutputLayer, block_output, hidden_states
 from stillknows.model.logprobs import AnswerIndex, answer_index, token_scores
 from stillknows.model.reading import Context, can_share, nothing_read, read
@@ -52,7 +50,7 @@ def answer_states(model: nn.Module, items: Sequence[Encoded], block: nn.Module |
     return AnswerStates(hidden_BLD[index.rows_T, index.columns_T], targets_T, index, inner_TD)
 
 
-@torch.no_grad()
+@no_grad
 def question_states(model: nn.Module, items: Sequence[Encoded], batch_size: int = EVALUATION_BATCH) -> Tensor:
     """Return the last hidden state of the last token before each item's answer, [N, D] in float64 on the CPU."""
     device = next(model.parameters()).device
@@ -76,7 +74,7 @@ class ItemScores(NamedTuple):
     spreads: Tensor
 
 
-@torch.no_grad()
+@no_grad
 def score_items(
     model: nn.Module,
     layer: OutputLayer,

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-
+from stillknows.lazy import Tensor, nn, no_grad, torch
 from stillknows.model.layers import OutputLayer, hidden_states
 from stillknows.model.reading import Context, can_share, nothing_read, read
 from stillknows.model.text import Encoded, batches, common_beginning
@@ -47,7 +45,7 @@ def end_tokens(model: nn.Module, tokenizer: Any, items: Iterable[Encoded]) -> se
     return {int(token) for token in found if token is not None} | {item.ids[-1] for item in items if item.ends}
 
 
-@torch.no_grad()
+@no_grad
 def generate(
     model: nn.Module,
     layer: OutputLayer,

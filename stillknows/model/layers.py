@@ -7,10 +7,8 @@ import fnmatch
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor, nn
-
 from stillknows.errors import UserError
+from stillknows.lazy import Tensor, nn, torch
 
 
 class OutputLayer:

@@ -9,9 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-import torch
-from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+from stillknows.lazy import Tensor, checkpoint, torch
 
 OutputLayer = Callable[[Tensor], Tensor]  # hidden [*, D] -> logits [*, V]
 NEVER = -1e4  # nats: p is 0 in float32 long before, so that p·ln p is 0 for tokens that are ruled out

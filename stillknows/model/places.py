@@ -6,8 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
-from torch import nn
-
+from stillknows.lazy import nn
 from stillknows.model.layers import Linear, linears
 
 Role = Literal[

@@ -9,9 +9,7 @@ import copy
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor, nn
-
+from stillknows.lazy import Tensor, nn, no_grad, torch
 from stillknows.model.layers import hidden_states
 
 TOLERANCE = 0.01  # of the largest hidden state: reading in steps rounds otherwise, most of all in 16 bits
@@ -70,7 +68,7 @@ def left_padded(rows: Sequence[Sequence[int]], device: torch.device | str = "cpu
     return ids_BL.to(device), mask_BL.to(device)
 
 
-@torch.no_grad()
+@no_grad
 def can_share(model: nn.Module, length: int) -> bool:
     """Tell whether reading `length` tokens in steps, with fillers, gives the hidden states of reading them at once.
 

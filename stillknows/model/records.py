@@ -6,10 +6,8 @@ import platform
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-
 from stillknows.errors import UserError
+from stillknows.lazy import nn, torch
 from stillknows.model import checkpoints
 from stillknows.store import RECORD, atomic_folder, read_json, write_json
 
@@ -26,10 +24,10 @@ def versions() -> dict[str, str]:
     }
 
 
-def save(model: nn.Module, tokenizer, out: Path, record: dict[str, Any], dtype: torch.dtype = torch.float32) -> None:
-    """Write a checkpoint in this type, with its record, in one step."""
+def save(model: nn.Module, tokenizer, out: Path, record: dict[str, Any], dtype: torch.dtype | None = None) -> None:
+    """Write a checkpoint in this type (None: float32), with its record, in one step."""
     with atomic_folder(out) as folder:
-        checkpoints.save(model.to(dtype), tokenizer, folder)
+        checkpoints.save(model.to(dtype or torch.float32), tokenizer, folder)
         write_json(folder / RECORD, record)
 
 

@@ -13,10 +13,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from stillknows import __version__
 from stillknows.errors import UserError
+from stillknows.lazy import nn
 from stillknows.model import checkpoints
 from stillknows.model.checkpoints import Source
 from stillknows.model.forward import question_states

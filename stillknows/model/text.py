@@ -5,14 +5,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
-
-import torch
-from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Literal
 
 from stillknows.errors import UserError
+from stillknows.lazy import Tensor, torch
 from stillknows.types import Example, Split
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 LongItems = Literal["error", "truncate"]
 CHAT = "chat"

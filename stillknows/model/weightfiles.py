@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from safetensors import safe_open
-from torch import Tensor, nn
 
 from stillknows.errors import UserError
+from stillknows.lazy import Tensor, nn
 from stillknows.model import checkpoints
 from stillknows.model.layers import Linear
 

@@ -6,10 +6,8 @@ from __future__ import annotations
 
 import math
 
-import torch
-from torch import Tensor
-
 from stillknows.errors import UserError
+from stillknows.lazy import Tensor, torch
 from stillknows.model.logprobs import Logits
 from stillknows.registry import register
 

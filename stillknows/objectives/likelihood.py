@@ -10,11 +10,8 @@ import math
 from collections.abc import Callable
 from typing import Literal
 
-import torch
-from torch import Tensor
-from torch.nn.functional import softplus
-
 from stillknows.errors import UserError
+from stillknows.lazy import Tensor, functional, torch
 from stillknows.registry import register
 
 Divergence = Literal["total_variation", "kl", "jensen_shannon", "pearson"]
@@ -130,7 +127,7 @@ def flat(
 DIVERGENCES: dict[Divergence, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {  # g, and f* of g
     "total_variation": (lambda p: p.tanh() / 2, lambda p: p.tanh() / 2),
     "kl": (lambda p: p, lambda p: torch.exp(p - 1)),
-    "jensen_shannon": (lambda p: math.log(2) - softplus(-p), lambda p: softplus(p) - math.log(2)),
+    "jensen_shannon": (lambda p: math.log(2) - functional.softplus(-p), lambda p: functional.softplus(p) - math.log(2)),
     "pearson": (lambda p: p, lambda p: p.square() / 4 + p),
 }
 

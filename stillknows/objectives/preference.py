@@ -6,10 +6,8 @@ As β → 0 the gradient becomes that of −margin/2; where the margin is large 
 
 from __future__ import annotations
 
-from torch import Tensor
-from torch.nn.functional import logsigmoid
-
 from stillknows.errors import UserError
+from stillknows.lazy import Tensor, functional
 from stillknows.registry import register
 
 
@@ -113,4 +111,4 @@ def ap(log_probs: Tensor, refusal_log_probs: Tensor, *, beta: float = 0.1, weigh
 def _preference(margin_B: Tensor, beta: float, name: str) -> Tensor:
     if not beta > 0:
         raise UserError(f"{name}: beta={beta} is out of range", "it must be above 0")
-    return -logsigmoid(beta * margin_B) / beta
+    return -functional.logsigmoid(beta * margin_B) / beta

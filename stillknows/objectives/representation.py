@@ -8,9 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import torch
-from torch import Tensor
-
+from stillknows.lazy import Tensor, torch
 from stillknows.registry import Limits, register
 
 

@@ -7,15 +7,13 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
-from torch import Tensor
-
 from stillknows.errors import UserError
+from stillknows.lazy import Tensor, torch
 from stillknows.quantizers.floating import fp8, in_nvfp4, mxfp4
 from stillknows.quantizers.int8 import int8
 from stillknows.registry import register
 
-FLOAT16_MAX = torch.finfo(torch.float16).max  # 65504
+FLOAT16_MAX = 65504.0
 
 
 @register("quantizer", source="arXiv 2208.07339 (LLM.int8()), as bitsandbytes rounds activations")

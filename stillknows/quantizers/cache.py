@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from torch import Tensor
-
 from stillknows.errors import UserError
-from stillknows.quantizers.floating import E4M3, E4M3_MAX
+from stillknows.lazy import Tensor, torch
+from stillknows.quantizers.floating import E4M3_MAX
 from stillknows.quantizers.gguf_blocks import TYPES, fill
 from stillknows.quantizers.rtn import rtn
 from stillknows.registry import register
@@ -41,7 +40,7 @@ def kv_fp8(cached_TD: Tensor) -> Tensor:
     Args:
         cached_TD: keys after their rotation, or values; [T, D], a head's of a token per row.
     """
-    return cached_TD.clamp(-E4M3_MAX, E4M3_MAX).to(E4M3).float()
+    return cached_TD.clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn).float()
 
 
 @register("quantizer", source="llama.cpp, --cache-type-k and --cache-type-v")

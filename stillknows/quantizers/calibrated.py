@@ -8,11 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-import torch
-from torch import Tensor
-
 from stillknows.errors import UserError
 from stillknows.formats.compress import Quantized
+from stillknows.lazy import Tensor, torch
 from stillknows.quantizers.parts import largest, parts
 from stillknows.quantizers.rtn import Grid, GridKind, in_blocks, rtn
 from stillknows.registry import register

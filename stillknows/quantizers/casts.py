@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
-
 from stillknows.formats.compress import Quantized
+from stillknows.lazy import Tensor, torch
 from stillknows.registry import register
 
 

@@ -7,18 +7,15 @@ from __future__ import annotations
 
 import functools
 
-import torch
-from torch import Tensor
-from torch.nn.functional import pad
-
 from stillknows.formats.compress import Quantized, Stored
+from stillknows.lazy import Tensor, functional, torch
 from stillknows.quantizers.parts import largest, parts
 from stillknows.registry import register
 
 BLOCK = 64
 REST = 21  # of a float32's bits; the others tell it from the next edge between two values of a table
 SCALES = 256  # scales that double quantization stores together
-TINY = torch.finfo(torch.float32).tiny
+TINY = 2.0**-126  # the least normal number in float32
 NF4 = (
     -1.0,
     -0.6961928009986877,
@@ -155,7 +152,7 @@ def _blocks(values: Tensor, size: int) -> Tensor:
     """Return values in blocks [blocks, size], in the order of the rows, the last one filled up with zeros."""
     flat = values.reshape(-1)
     missing = -len(flat) % size
-    return (pad(flat, (0, missing)) if missing else flat).reshape(-1, size)
+    return (functional.pad(flat, (0, missing)) if missing else flat).reshape(-1, size)
 
 
 def _unblocked(blocks: Tensor, shape: torch.Size) -> Tensor:

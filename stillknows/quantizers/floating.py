@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
-from torch import Tensor
-from torch.nn.functional import pad
-
 from stillknows.errors import UserError
 from stillknows.formats.compress import Quantized, Stored
+from stillknows.lazy import Tensor, functional, torch
 from stillknows.registry import register
 
-TINY = torch.finfo(torch.float32).tiny
-E4M3 = torch.float8_e4m3fn
-E4M3_MAX = torch.finfo(E4M3).max  # 448
+TINY = 2.0**-126  # the least normal number in float32
+E4M3_MAX = 448.0
 TILE = 128  # side of the square blocks of fp8:scale=block
 E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # the magnitudes of a 4-bit float
 E2M1_MAX = E2M1[-1]
@@ -101,14 +97,14 @@ def _largest(weight_OI: Tensor, scale: str) -> Tensor:
     if scale == "channel":
         return magnitudes_OI.amax(1, keepdim=True)
     outputs, inputs = weight_OI.shape
-    padded = pad(magnitudes_OI, (0, -inputs % TILE, 0, -outputs % TILE))
+    padded = functional.pad(magnitudes_OI, (0, -inputs % TILE, 0, -outputs % TILE))
     tiles = padded.reshape(len(padded) // TILE, TILE, -1, TILE).amax((1, 3))
     return tiles.repeat_interleave(TILE, 0).repeat_interleave(TILE, 1)[:outputs, :inputs]
 
 
 def _e4m3(x: Tensor) -> Tensor:
     """Round to the nearest 8-bit float, half-way cases to even; clamped, since not every version of torch saturates."""
-    return x.clamp(-E4M3_MAX, E4M3_MAX).to(E4M3)
+    return x.clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn)
 
 
 def _e2m1(blocks: Tensor, step: Tensor, weight_OI: Tensor) -> Quantized:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from torch import Tensor
-
 from stillknows.errors import UserError
 from stillknows.formats.compress import Quantized, Stored
+from stillknows.lazy import Tensor
 from stillknows.model.places import Place
 from stillknows.quantizers.casts import fp16
 from stillknows.quantizers.gguf_blocks import TYPES, fill

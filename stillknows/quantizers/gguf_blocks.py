@@ -13,8 +13,7 @@ from collections.abc import Callable
 from functools import partial, reduce
 from typing import NamedTuple
 
-import torch
-from torch import Tensor
+from stillknows.lazy import Tensor, torch
 
 SUPER = 256
 CACHED = 2**18  # weights at once on a processor, whose caches then hold what a search works on

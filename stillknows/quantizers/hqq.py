@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
-
 from stillknows.errors import UserError
 from stillknows.formats.compress import Quantized
+from stillknows.lazy import Tensor, torch
 from stillknows.registry import register
 
 BITS = (1, 2, 3, 4, 5, 6, 8)  # what hqq stores

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
-
 from stillknows.formats.compress import Quantized, Stored
+from stillknows.lazy import Tensor, torch
 from stillknows.quantizers.parts import largest, parts
 from stillknows.registry import register
 
-TINY = 256 * torch.finfo(torch.float32).tiny  # 127 over this is still finite
+TINY = 2.0**-118  # 127 over this is still finite in float32
 
 
 @register("quantizer", source="arXiv 2208.07339 (weights only)")

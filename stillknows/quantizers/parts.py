@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import torch
-from torch import Tensor
+from stillknows.lazy import Tensor, torch
 
 CACHED = 2**17  # numbers at once on a processor, whose nearest caches then hold them
 ON_DEVICE = 2**23  # on an accelerator: few launches, and a bound on memory

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
-from torch import Tensor
-
 from stillknows.errors import UserError
 from stillknows.formats.compress import Quantized
+from stillknows.lazy import Tensor, torch
 from stillknows.registry import register
 
 

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-import torch
-from torch import Tensor
-
 from stillknows.errors import UserError
 from stillknows.formats.compress import Quantized, Stored
+from stillknows.lazy import Tensor, torch
 from stillknows.quantizers.parts import largest, parts
 from stillknows.registry import register
 
-TINY = torch.finfo(torch.float32).tiny
+TINY = 2.0**-126  # the least normal number in float32
 GridKind = Literal["restricted", "full", "paper"]
 
 

@@ -7,9 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import nn
-
 from stillknows.errors import UserError
+from stillknows.lazy import nn
 from stillknows.model.generate import end_tokens, generate, sampled
 from stillknows.model.layers import output_layer
 from stillknows.model.text import Encoded, encode

@@ -8,8 +8,7 @@ import time
 from types import TracebackType
 from typing import Any
 
-import torch
-from torch import nn
+from stillknows.lazy import nn, torch
 
 TRAINED, FORWARD = 6, 2  # operations per weight and token: forward and backward pass, forward pass alone
 

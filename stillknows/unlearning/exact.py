@@ -19,12 +19,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
-from torch.nn.utils import parametrize
-
 from stillknows import __version__
 from stillknows.errors import UserError
+from stillknows.lazy import Tensor, nn, parametrize
 from stillknows.model import checkpoints, records
 from stillknows.model.text import encode
 from stillknows.registry import Bound, bind
@@ -69,6 +66,8 @@ def train(
     Raises UserError for an item that two slices hold, for one that does not fit the model, and for a folder that has
     been trained already.
     """
+    from safetensors.torch import save_file
+
     require_new(folder / LEDGER, overwrite=False, fix="choose another folder")
     source = checkpoints.locate(base)
     require_apart(folder, [source.folder])
@@ -150,6 +149,8 @@ def merge(folder: Path, out: Path) -> dict[str, Any]:
 
     Raises UserError as `verify` does, and when the base is no longer the model that the adapters were trained on.
     """
+    from safetensors.torch import load_file
+
     head = verify(folder)
     entries = _entries(folder)
     base = checkpoints.locate(entries[0]["name"])

@@ -10,9 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-import torch
-from torch import Tensor, nn
-
+from stillknows.lazy import Tensor, nn, torch
 from stillknows.model.forward import AnswerStates, answer_states, answer_tokens, score_items
 from stillknows.model.layers import OutputLayer, blocks, layer_number, output_layer
 from stillknows.model.logprobs import Logits, token_kl, token_log_probs, token_mean_log_probs

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-import torch
-from torch import Tensor, nn
+from stillknows.lazy import Tensor, nn, no_grad, torch
 
 PARTS = 16  # shares that are tried, from 1 downwards
 HALVINGS = 4  # of the distance between a share that is good and one that is not
@@ -18,7 +17,7 @@ def weights(model: nn.Module) -> dict[str, Tensor]:
     return {name: p.detach().clone() for name, p in model.named_parameters()}
 
 
-@torch.no_grad()
+@no_grad
 def mix(model: nn.Module, original: Weights, unlearned: Weights, alpha: float) -> None:
     """Set a model's weights to (1 − α)·θo + α·θu: bit by bit θo at α = 0 and θu at α = 1."""
     for name, p in model.named_parameters():

@@ -10,9 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-import torch
-from torch import nn
-
+from stillknows.lazy import nn, torch
 from stillknows.model.forward import mean_probability, score_items
 from stillknows.model.layers import output_layer
 from stillknows.model.text import Encoded

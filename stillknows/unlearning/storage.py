@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
-import torch
-from torch import Tensor
+from stillknows.lazy import Tensor, no_grad, torch
 
 WeightStorage = Literal["float32", "bfloat16", "stochastic", "compensated"]
 MIX = 1_000_003  # combines a seed with a counter into another seed
@@ -33,7 +32,7 @@ class Storage:
         if how == "compensated":
             self.rest = {name: torch.zeros_like(p, dtype=torch.bfloat16) for name, p in parameters.items()}
 
-    @torch.no_grad()
+    @no_grad
     def keep(self, step: int) -> None:
         """Round the weights as they are after a step; the random bits depend on seed and step alone."""
         generator = None

@@ -16,10 +16,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-from torch import Tensor, nn
-
 from stillknows.errors import UserError
+from stillknows.lazy import Tensor, nn, torch
 from stillknows.model.forward import mean_probability, score_items
 from stillknows.model.layers import output_layer
 from stillknows.model.text import Encoded

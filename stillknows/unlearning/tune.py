@@ -71,7 +71,7 @@ def parse_range(text: str, method_spec: str) -> Range:
         choices = tuple(part.strip() for part in values.split("|"))
         return Range(name, choices=tuple(str(convert(name, choice, kind)) for choice in choices))
     try:
-        found = Range(name, float(low), float(high), whole=int in (kind, *get_args(kind)))
+        found = Range(name, float(low), float(high), whole=_is_whole(kind))
     except ValueError:
         raise UserError(f"--search {text!r}: {low!r} and {high!r} must be numbers") from None
     if not found.low < found.high or not math.isfinite(found.high):
@@ -79,12 +79,16 @@ def parse_range(text: str, method_spec: str) -> Range:
     return found
 
 
+def _is_whole(kind: Any) -> bool:
+    """Tell whether values of an annotated type are whole numbers."""
+    return kind is int or any(map(_is_whole, get_args(kind)))
+
+
 def _type_of(name: str, method_spec: str) -> Any:
     """Return the annotated type of a setting or of a part's option."""
     types = dict(get_type_hints(Settings))
     for part in method.parse(method_spec).parts:
-        hints = get_type_hints(part.plugin.function)
-        types |= {f"{part.plugin.name}.{option}": hints[option] for option in part.plugin.options}
+        types |= {f"{part.plugin.name}.{option}": kind for option, kind in part.plugin.types.items()}
     if name not in types:
         raise UserError(f"nothing to search is called {name!r}{did_you_mean(name, types)}", ", ".join(types))
     return types[name]

@@ -8,13 +8,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-from torch import nn
-
 from stillknows import __version__
 from stillknows.auditing.plan import check_benchmark
 from stillknows.errors import UserError
 from stillknows.formats.compress import check_fixed, parse_variant
+from stillknows.lazy import nn, torch
 from stillknows.model import checkpoints, records
 from stillknows.model.layers import layer_number, matching
 from stillknows.model.text import Encoded, LongItems, encode_split, without_end

@@ -14,11 +14,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor, nn
-from torch.nn.utils import parametrize
-
 from stillknows.errors import UserError
+from stillknows.lazy import Tensor, nn, no_grad, parametrize, torch
 from stillknows.model.text import Encoded
 from stillknows.registry import Bound
 from stillknows.unlearning.inputs import Term
@@ -129,7 +126,7 @@ class Wrapping:
         elif not bool(allowed.all()):
             self.held[name] = (allowed, p.detach().clone())
 
-    @torch.no_grad()
+    @no_grad
     def hold(self) -> None:
         """Put weights that may not move back to what they were: momentum and rounding have moved them."""
         for name, (allowed, start) in self.held.items():

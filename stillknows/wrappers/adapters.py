@@ -4,29 +4,10 @@ from __future__ import annotations
 
 from fnmatch import fnmatch
 
-import torch
-from torch import Tensor, nn
-from torch.nn.utils import parametrize
-
 from stillknows.errors import UserError
+from stillknows.lazy import Tensor, nn, parametrize, torch
 from stillknows.model.layers import linears
 from stillknows.registry import register
-
-
-class LowRank(nn.Module):
-    """W + (α/r)·B·A, with B = 0 at the start; [O, I], or [I, O] for a transposed map."""
-
-    def __init__(self, weight: Tensor, rank: int, alpha: float, generator: torch.Generator) -> None:
-        super().__init__()
-        rows, columns = weight.shape
-        bound = columns**-0.5
-        start = (2 * torch.rand(rank, columns, generator=generator) - 1) * bound
-        self.a = nn.Parameter(start.to(weight))
-        self.b = nn.Parameter(weight.new_zeros(rows, rank))
-        self.scale = alpha / rank
-
-    def forward(self, weight: Tensor) -> Tensor:
-        return weight + self.scale * self.b @ self.a
 
 
 @register("adapter", source="arXiv 2106.09685; merged and quantized as in arXiv 2602.13151")
@@ -39,6 +20,8 @@ def lora(model: nn.Module, *, rank: int = 8, alpha: float = 16.0, names: str = "
         names: patterns of layer names, separated by "|".
         seed: of A's random start; B starts at 0.
     """
+    from stillknows.wrappers.low_rank import LowRank
+
     if rank < 1:
         raise UserError(f"lora: rank={rank} is out of range", "give at least 1")
     patterns = names.split("|")

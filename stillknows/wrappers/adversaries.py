@@ -10,12 +10,9 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
-
 from stillknows.errors import UserError
 from stillknows.formats.compress import WEIGHTS, Chain, check, compressed, is_calibrated, parse_variant
+from stillknows.lazy import Tensor, nn, torch
 from stillknows.model.forward import answer_states
 from stillknows.model.layers import OutputLayer, blocks, layer_number
 from stillknows.model.logprobs import token_log_probs
@@ -164,7 +161,7 @@ def _shifted(model: nn.Module, block: nn.Module, shifts: Mapping[Question, Tenso
 
     def add(module: nn.Module, given: Any, output: Any) -> Any:
         hidden_BLD = output[0] if isinstance(output, tuple) else output
-        shift_BSD = pad_sequence(rows, batch_first=True)
+        shift_BSD = nn.utils.rnn.pad_sequence(rows, batch_first=True)
         missing = hidden_BLD.shape[1] - shift_BSD.shape[1]
         hidden_BLD = hidden_BLD + nn.functional.pad(shift_BSD, (0, 0, 0, missing))
         return (hidden_BLD, *output[1:]) if isinstance(output, tuple) else hidden_BLD

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, MutableMapping
 
-import torch
-from torch import Tensor
-
 from stillknows.errors import UserError
+from stillknows.lazy import Tensor, torch
 from stillknows.registry import register
 
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated
 
-import torch
-from torch import Tensor
-
 from stillknows.errors import UserError
+from stillknows.lazy import Tensor, torch
 from stillknows.model.layers import block_number
 from stillknows.model.places import number_of, role_of
 from stillknows.registry import Limits, register

@@ -10,11 +10,9 @@ from fnmatch import fnmatch
 from typing import Literal
 
 import numpy as np
-import torch
-from torch import Tensor
-from torch.nn.functional import cosine_similarity
 
 from stillknows.errors import UserError
+from stillknows.lazy import Tensor, functional, torch
 from stillknows.registry import register
 
 
@@ -73,7 +71,7 @@ def memflex(
         raise UserError("memflex: an option is out of range", "give a similarity from -1 to 1 and a magnitude from 0")
     chosen = {}
     for name, g in forget_gradients.items():
-        cosine = cosine_similarity(-g.flatten().double(), retain_gradients[name].flatten().double(), dim=0)
+        cosine = functional.cosine_similarity(-g.flatten().double(), retain_gradients[name].flatten().double(), dim=0)
         moves = bool(cosine < similarity) and bool(g.abs().mean() > magnitude)
         chosen[name] = torch.full_like(g, moves, dtype=torch.bool)
     return chosen

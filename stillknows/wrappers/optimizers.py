@@ -3,41 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
-
-import torch
-from torch import nn
 
 from stillknows.errors import UserError
+from stillknows.lazy import nn, torch
 from stillknows.registry import register
-
-TINY = 1e-15  # keeps the quotient finite where the curvature is 0
-
-
-class Sophia(torch.optim.Optimizer):
-    """θ ← (1 − η·λ)·θ − η·clip(m/(ρ·B·h), ±1); see `sophia`. Vectors are not decayed."""
-
-    def __init__(self, params: Sequence[nn.Parameter], **how: float) -> None:
-        super().__init__(params, how)
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    self._move(p, group)
-
-    def _move(self, p: nn.Parameter, group: dict[str, Any]) -> None:
-        state = self.state[p]
-        for slot in ("average", "curvature"):
-            if slot not in state:
-                state[slot] = torch.zeros_like(p)
-        state["average"].lerp_(p.grad, 1 - group["beta1"])
-        state["curvature"].mul_(group["beta2"]).addcmul_(p.grad, p.grad, value=1 - group["beta2"])
-        if p.dim() > 1:
-            p.mul_(1 - group["lr"] * group["decay"])
-        scale = group["rho"] * group["tokens"] * state["curvature"] + TINY
-        p.add_((state["average"] / scale).clamp_(-1, 1), alpha=-group["lr"])
 
 
 @register("optimizer", source="arXiv 2305.14342 (Sophia-G); for unlearning arXiv 2404.18239 (SOUL), its configurations")
@@ -65,6 +34,8 @@ def sophia(
         tokens: B ≥ 1, the published code's default.
         decay: λ ≥ 0, of matrices.
     """
+    from stillknows.wrappers.clipped_steps import Sophia
+
     if not (0 <= beta1 < 1 and 0 <= beta2 < 1 and rho > 0 and tokens >= 1 and decay >= 0):
         raise UserError("sophia: an option is out of range", "see its page for the ranges: stillknows list methods")
     return Sophia(parameters, lr=lr, beta1=beta1, beta2=beta2, rho=rho, tokens=tokens, decay=decay)

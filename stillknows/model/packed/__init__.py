@@ -11,9 +11,8 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import NamedTuple
 
-from torch import Tensor
-
 from stillknows.errors import UserError
+from stillknows.lazy import Tensor
 
 
 class Kept(NamedTuple):

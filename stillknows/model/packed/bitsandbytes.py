@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from stillknows.errors import UserError
+from stillknows.lazy import Tensor, torch
 from stillknows.model.layers import Linear
 from stillknows.model.packed import Kept, library
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-
 from stillknows.errors import UserError
+from stillknows.lazy import Tensor, nn, torch
 from stillknows.model.packed import Kept, library
 
 METHOD = "compressed-tensors"  # as config.json names it

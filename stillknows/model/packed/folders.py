@@ -6,14 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-
 from stillknows.errors import UserError
+from stillknows.lazy import Tensor, nn
 from stillknows.model.layers import Linear, linears
 from stillknows.model.packed import bitsandbytes, compressed_tensors
 
-PACKED = (torch.int8, torch.uint8, torch.float8_e4m3fn, torch.float8_e5m2)  # no types of plain weights
+PACKED = ("int8", "uint8", "float8_e4m3fn", "float8_e5m2")  # torch's types that no plain weights have
 
 
 def describe(stored: Mapping[str, Any], place: str) -> str:
@@ -59,7 +57,7 @@ def weights(files: Sequence[Path], stored: Mapping[str, Any], model: nn.Module, 
             f"{place}: its config.json speaks of quantized weights, and there are none",
             "remove quantization_config from it, or use the config.json and all the weight files of one model",
         )
-    packed = next((key for key, tensor in found.items() if tensor.dtype in PACKED), None)
+    packed = next((key for key, tensor in found.items() if str(tensor.dtype).removeprefix("torch.") in PACKED), None)
     if packed:
         kind = str(found[packed].dtype).removeprefix("torch.")
         raise UserError(

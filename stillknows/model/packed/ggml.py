@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
+
+from stillknows.lazy import Tensor
 
 Bytes = NDArray[Any]  # of uint8
 SHIFTS = {"Q4_0": 8, "Q5_0": 16, "Q3_K": 4, "Q6_K": 32}  # added to codes, which are kept without a sign

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from stillknows.errors import UserError
+from stillknows.lazy import Tensor, torch
 from stillknows.model.packed import library
 
 if TYPE_CHECKING:

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from stillknows.errors import UserError
+from stillknows.lazy import Tensor, torch
 from stillknows.model.layers import Linear
 from stillknows.model.packed import Kept, gguf, library
 from stillknows.model.packed.ggml import pack
