@@ -24,12 +24,15 @@ _LETTERS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
 _REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 CUTS = {f"{_LETTERS}\\p{{N}}{_REST}": "qwen2", f"{_LETTERS}\\p{{N}}{{1,3}}{_REST}": "llama-bpe"}
 GPT2 = "gpt-2"
-# Parts of a configuration that no answer depends on, or that the rest of the file says.
+# Parts of a configuration that no answer depends on, or that the rest of the file says. A test changes each.
 UNSAID = {
-    *("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache"),
-    *("bos_token_id", "eos_token_id", "pad_token_id", "initializer_range", "pretraining_tp", "tie_word_embeddings"),
-    *("rope_parameters", "max_window_layers", "model_type", "chunk_size_feed_forward"),
+    *("_name_or_path", "architectures", "dtype", "transformers_version", "model_type", "id2label", "label2id"),
+    *("problem_type", "return_dict", "output_hidden_states", "output_attentions", "is_encoder_decoder", "use_cache"),
+    *("bos_token_id", "eos_token_id", "pad_token_id", "initializer_range", "attention_dropout", "pretraining_tp"),
+    *("tie_word_embeddings", "rope_parameters", "chunk_size_feed_forward", "use_sliding_window", "max_window_layers"),
 }
+# What architectures read though their configurations do not declare it, with what it is where nothing is said.
+UNDECLARED = {"head_dim": None, "is_causal": True}
 ROTATIONS = ("default", "llama3")
 
 
@@ -58,7 +61,7 @@ class GgufWriter:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / self.name
             _finish(self._begin(model, tokenizer, path))
-            differing = _differing(config.to_dict(), gguf.config(path).to_dict())
+            differing = _differing(config, gguf.config(path).to_dict())
         if differing:
             raise UserError(f"{name}: a GGUF file cannot say that {', '.join(differing)}", "ship another format")
 
@@ -190,16 +193,20 @@ def _rotation_factors(model: PreTrainedModel) -> Tensor | None:
     return (plain / used.cpu().double()).float()
 
 
-def _differing(source: dict[str, Any], read: dict[str, Any]) -> list[str]:
-    """Return "key is value" for every part of a configuration that a file does not give back."""
+def _differing(config: Any, read: dict[str, Any]) -> list[str]:
+    """Return "key is value" for every part of a configuration that answers depend on and a file does not give back.
 
-    def equal(a: Any, b: Any) -> bool:
-        numbers = isinstance(a, float) and isinstance(b, float)
-        return math.isclose(a, b, rel_tol=1e-6) if numbers else a == b
+    Keys that the configuration's class does not know are strangers' notes: no architecture reads them.
+    """
+    source = UNDECLARED | config.to_dict()
+    known = {*type(config)().to_dict(), *UNDECLARED} - UNSAID
+    return [f"{key} is {value}" for key, value in source.items() if key in known and not _said(key, value, read)]
 
-    missing = dict.fromkeys(source)
-    return [
-        f"{key} is {value}"
-        for key, value in source.items()
-        if key not in UNSAID and not equal(value, (missing | read)[key]) and value not in (None, False, {}, [])
-    ]
+
+def _said(key: str, value: Any, read: dict[str, Any]) -> bool:
+    """Tell whether a file gives a value back; None, and "no" where the file has no word for it, say nothing."""
+    if value is None or (key not in UNDECLARED | read and not value):
+        return True
+    found = (UNDECLARED | read).get(key)
+    numbers = isinstance(value, float) and isinstance(found, float)
+    return math.isclose(value, found, rel_tol=1e-6) if numbers else value == found
