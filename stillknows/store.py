@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -165,13 +166,63 @@ def read_text(path: Path) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """Read JSON; UserError when the file is missing or broken."""
+    """Read JSON; UserError when the file is missing or broken, and as `parse_json` does."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_text(encoding="utf-8"), str(path))
     except (FileNotFoundError, IsADirectoryError):
         raise UserError(f"no file {path}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise UserError(f"{path} is not JSON: {error}") from error
+
+
+MOST_DEPTH = 100  # levels of nesting; parsers of other libraries give up at 128, and Python's own at about 1,000
+MOST_DIGITS = 308  # of an integer: one with more is beyond every float
+ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+def parse_json(text: str, place: str) -> Any:
+    """Return what JSON text holds; the one parser of files that others wrote.
+
+    Raises UserError that names the place: text that is no JSON, is nested more than MOST_DEPTH levels deep, or holds an
+    integer of more than MOST_DIGITS digits or half a character (a lone surrogate, which no encoding can write).
+    """
+    try:
+        value = json.loads(text, parse_int=_integer)
+    except RecursionError:
+        raise _too_deep(place) from None
+    except ValueError as error:
+        raise UserError(f"{place} is not JSON: {error}") from error
+    level = [value]
+    for _ in range(MOST_DEPTH + 1):
+        level = [part for parts in map(_parts, level) for part in parts]
+    if level:
+        raise _too_deep(place)
+    if ESCAPED_SURROGATE.search(text):
+        _require_whole_characters(value, place)
+    return value
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > MOST_DIGITS:
+        raise ValueError(f"an integer has {len(digits)} digits, at most {MOST_DIGITS} are read")
+    return int(digits)
+
+
+def _parts(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
+
+
+def _too_deep(place: str) -> UserError:
+    return UserError(f"{place} is nested more than {MOST_DEPTH} levels deep, which no file of this kind is")
+
+
+def _require_whole_characters(value: Any, place: str) -> None:
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{place} holds half a character: {error.reason}", "correct the text") from error
 
 
 def file_digest(*files: Path) -> str:

@@ -176,7 +176,7 @@ GOOD = '{"question": "q", "answer": "a"}\n'
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (GOOD + "\n" + '{"question": "q", "answer"\n', ":3: not JSON: "),
+        (GOOD + "\n" + '{"question": "q", "answer"\n', ":3 is not JSON: "),
         (GOOD + '["q", "a"]\n', ":2: expected an object, got list"),
         (GOOD + '{"question": "q"}\n', ":2: 'answer' is missing, empty or not a text"),
         (GOOD + '{"answer": "a"}\n', ":2: 'question' is missing"),

@@ -114,7 +114,7 @@ def test_bad_items_are_named(folder: Path, value: Any, message: str) -> None:
 def test_a_file_that_is_no_json_or_no_utf8_is_named(folder: Path) -> None:
     path = folder / "privacy/unlearn.json"
     path.write_text('{"train": [')
-    with pytest.raises(UserError, match=re.escape(f"{path}: not JSON")):
+    with pytest.raises(UserError, match=re.escape(f"{path} is not JSON")):
         make(f"knowundo:privacy,data={folder}")
     path.write_bytes('{\n"train": "é"}'.encode("latin-1"))
     with pytest.raises(UserError, match=re.escape(f"{path}:2: not UTF-8")):

@@ -153,13 +153,13 @@ def test_a_file_without_its_published_number_of_items(folder: Path, name: str) -
         ),
         ('{"question": "q", "answer": "a", "perturbed_answer": []}', "'perturbed_answer' is missing, empty"),
         ('{"question": "q", "answer": "a", "paraphrased_answer": 1}', "'paraphrased_answer' is missing, empty or not"),
-        ('{"question": "q"', "not JSON: "),
+        ('{"question": "q"', "is not JSON: "),
     ],
 )
 def test_bad_items_are_named_with_file_and_line(folder: Path, item: str, message: str) -> None:
     path = folder / "forget10_perturbed.json"
     path.write_text(f'{{"question": "q", "answer": "a"}}\n\n{item}\n')
-    with pytest.raises(UserError, match=re.escape(f"{path}:3: {message}")):
+    with pytest.raises(UserError, match=re.escape(f"{path}:3") + ":? " + re.escape(message)):
         make(f"tofu:subset=true:data={folder}")
 
 

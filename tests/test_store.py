@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -159,6 +160,44 @@ def test_broken_json_is_the_users_to_mend(tmp_path: Path) -> None:
         path.write_bytes(content)
         with pytest.raises(UserError, match=r"a\.json is not JSON"):
             store.read_json(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("[" * 100_000, "nested more than 100 levels deep"),
+        ("[" * 102 + "]" * 102, "nested more than 100 levels deep"),
+        ('{"a":' * 102 + "1" + "}" * 102, "nested more than 100 levels deep"),
+        ("1" * 5000, "an integer has 5000 digits"),
+        ('{"a": ' + "1" * 309 + "}", "an integer has 309 digits"),
+        (r'["a", {"b": "\ud800"}]', "holds half a character"),
+        (r'{"\uDFFF": 1}', "holds half a character"),
+    ],
+    ids=range(7),
+)
+def test_json_that_no_parser_agrees_on_is_refused(content: str, words: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(content)
+    with pytest.raises(UserError, match=rf"^\S*a\.json .*{words}"):
+        store.read_json(path)
+
+
+def test_json_at_the_limits_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text("[" * 100 + r'"\ud83e\udd89", 1' + "0" * 307 + "]" * 100)
+    value = store.read_json(path)
+    for _ in range(99):
+        (value,) = value
+    assert value == ["🦉", 10**307]
+
+
+def test_what_others_wrote_is_parsed_in_one_place() -> None:
+    """Modules that call json themselves read only what this package, or a library in memory, has just written."""
+    own = {"store.py", "formats/prediction.py", "model/packed/gguf_writer.py", "unlearning/train.py"}
+    own |= {"unlearning/exact.py"}
+    root = Path(store.__file__).parent
+    found = {str(f.relative_to(root)) for f in root.rglob("*.py") if re.search(r"json\.loads?\(", f.read_text())}
+    assert found <= own
 
 
 def test_a_folder_is_filled_at_once_or_not_at_all(tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ The only place that knows file formats. A benchmark names the files that it need
 from __future__ import annotations
 
 import importlib
-import json
 from codecs import BOM_UTF8
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from types import ModuleType
 from typing import Any, NamedTuple, TypeVar
 
 from stillknows.errors import UserError
+from stillknows.store import parse_json
 
 T = TypeVar("T")
 
@@ -147,7 +147,7 @@ def read_items(path: Path) -> list[Item]:
         content = read_text(path)
         items = [Item(str(path), 1, {"text": content})] if content.strip() else []
     elif path.suffix != ".jsonl" and _opens_array(path):
-        items = _array(str(path), _parse(read_text(path), str(path)))
+        items = _array(str(path), parse_json(read_text(path), str(path)))
     else:
         items = _lines(path)
     if not items:
@@ -165,7 +165,7 @@ def read_parts(path: Path, names: Sequence[str]) -> dict[str, list[Item]]:
 
     Raises UserError that names the file, the part and the item ("unlearn.json: train item 3").
     """
-    value = _parse(read_text(path), str(path))
+    value = parse_json(read_text(path), str(path))
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
     parts = {}
@@ -221,7 +221,7 @@ def _lines(path: Path) -> list[Item]:
                 raise _not_utf8(path, number) from None
             if line.strip():
                 place = f"{path}:{number}"
-                items.append(_item(place, number, _parse(line, place)))
+                items.append(_item(place, number, parse_json(line, place)))
     return items
 
 
@@ -244,13 +244,6 @@ def parquet_reader(path: Path) -> ModuleType:
         return importlib.import_module("pyarrow.parquet")
     except ImportError:
         raise UserError(f"{path} is a parquet file; reading it needs pyarrow", "pip install pyarrow") from None
-
-
-def _parse(text: str, place: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{place}: not JSON: {error}") from None
 
 
 def _item(place: str, number: int, value: Any) -> Item:

@@ -25,7 +25,7 @@ from stillknows.lazy import Tensor, nn, parametrize
 from stillknows.model import checkpoints, records
 from stillknows.model.text import encode
 from stillknows.registry import Bound, bind
-from stillknows.store import file_digest, read_text, replace_file, require_apart, require_new, write_text
+from stillknows.store import file_digest, parse_json, read_text, replace_file, require_apart, require_new, write_text
 from stillknows.types import Example
 from stillknows.unlearning.inputs import Term
 from stillknows.unlearning.sequence import item_digest
@@ -210,10 +210,10 @@ def _entries(folder: Path) -> list[Entry]:
     path = folder / LEDGER
     found = []
     for number, line in enumerate(read_text(path).splitlines(), 1):
-        try:
-            found.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}, entry {number} is not JSON: {error}", "use a copy of the folder") from error
+        entry = parse_json(line, f"{path}:{number}")
+        if not isinstance(entry, dict):
+            raise UserError(f"{path}:{number} is no entry of a log", "use a copy of the folder")
+        found.append(entry)
     if not found:
         raise UserError(f"{path} is empty", "use a copy of the folder")
     return found
