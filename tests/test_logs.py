@@ -242,7 +242,7 @@ MUSE_FAULTS = {
     "value infinite": (replaced(VALUES, float("inf"), "retain", 0, "PPL"), "'retain': item 0, 'PPL' is inf"),
     "value true": (replaced(VALUES, True, "forget", 0, "PPL"), "'forget': item 0, 'PPL' is true or false"),
     "value of some": (replaced(VALUES, None, "holdout", 1, "PPL"), "'holdout': item 1, 'PPL' is null, not a number"),
-    "value huge": (replaced(VALUES, 10**400, "forget", 0, "PPL"), "'forget': item 0, 'PPL' is a number that is too"),
+    "value huge": (replaced(VALUES, 10**400, "forget", 0, "PPL"), "an integer has 401 digits"),
     "no values": (replaced(VALUES, [{"text": "a"}], "retain"), "'retain': the items hold no numbers"),
     "other attacks": (replaced(VALUES, [{"PPL": 1.0}], "retain"), "do not have the same attacks"),
     "nested list": (replaced(VALUES, [{"ppl": [1]}], "retain"), "'retain': item 0 is a list"),
