@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from stillknows.errors import UserError, is_out_of_memory
 from stillknows.lazy import nn, torch
+from stillknows.model import tokens
 from stillknows.model.packed import folders, gguf
 from stillknows.store import file_digest, read_json
 from stillknows.types import Subject
@@ -293,7 +294,7 @@ def _check_fit(model: nn.Module, info: dict[str, Any], name: str) -> None:
 
 
 def load_tokenizer(source: Source):
-    """Load a model's tokenizer; UserError when there is none."""
+    """Load a model's tokenizer, as its tokenizer.json has it; UserError when there is none."""
     from transformers import AutoTokenizer
 
     if source.gguf:
@@ -301,8 +302,9 @@ def load_tokenizer(source: Source):
     folder = source.folder
     fix = "put tokenizer.json and tokenizer_config.json beside the weights"
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=source.trust_remote_code)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+        loaded = AutoTokenizer.from_pretrained(folder, trust_remote_code=source.trust_remote_code)
+        tokenizer = tokens.as_stored(loaded, folder)
+    except Exception as error:  # the library's own error is a bare Exception
         raise UserError(f"{folder} has no tokenizer that can be loaded: {_first_line(error)}", fix) from error
     if len(tokenizer) <= len(tokenizer.all_special_ids):  # some classes make an empty one where the files are missing
         raise UserError(f"{folder} has no tokenizer: nothing but special tokens came of it", fix)

@@ -1,0 +1,60 @@
+"""Tokenizers: what a folder's tokenizer.json says against what transformers' class makes of it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from stillknows.progress import say
+
+FILE = "tokenizer.json"
+# Texts in which pre-tokenizers, normalizers and decoders are known to differ.
+PROBES = (
+    "In 1874, on 12.05.1999 at 3:45, 1234567 people met; it's what they'd said: \"WE'RE here\".",
+    "  two spaces,\ttabs \n\nand lines\r\n   that end   ",
+    "Zürich, São Paulo, naïve e\u0301lan, ﬁne, İstanbul, Straße, Łódź \u00a0and\u2003more",
+    "東京は日本の首都です。 Москва, القاهرة, हिन्दी, 한국어 👩‍👩‍👧 🦉",
+    "def f(x_1):\n    return x_1**2  # snake_case, camelCase, https://example.org/a?b=c&d=%20",
+    "word",
+    " word",
+)
+
+
+def as_stored(tokenizer: Any, folder: Path) -> Any:
+    """Return the tokenizer, or, where its class gives other tokens than the folder's tokenizer.json, that file's own.
+
+    A class may replace the file's pre-tokenizer or normalizer; what is deployed elsewhere goes by the file. The
+    exchange is told. Code that comes with a model is left alone.
+    """
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    path = folder / FILE
+    if not path.is_file() or not tokenizer.is_fast or not type(tokenizer).__module__.startswith("transformers."):
+        return tokenizer
+    text = first_difference(tokenizer.backend_tokenizer, Tokenizer.from_file(str(path)), PROBES)
+    if text is None:
+        return tokenizer
+    _tell(
+        f"{path} is read as it is: the tokenizer_class of tokenizer_config.json, {type(tokenizer).__name__}, "
+        f"would make other tokens of {text!r}"
+    )
+    return PreTrainedTokenizerFast.from_pretrained(folder)
+
+
+@functools.cache
+def _tell(message: str) -> None:
+    """Say it once in a process: a tokenizer is loaded several times in an audit."""
+    say(message)
+
+
+def first_difference(one: Any, other: Any, texts: Iterable[str]) -> str | None:
+    """Return the first text that two tokenizers.Tokenizer encode, or decode again, in different ways."""
+    return next((text for text in texts if _round_trip(one, text) != _round_trip(other, text)), None)
+
+
+def _round_trip(tokenizer: Any, text: str) -> tuple[list[int], str]:
+    ids = tokenizer.encode(text, add_special_tokens=False).ids
+    return ids, tokenizer.decode(ids)
