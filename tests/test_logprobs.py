@@ -240,7 +240,7 @@ def test_chunks_change_nothing(
     parts = run()
     assert max(calls) == chunk
     for a, b in zip(whole, parts, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)  # sums of terms up to T, which cancel in part
 
 
 def test_a_chunk_holds_at_least_one_token(
