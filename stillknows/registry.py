@@ -135,6 +135,12 @@ class Bound:
         options = "".join(f":{name}={value}" for name, value in sorted(self.options.items()))
         return f"{self.plugin.name}@{self.plugin.version}{options}"
 
+    def respelled(self, **changed: Any) -> str:
+        """Return the spec of the same plug-in with some options changed; those that are as by default are not named."""
+        options = {k: v for k, v in (self.options | changed).items() if v != self.plugin.options[k] or k in changed}
+        words = {k: str(v).lower() if isinstance(v, bool) else v for k, v in options.items()}
+        return ":".join([self.plugin.name, *(f"{k}={word}" for k, word in words.items())])
+
 
 def register(
     kind: Kind,

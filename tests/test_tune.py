@@ -92,7 +92,7 @@ def test_a_search_forgets_keeps_and_goes_on_where_it_was(
     again = json.loads(cli(*base, "--trials", 2, "--out", tmp_path / "again").out)
     assert [t["settings"] for t in again["trials"]] == [t["settings"] for t in first["trials"]]
     assert [t["worst"] for t in again["trials"]] == [t["worst"] for t in first["trials"]]
-    refused = cli(*base, "--variants", "int4", "--trials", 2, "--out", tmp_path / "refused")
+    refused = cli(*base, "--variants", "int4:group=128", "--trials", 2, "--out", tmp_path / "refused")
     assert (refused.code, len(ran)) == (2, 5)
     assert "groups of 128 do not divide 64 inputs" in refused.err
     other = cli(*base, "--trials", 2, "--out", out, "--seed", 1)

@@ -151,13 +151,13 @@ def plan(request: Request, out: Path) -> Plan:
 def expand(variants: str) -> tuple[frozenset[str], dict[str, compress.Chain]]:
     """Return the variants that a list names itself, and all that it stands for with their chains.
 
-    "deployed" stands for defaults.DEPLOYED, less what the list itself names; the full model then comes first.
-    Raises UserError for a variant that cannot be parsed.
+    "deployed" stands for defaults.DEPLOYED, less what the list itself names; the full model then comes first. The
+    default list names nothing: nobody asked for it. Raises UserError for a variant that cannot be parsed.
     """
     words = [word.strip() for word in variants.split(",")]
     named = {word: compress.parse_variant(word) for word in words if word != DEPLOYED}
     if DEPLOYED not in words:
-        return frozenset(named), named
+        return frozenset() if variants == defaults.VARIANTS else frozenset(named), named
     meant = [Format(chain).identity for chain in named.values()]
     deployed = {spec: compress.parse_variant(spec) for spec in defaults.DEPLOYED}
     added = {spec: chain for spec, chain in deployed.items() if Format(chain).identity not in meant}
@@ -304,14 +304,16 @@ def _formats(
 ) -> tuple[dict[str, Format], tuple[LeftOut, ...]]:
     """Check every format against the model's layers and give it the calibration tokens that it needs.
 
-    One that is not possible is left out, and told, unless the user named it: then UserError is raised.
+    One whose group is too wide takes the largest usual one that fits, and is called after it, unless the user named it
+    with options. One that is not possible is left out, and told, unless the user named it: then UserError is raised.
     """
     skeleton, calibrated = checkpoints.skeleton(original.source), _calibration(request, original)
     formats, left_out = {}, []
     for variant, chain in chains.items():
         try:
-            compress.check(skeleton, chain, variant)
-            formats[variant] = Format(chain, calibrated(variant, chain))
+            exact = variant in named and ":" in variant
+            name, fitting = compress.fitted(skeleton, chain, variant, exact=exact)
+            formats[name] = Format(fitting, calibrated(name, fitting))
         except UserError as error:
             if variant in named:
                 raise

@@ -17,10 +17,12 @@ from stillknows.formats.calibrate import Statistics, statistics
 from stillknows.lazy import Tensor, nn, no_grad, torch
 from stillknows.model.layers import Linear, linears
 from stillknows.model.places import Place, placed
+from stillknows.progress import say
 from stillknows.registry import Bound, bind
 
 Chain = tuple[Bound, ...]  # formats, applied from left to right
 WEIGHTS = "weight_OI"  # what a format of weights is given
+GROUPS = (128, 64, 32, 16)  # weights that usually share a scale
 
 
 class Stored(NamedTuple):
@@ -109,10 +111,54 @@ def _is_new(layer: Linear, seen: set[int]) -> bool:
     return len(seen) > known
 
 
-@no_grad
 def check(model: nn.Module, chain: Chain, name: str) -> None:
     """Raise UserError when a layer's shape does not allow the format, or when it would leave most of a mixture of
-    experts as it is. Looks at shapes only; needs no weights."""
+    experts as it is; it names the usual group that would fit. Looks at shapes only; needs no weights."""
+    try:
+        _check(model, chain, name)
+    except UserError as error:
+        other = _with_usual_group(model, chain)
+        if other is None:
+            raise
+        raise UserError(str(error).partition("\n")[0], f"use {_spec(other)}") from error
+
+
+def fitted(model: nn.Module, chain: Chain, name: str, *, exact: bool) -> tuple[str, Chain]:
+    """Return a format's name and chain. Where its group does not divide the inputs of all layers, it takes the largest
+    usual one that does, unless it is meant as it is (`exact`). Raises UserError as `check` does.
+    """
+    other = None if exact or _fits(model, chain) else _with_usual_group(model, chain)
+    if other is None:
+        check(model, chain, name)
+        return name, chain
+    say(f"{name} becomes {_spec(other)}: its groups do not divide the inputs of every layer")
+    return _spec(other), other
+
+
+def _spec(chain: Chain) -> str:
+    return "+".join(link.spec for link in chain)
+
+
+def _fits(model: nn.Module, chain: Chain) -> bool:
+    try:
+        _check(model, chain, "")
+    except UserError:
+        return False
+    return True
+
+
+def _with_usual_group(model: nn.Module, chain: Chain) -> Chain | None:
+    """Return the chain with the largest usual group that fits in the place of larger ones; None where none does."""
+    for group in GROUPS:
+        specs = [link.respelled(group=group) if link.options.get("group", 0) > group else link.spec for link in chain]
+        other = parse_variant("+".join(specs))
+        if specs != [link.spec for link in chain] and _fits(model, other):
+            return other
+    return None
+
+
+@no_grad
+def _check(model: nn.Module, chain: Chain, name: str) -> None:
     _check_experts(model, chain, name)
     tried: set[tuple[int, Place | None]] = set()
     for layer, place in matrices(model, chain):

@@ -14,15 +14,15 @@ from typing import Any
 from stillknows import defaults
 from stillknows.errors import UserError
 from stillknows.formats.causes import cause
-from stillknows.formats.compress import WEIGHTS, Chain, check, is_calibrated, links_of, matrices, parse_variant
+from stillknows.formats.compress import WEIGHTS, Chain, fitted, is_calibrated, links_of, matrices, parse_variant
 from stillknows.formats.prediction import SURVIVES, Curve
 from stillknows.formats.rates import EXPONENTS, HALF_STEP, count_exponents, least_rate, movable, rate_that_moves_half
 from stillknows.formats.tally import Format, Tally, by_layer, compare, total
-from stillknows.lazy import Tensor, torch
+from stillknows.lazy import Tensor, nn, torch
 from stillknows.model import checkpoints, records
 from stillknows.model.places import Place
 from stillknows.model.weightfiles import Stored, locate, stored
-from stillknows.progress import progress
+from stillknows.progress import progress, say
 
 Json = dict[str, Any]
 
@@ -39,7 +39,8 @@ def run(
 
     Args:
         original, unlearned: folders or hub names of models with safetensors weights.
-        formats: formats of weights, separated by commas; those that look at inputs are refused.
+        formats: formats of weights, separated by commas; those that look at inputs are refused. One named without
+            options takes the largest usual group that fits; a default one that fits in none is left out.
         sizes: count which weights changed by their size, too.
 
     Returns a JSON-able object:
@@ -52,11 +53,10 @@ def run(
     Raises UserError, before anything is quantized: unknown or unsuitable formats, models that differ in shape, weights
     that are pickled, quantized or missing. While matrices are read: weights that are not finite.
     """
-    chains = {spec.strip(): _of_weights(spec.strip()) for spec in formats.split(",")}
+    wanted = {spec.strip(): _of_weights(spec.strip()) for spec in formats.split(",")}
     sources = [locate(name, trust_remote_code) for name in (original, unlearned)]
     skeleton = checkpoints.require_same_shapes(*sources, ties=True)
-    for spec, chain in chains.items():
-        check(skeleton, chain, spec)
+    chains = _fitted(skeleton, wanted, named=formats != defaults.FORMATS)
     places = {spec: {layer.name: at for layer, at in matrices(skeleton, chain)} for spec, chain in chains.items()}
     layers = {layer.name: layer for chain in chains.values() for layer, _ in matrices(skeleton, chain)}
     before, after = (stored(source, skeleton, layers.values()) for source in sources)
@@ -72,6 +72,22 @@ def run(
         "run": settings,
         "formats": [_diagnosis(spec, found, settings, curve) for spec, found in tallies.items()],
     }
+
+
+def _fitted(skeleton: nn.Module, wanted: Mapping[str, Chain], *, named: bool) -> dict[str, Chain]:
+    """Return the formats as they fit the model, by name; one that cannot is left out, and told, unless `named`."""
+    chains = {}
+    for spec, chain in wanted.items():
+        try:
+            name, fitting = fitted(skeleton, chain, spec, exact=named and ":" in spec)
+        except UserError as error:
+            if named:
+                raise
+            because = str(error).partition("\n")[0].removeprefix(f"{spec}: ")
+            say(f"{spec} is left out: {because}")
+            continue
+        chains[name] = fitting
+    return chains
 
 
 def _of_weights(spec: str) -> Chain:

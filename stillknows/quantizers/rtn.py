@@ -84,9 +84,14 @@ def rtn(
 
 
 @register("quantizer", source="rtn with its default options")
-def int4(weight_OI: Tensor) -> Quantized:
-    """Symmetric round to nearest in 4 bits, groups of 128; rtn:grid=full is compressed-tensors' grid of it."""
-    return rtn(weight_OI)
+def int4(weight_OI: Tensor, *, group: int = 128) -> Quantized:
+    """Symmetric round to nearest in 4 bits, in groups of inputs; rtn:grid=full is compressed-tensors' grid of it.
+
+    Args:
+        weight_OI: weights [O, I].
+        group: inputs that share a scale; see rtn.
+    """
+    return rtn(weight_OI, group=group)
 
 
 def in_blocks(weight_OI: Tensor, group: int) -> Tensor:

@@ -224,10 +224,7 @@ def configured(request: unlearn.Request, chosen: Mapping[str, Any]) -> unlearn.R
 
 
 def _with_option(bound: Bound, part: str, option: str, value: Any) -> str:
-    if bound.plugin.name != part:
-        return bound.spec
-    options = {k: v for k, v in bound.options.items() if v != bound.plugin.options[k]} | {option: value}
-    return ":".join([part, *(f"{k}={v}" for k, v in options.items())])
+    return bound.respelled(**{option: value}) if bound.plugin.name == part else bound.spec
 
 
 def _worst(cells: Sequence[Json], gates: Sequence[str]) -> list[float]:
