@@ -42,7 +42,10 @@ FOLDERS = tuple(name for name in LEVEL if name.endswith("/"))
 PLUGINS = next(names for names in LAYERS if "objectives/" in names)
 LIGHT = (
     *("errors", "types", "words", "registry", "stats", "scores", "measure", "store", "metrics", "figures"),
-    *(f"auditing.{name}" for name in ("logs", "logvalues", "evidence", "verdict", "report", "rescore", "ranking")),
+    *(
+        f"auditing.{name}"
+        for name in ("logs", "logvalues", "evidence", "verdict", "report", "rescore", "scored", "ranking")
+    ),
     *(f"formats.{name}" for name in ("prediction", "causes", "diagnosis")),
 )
 HEAVY = ("torch", "transformers")

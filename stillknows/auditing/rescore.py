@@ -6,25 +6,35 @@ compared and disagreements are told.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 
 from stillknows.auditing import evidence, report
 from stillknows.auditing.evidence import Place
 from stillknows.auditing.logs import ROUGE, Attacks, Generations, TofuLog, read_muse, read_tofu
-from stillknows.errors import NotMeasured, UserError
+from stillknows.auditing.scored import (
+    EXACT,
+    SINGLE,
+    Agreement,
+    Json,
+    as_json,
+    compare,
+    compare_one,
+    finite,
+    measured,
+    summed,
+    told,
+)
+from stillknows.errors import UserError
 from stillknows.measure import score
 from stillknows.registry import bind
 from stillknows.scores import mean_log_probs, normalised_probability, truth_ratio
 from stillknows.stats import auc, mean_interval
 from stillknows.store import load_observations, name_of, read_json
-from stillknows.types import Cell, Floats, Interval, Observations
+from stillknows.types import Cell, Observations
 
-Json = dict[str, Any]
 OBSERVATIONS = "observations"
 NUMBER = ("value", "low", "high", "n")
 ATTACK = "Min-40%"  # MUSE's PrivLeak is that of this attack
@@ -45,16 +55,6 @@ AUC_RETRAIN: Mapping[str, Mapping[str, float]] = {
         "Min-10%": 0.5424, "Min-20%": 0.5582, "Min-30%": 0.557, "Min-40%": 0.5393, "Min-50%": 0.5167, "Min-60%": 0.4841,
     },
 }  # fmt: skip
-EXACT, SINGLE = 1e-9, 1e-5  # what two computations may differ by: in float64, and relatively where one was in float32
-
-
-class Comparison(NamedTuple):
-    """How the scores that a log records compare with those computed here."""
-
-    name: str
-    compared: int
-    disagreeing: int
-    largest_difference: float
 
 
 def saved(folder: Path, metrics: str, figures: str = "") -> Json:
@@ -71,7 +71,7 @@ def saved(folder: Path, metrics: str, figures: str = "") -> Json:
     for model in dict.fromkeys(place.model for place in observations):
         variants = dict.fromkeys(place.variant for place in observations if place.model == model)
         cells += evidence.suite_cells(observations, model, variants, suites)
-    return {"cells": [_finite(cell.to_json()) for cell in cells], "warnings": []}
+    return {"cells": [finite(cell.to_json()) for cell in cells], "warnings": []}
 
 
 def _load(folder: Path) -> dict[Place, Observations]:
@@ -112,15 +112,15 @@ def muse(path: Path, reference: Path | None = None, corpus: str | None = None) -
 def _rouge(log: Generations) -> Json:
     scores = {name: score(bind("metric", spec), log.seen) for name, spec in ROUGE_METRICS.items()}
     aggregate = {f"{how}_{name}": float(getattr(x, how)()) for name, x in scores.items() for how in ("max", "mean")}
-    compared = [_compare(name, scores[name], log.recorded[name], EXACT) for name in ROUGE if name in log.recorded]
+    compared = [compare(name, scores[name], log.recorded[name], EXACT) for name in ROUGE if name in log.recorded]
     kept = [key for key in aggregate if key in log.aggregate]
-    compared += [_compare(key, np.array([aggregate[key]]), np.array([log.aggregate[key]]), EXACT) for key in kept]
+    compared += [compare_one(key, aggregate[key], log.aggregate[key], EXACT) for key in kept]
     return {
         "kind": "rouge",
         "n": len(log.seen.ids),
         "aggregate": aggregate,
-        "intervals": {f"mean_{name}": _json(mean_interval(x, log.seen.facts)) for name, x in scores.items()},
-        **_recorded(compared),
+        "intervals": {f"mean_{name}": as_json(mean_interval(x, log.seen.facts)) for name, x in scores.items()},
+        **told(compared),
     }
 
 
@@ -136,14 +136,14 @@ def _privleak(path: Path, log: Attacks, reference: Path | None, corpus: str | No
         for attack in attacks
     }
     privleak = {attack: _privleak_of(log, known, corpus, attack) for attack in attacks}
-    compared = [_compare(key, np.array([aucs[key]]), np.array([log.auc[key]]), EXACT) for key in aucs if key in log.auc]
+    compared = [compare_one(key, aucs[key], log.auc[key], EXACT) for key in aucs if key in log.auc]
     return {
         "kind": "privleak",
         "n": {split: len(columns[attacks[0]]) for split, columns in log.values.items()},
         "auc": aucs,
         "privleak": privleak.get(ATTACK, {"not_measured": f"the log has no {ATTACK}"}),
         "attacks": {attack: {"privleak": privleak[attack], **_shown(log, attack)} for attack in attacks},
-        **_recorded([_summed("auc", compared)] if compared else []),
+        **told([summed("auc", compared)] if compared else []),
     }
 
 
@@ -167,12 +167,12 @@ def _privleak_of(log: Attacks, known: Attacks | None, corpus: str | None, attack
     elif known is None:
         return {"not_measured": "there is no retrained model to compare with: give --reference or --corpus"}
     control = None if known is None else known.observations(attack)
-    return _numbers(spec, log.observations(attack), control)["privleak"]
+    return measured(spec, log.observations(attack), control)["privleak"]
 
 
 def _shown(log: Attacks, attack: str) -> Json:
     """What an attack shows of forget against holdout; AUC here counts forget as members, as everywhere but in MUSE."""
-    numbers = _numbers("membership:attacks=loss:members=forget:holdouts=holdout", log.observations(attack), None)
+    numbers = measured("membership:attacks=loss:members=forget:holdouts=holdout", log.observations(attack), None)
     return {name.partition(".")[2]: number for name, number in numbers.items()}
 
 
@@ -191,15 +191,15 @@ def tofu(path: Path, reference: Path | None = None) -> Json:
         "model_utility": {}, "parts": {}, "forget": {}, "forget_quality": {}, "ks_statistic": {},
     }  # fmt: skip
     for mean in ("geometric", "arithmetic"):
-        utility = _numbers(f"model_utility:mean={mean}", log.splits, control)
-        quality = _numbers(f"forget_quality:mean={mean}", log.splits, control)
+        utility = measured(f"model_utility:mean={mean}", log.splits, control)
+        quality = measured(f"forget_quality:mean={mean}", log.splits, control)
         result["model_utility"][mean] = utility.pop("model_utility")
         result["parts"][mean] = utility
-        result["forget"][mean] = _numbers(f"forget_scores:mean={mean}", log.splits, control)
+        result["forget"][mean] = measured(f"forget_scores:mean={mean}", log.splits, control)
         result["forget_quality"][mean] = quality["forget_quality"]
         result["ks_statistic"][mean] = quality.get("ks_statistic", quality["forget_quality"])
     compared = [comparison for name in log.splits for comparison in _compare_tofu(log, name)]
-    return result | _recorded(compared)
+    return result | told(compared)
 
 
 def _check_items(path: Path, splits: Mapping, reference: Path, others: Mapping) -> None:
@@ -209,15 +209,7 @@ def _check_items(path: Path, splits: Mapping, reference: Path, others: Mapping) 
             raise UserError(f"{path} and {reference} are not of the same {name} items, such as item {min(odd)}")
 
 
-def _numbers(spec: str, subject: Mapping[str, Observations], control: Mapping[str, Observations] | None) -> Json:
-    """Return a figure's numbers by name, or under its own name the reason why it was not measured."""
-    try:
-        return {name: _json(number) for name, number in bind("figure", spec)(subject=subject, control=control).items()}
-    except NotMeasured as reason:
-        return {spec.partition(":")[0]: {"not_measured": str(reason)}}
-
-
-def _compare_tofu(log: TofuLog, name: str) -> Iterable[Comparison]:
+def _compare_tofu(log: TofuLog, name: str) -> Iterable[Agreement]:
     seen, recorded = log.splits[name], log.recorded[name]
     true, paraphrase, wrong = seen.log_probs or (), seen.paraphrase_log_probs or (), seen.wrong_log_probs or ()
     computed = {
@@ -229,34 +221,7 @@ def _compare_tofu(log: TofuLog, name: str) -> Iterable[Comparison]:
         "paraphrased_loss": lambda: -mean_log_probs(paraphrase) * [len(answer) for answer in paraphrase],
     }
     for key, values in recorded.items():
-        yield _compare(f"{name}.{key}", computed[key](), values, EXACT if "rouge" in key else SINGLE)
-
-
-def _compare(name: str, ours: Floats, theirs: Floats, tolerance: float) -> Comparison:
-    agrees = np.isclose(ours, theirs, rtol=tolerance, atol=tolerance, equal_nan=True)
-    with np.errstate(invalid="ignore"):  # ∞ − ∞
-        gaps = np.where(agrees & ~np.isfinite(ours), 0.0, np.abs(ours - theirs))
-    return Comparison(name, len(gaps), int(np.count_nonzero(~agrees)), float(gaps.max()))
-
-
-def _summed(name: str, parts: list[Comparison]) -> Comparison:
-    """Return many comparisons as one."""
-    worst = max(part.largest_difference for part in parts)
-    return Comparison(name, sum(part.compared for part in parts), sum(part.disagreeing for part in parts), worst)
-
-
-def _recorded(compared: list[Comparison]) -> Json:
-    warnings = [
-        f"{c.name}: {c.disagreeing} of {c.compared} recorded values are not what is computed here; "
-        f"the largest difference is {c.largest_difference:.3g}"
-        for c in compared
-        if c.disagreeing
-    ]
-    return {"recorded": [_finite(c._asdict()) for c in compared], "warnings": warnings}
-
-
-def _json(number: Interval) -> Json:
-    return _finite(number._asdict())
+        yield compare(f"{name}.{key}", computed[key](), values, EXACT if "rouge" in key else SINGLE)
 
 
 def text(result: Json) -> str:
@@ -264,6 +229,9 @@ def text(result: Json) -> str:
     if "cells" in result:
         header = ["model", "variant", "split", "metric", *NUMBER]
         rows = [[c["subject"], c["variant"], c["split"], c["metric"], *_columns(c)] for c in result["cells"]]
+    elif "values" in result:
+        header = ["number", *NUMBER]
+        rows = [[name, *_columns(number)] for name, number in result["values"].items()]
     elif result["format"] == "tofu":
         header, rows = ["figure", "truth ratio", *NUMBER], list(_tofu_rows(result))
     elif result["kind"] == "rouge":
@@ -297,8 +265,3 @@ def _aligned(rows: list[list[str]]) -> str:
     """Return rows in columns; a reason why there is no number may be longer than its column."""
     widths = [max(len(row[i]) for row in rows if not row[i].startswith("not measured")) for i in range(len(rows[0]))]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
-
-
-def _finite(table: Json) -> Json:
-    """Return the table with None where a number is infinite or none: JSON has neither."""
-    return {key: None if isinstance(x, float) and not math.isfinite(x) else x for key, x in table.items()}

@@ -157,6 +157,7 @@ def diagnose(
         "stillknows score runs/audit --figures forget_quality,model_utility",
         "stillknows score eval_log_aggregated.json --format tofu --reference retain90/eval_log_aggregated.json",
         "stillknows score privleak/log.json --format muse --corpus news --json",
+        "stillknows score TOFU_EVAL.json --format openunlearning --reference retain90/TOFU_EVAL.json",
     )
 )
 def score(
@@ -164,10 +165,11 @@ def score(
     metrics: Annotated[str, typer.Option(help="For an audit: see `stillknows list metrics`.")] = defaults.METRICS,
     figures: Annotated[str, typer.Option(help="For an audit: see `stillknows list figures`.")] = "",
     log_format: Annotated[
-        Literal["muse", "tofu"] | None, typer.Option("--format", help="Whose log it is; without it, an audit's folder.")
+        Literal["muse", "tofu", "openunlearning", "rwku"] | None,
+        typer.Option("--format", help="Whose log it is; without it, an audit's folder."),
     ] = None,
     reference: Annotated[
-        Path | None, typer.Option(help="Log of the retrained model, for TOFU's forget quality and MUSE's PrivLeak.")
+        Path | None, typer.Option(help="Log of the retrained model, for forget quality and PrivLeak.")
     ] = None,
     corpus: Annotated[
         Literal["news", "books"] | None, typer.Option(help="Take the AUC that MUSE gives for its retrained model.")
@@ -179,21 +181,27 @@ def score(
     Bounds are one-sided, 95 % each. Scores are computed from probabilities and texts; those that a log records itself
     are only compared, and disagreements are told.
     """
-    from stillknows.auditing import rescore
+    from stillknows.auditing import rescore, rescore_openunlearning, rescore_rwku
 
     if log_format != "muse" and corpus:
         raise UserError("--corpus names a corpus of MUSE", "add --format muse, or leave it out")
+    if log_format in (None, "rwku") and reference:
+        compared = "with a log" if log_format is None else "with none of RWKU's result files"
+        raise UserError(f"--reference is compared {compared}", "say with --format whose log it is, or leave it out")
     if log_format == "muse":
         result = rescore.muse(path, reference, corpus)
     elif log_format == "tofu":
         result = rescore.tofu(path, reference)
-    elif reference:
-        raise UserError("--reference is compared with a log", "say with --format whose log it is")
+    elif log_format == "openunlearning":
+        result = rescore_openunlearning.run(path, reference)
+    elif log_format == "rwku":
+        result = rescore_rwku.run(path)
     else:
         result = rescore.saved(path, metrics, figures)
     show(result, as_json, rescore.text(result))
-    for warning in result["warnings"]:
-        print(f"warning: {warning}", file=sys.stderr)
+    for kind in ("warning", "note"):
+        for line in result.get(f"{kind}s", ()):
+            print(f"{kind}: {line}", file=sys.stderr)
 
 
 @app.command(epilog=examples("stillknows meta", "stillknows meta --models 9 --seed 1 --out runs/meta-1 --json"))
