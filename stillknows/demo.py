@@ -48,8 +48,8 @@ METRICS = "answer_probability,exact_memorisation,extraction_strength"
 
 def run(out: Path, seed: int, command: str) -> dict[str, Any]:
     """Train, unlearn, audit and write the report into `out`; return the report. Finished steps are not repeated."""
-    checkpoints.quiet()
     with claim(out):
+        checkpoints.quiet()
         benchmark = bind("benchmark", f"world:seed={seed}")()
         say("a fictional world: " + ", ".join(f"{len(s.examples)} questions to {s.role}" for s in benchmark.splits))
         subjects = {name: out / "models" / name for name in (ORIGINAL, CONTROL, *SUBJECTS)}

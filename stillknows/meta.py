@@ -223,13 +223,13 @@ def run(out: Path, *, models: int, seed: int, metrics: str | None, overwrite: bo
 
     Finished steps are not repeated. Raises UserError for bad input, before anything is trained.
     """
-    checkpoints.quiet()
     judged = metrics_to_judge(metrics)
     world = facts(seed)
     taught = pupils(world, models, seed)
     later = unlearning(taught, models, seed)
     with claim(out):
         require_new(out / JSON, overwrite=overwrite)
+        checkpoints.quiet()
         _train(out, world, taught)
         _unlearn(out, world, later)
         seen = _observe(out, world, taught, later, [metric.plugin for metric in judged.values()])

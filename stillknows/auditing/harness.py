@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import importlib.util
 import io
 import json
 import logging
@@ -60,6 +61,15 @@ class Suite:
     version: str
 
 
+def check(include: Path | None) -> None:
+    """Raise UserError for what can be told before torch is imported: the extra is not installed, a folder of tasks that
+    holds none or files that lm-eval would skip."""
+    if importlib.util.find_spec("lm_eval") is None:
+        raise UserError("general tasks need lm-eval (it is not installed)", INSTALL)
+    if include is not None:
+        _check_folder(include)
+
+
 def load(names: Sequence[str], *, include: Path | None = None) -> Suite:
     """Return the tasks of these names with their documents, from the disk or, for what is not there, from the hub.
 
@@ -73,8 +83,7 @@ def load(names: Sequence[str], *, include: Path | None = None) -> Suite:
     """
     if not names:
         raise UserError("no task is named", f"name some of lm-eval's, such as {', '.join(GENERAL)}")
-    if include is not None:
-        _check_folder(include)
+    check(include)
     with _undisturbed():
         _require_installed()
         manager = _manager(names, include)

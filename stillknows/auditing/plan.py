@@ -136,8 +136,11 @@ def plan(request: Request, out: Path) -> Plan:
     wanted = request.benchmark.figures if request.figures is None else request.figures.split(",")
     figures = {spec.strip(): bind("figure", spec) for spec in wanted if spec.strip()}
     _check_request(request, metrics)
-    prepared = _prepare(request, _fields(request.benchmark, [*metrics.values(), *figures.values()]))
-    _check_models(prepared, out)
+    suppressions, sources = _find(request)
+    require_apart(out, [source.folder for source in sources.values()])
+    fields = _fields(request.benchmark, [*metrics.values(), *figures.values()])
+    prepared = _prepare(request, fields, suppressions, sources)
+    _check_models(prepared)
     subjects = [model for model in prepared if model.label not in (ORIGINAL, CONTROL)]
     if request.variants == defaults.VARIANTS and subjects and all(model.source.form for model in subjects):
         named, chains = expand(FULL)
@@ -198,7 +201,6 @@ def check_benchmark(benchmark: Benchmark) -> None:
 
 def _check_request(request: Request, metrics: Mapping[str, Bound]) -> None:
     check_benchmark(request.benchmark)
-    checkpoints.check_device(request.device)
     if not any(split.role == "forget" for split in request.benchmark.splits):
         raise UserError(f"{request.benchmark.spec} measures no split to forget", "choose another benchmark")
     policy = request.policy
@@ -209,11 +211,16 @@ def _check_request(request: Request, metrics: Mapping[str, Bound]) -> None:
     for label in request.subjects:
         if label in (ORIGINAL, CONTROL):
             raise UserError(f"a model named {label!r} would be taken for the {label}", "rename its folder")
+    if request.calibration is not None:
+        read_text(request.calibration)
+    if request.tasks:
+        harness.check(request.task_folder)
+    elif request.task_folder or request.task_limit:
+        raise UserError("no general task is named", f"add --tasks, such as {','.join(harness.GENERAL[:2])}")
 
 
-def _check_models(prepared: Sequence[Prepared], out: Path) -> None:
+def _check_models(prepared: Sequence[Prepared]) -> None:
     """Check what concerns all models together."""
-    require_apart(out, [model.source.folder for model in prepared])
     original = prepared[0]
     for model in prepared[1:]:
         checkpoints.require_same_shapes(original.source, model.source)
@@ -233,15 +240,28 @@ def _fields(benchmark: Benchmark, measures: Sequence[Bound]) -> dict[str, frozen
     return {s.name: read | ({"generations"} if s.role == "forget" else set()) for s in benchmark.splits}
 
 
-def _prepare(request: Request, fields: dict[str, frozenset[str]]) -> list[Prepared]:
+def _find(request: Request) -> tuple[dict[str, Suppression], dict[str, checkpoints.Source]]:
+    """Return by label the suppressions, and the models as far as their files tell, before torch is imported."""
     allowed = {
         "allow_pickle": request.allow_pickle,
         "trust_remote_code": request.trust_remote_code,
         "quantized": True,
     }
-    suppressions = {label: suppress.read(Path(name)) for label, name in request.subjects.items()}
-    models = request.models | {label: found.model for label, found in suppressions.items() if found}
-    sources = {label: checkpoints.locate(name, **allowed) for label, name in models.items()}
+    read = {label: suppress.read(Path(name)) for label, name in request.subjects.items()}
+    suppressions = {label: found for label, found in read.items() if found}
+    models = request.models | {label: found.model for label, found in suppressions.items()}
+    return suppressions, {label: checkpoints.find(name, **allowed) for label, name in models.items()}
+
+
+def _prepare(
+    request: Request,
+    fields: dict[str, frozenset[str]],
+    suppressions: Mapping[str, Suppression],
+    sources: Mapping[str, checkpoints.Source],
+) -> list[Prepared]:
+    checkpoints.check_device(request.device)
+    for source in sources.values():
+        checkpoints.understood(source)
     prepared, vocabulary = [], None
     for label, source in sources.items():
         tokenizer = checkpoints.load_tokenizer(source)
@@ -364,8 +384,6 @@ def _texts(split: Split, benchmark: Benchmark) -> list[str]:
 def _suite(request: Request) -> harness.Suite | None:
     """Load the general tasks with their documents; None when none is asked for."""
     if not request.tasks:
-        if request.task_folder or request.task_limit:
-            raise UserError("no general task is named", f"add --tasks, such as {','.join(harness.GENERAL[:2])}")
         return None
     suite = harness.load(request.tasks, include=request.task_folder)
     taken = {split.name for split in request.benchmark.splits} | {SUITE, WEIGHTS}

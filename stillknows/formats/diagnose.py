@@ -54,7 +54,8 @@ def run(
     that are pickled, quantized or missing. While matrices are read: weights that are not finite.
     """
     wanted = {spec.strip(): _of_weights(spec.strip()) for spec in formats.split(",")}
-    sources = [locate(name, trust_remote_code) for name in (original, unlearned)]
+    found = [locate(name, trust_remote_code) for name in (original, unlearned)]
+    sources = [checkpoints.understood(source) for source in found]
     skeleton = checkpoints.require_same_shapes(*sources, ties=True)
     chains = _fitted(skeleton, wanted, named=formats != defaults.FORMATS)
     places = {spec: {layer.name: at for layer, at in matrices(skeleton, chain)} for spec, chain in chains.items()}

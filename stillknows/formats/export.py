@@ -20,6 +20,7 @@ from stillknows.model.packed import Kept, bitsandbytes, compressed_tensors, libr
 from stillknows.model.packed.gguf_writer import GgufWriter
 from stillknows.model.places import placed
 from stillknows.progress import progress
+from stillknows.registry import Bound
 from stillknows.store import RECORD, atomic_folder, claim, read_json, read_text, require_apart, require_new, write_json
 
 if TYPE_CHECKING:
@@ -77,21 +78,31 @@ def run(request: Request, out: Path, *, overwrite: bool = False) -> dict[str, An
     that holds a model (unless `overwrite`) or lies in the model's folder.
     """
     chain = compress.parse_variant(request.spec)
-    kind = storage_type(chain, request.spec)
-    checkpoints.check_device(request.device)
-    source = checkpoints.locate(
+    _check_kinds(chain, request.spec)
+    _check_calibration(request, chain)
+    _require_free(request, out, overwrite)
+    source = checkpoints.find(
         request.model, allow_pickle=request.allow_pickle, trust_remote_code=request.trust_remote_code
     )
+    kind = storage_type(chain, request.spec)
+    checkpoints.check_device(request.device)
+    checkpoints.understood(source)
     skeleton, tokenizer = checkpoints.skeleton(source), checkpoints.load_tokenizer(source)
     compress.check(skeleton, chain, request.spec)
     writer = _writer(kind, chain, source)
     writer.check(skeleton, tokenizer, source.name)
-    ids_NL = _calibration(request, chain, tokenizer, checkpoints.context_length(source))
+    ids_NL = _calibration(request, tokenizer, checkpoints.context_length(source))
     require_apart(out, [source.folder])
     with claim(out):
-        for name in (RECORD, CONFIG):
-            require_new(out / name, overwrite=overwrite)
+        _require_free(request, out, overwrite)
         return _run(request, chain, source, writer, ids_NL, out)
+
+
+def _require_free(request: Request, out: Path, overwrite: bool) -> None:
+    """Raise UserError for an `out` that lies in the model's folder, or holds a model that is to be kept."""
+    require_apart(out, checkpoints.here(request.model))
+    for name in (RECORD, CONFIG):
+        require_new(out / name, overwrite=overwrite)
 
 
 def text(record: Mapping[str, Any]) -> str:
@@ -102,11 +113,23 @@ def text(record: Mapping[str, Any]) -> str:
     )
 
 
-def storage_type(chain: compress.Chain, spec: str) -> str:
-    """Return how files keep what a chain's last format makes. UserError for a format that no file holds."""
+def _check_kinds(chain: compress.Chain, spec: str) -> None:
+    """Raise UserError for formats of something else than weights, and for those known to be held by no file."""
     strange = [link.spec for link in chain if "weight_OI" not in link.plugin.needs]
     if strange:
         raise UserError(f"{spec}: a file holds weights, and {strange[0]} is none of their formats", "leave it out")
+    if chain[-1].plugin.name in NEAREST:
+        raise _not_stored(chain[-1], spec)
+
+
+def _not_stored(link: Bound, spec: str) -> UserError:
+    nearest = NEAREST.get(link.plugin.name, "nf4, rtn, gptq, fp8, nvfp4, mxfp4, int8 or gguf")
+    return UserError(f"{spec}: no file that others load holds {link.plugin.name}", f"ship {nearest}")
+
+
+def storage_type(chain: compress.Chain, spec: str) -> str:
+    """Return how files keep what a chain's last format makes. UserError for a format that no file holds."""
+    _check_kinds(chain, spec)
     last = chain[-1]
     group = max(int(last.options.get("group", 0)), 0)
     inputs = group * -(-256 // group) if group else 256
@@ -114,8 +137,7 @@ def storage_type(chain: compress.Chain, spec: str) -> str:
     stored = compress.quantize(row, (last,), nothing).stored
     known = (*compressed_tensors.FORMATS, *bitsandbytes.TYPES)
     if stored is None:
-        nearest = NEAREST.get(last.plugin.name, "nf4, rtn, gptq, fp8, nvfp4, mxfp4, int8 or gguf")
-        raise UserError(f"{spec}: no file that others load holds {last.plugin.name}", f"ship {nearest}")
+        raise _not_stored(last, spec)
     if stored.type not in known and not compress.is_placed(last):
         bits = 4 if int(stored.type.removeprefix("int")) < 4 else 8
         raise UserError(
@@ -139,18 +161,24 @@ def _dtype(source: checkpoints.Source) -> torch.dtype:
     return getattr(torch, str(config.get("dtype") or config.get("torch_dtype")), torch.float32)
 
 
-def _calibration(request: Request, chain: compress.Chain, tokenizer: Any, context: int) -> Tensor | None:
-    """Return calibration tokens [N, L], the same that an audit with this text takes; None where none are needed."""
+def _check_calibration(request: Request, chain: compress.Chain) -> None:
+    """Raise UserError for a calibration text that is needed and absent, or given and not needed."""
     needed = [link for link in chain if compress.is_calibrated(link)]
-    if not needed:
-        if request.calibration:
-            raise UserError(f"{request.spec} looks at no inputs", "leave --calibration out")
-        return None
+    if not needed and request.calibration:
+        raise UserError(f"{request.spec} looks at no inputs", "leave --calibration out")
     other = [name for link in needed if (name := link.options["calibration"]) != "text"]
     if other:
         raise UserError(f"{request.spec}: there is no split {other[0]!r} here", "calibrate on --calibration FILE")
-    if request.calibration is None:
+    if needed and request.calibration is None:
         raise UserError(f"{request.spec} looks at inputs, and there is no text", "give one with --calibration FILE")
+    if request.calibration:
+        read_text(request.calibration)
+
+
+def _calibration(request: Request, tokenizer: Any, context: int) -> Tensor | None:
+    """Return calibration tokens [N, L], the same that an audit with this text takes; None where none are needed."""
+    if request.calibration is None:
+        return None
     return sequences([read_text(request.calibration)], tokenizer, context)
 
 

@@ -44,13 +44,20 @@ def locate(
 ) -> Source:
     """Find a local model or download one, and check that it is a causal language model that can be loaded.
 
+    Raises UserError as `find` and `understood` do.
+    """
+    return understood(find(name, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code, quantized=quantized))
+
+
+def find(name: str, *, allow_pickle: bool = False, trust_remote_code: bool = False, quantized: bool = False) -> Source:
+    """Find a local model or download one, and check its files, for which neither torch nor transformers is imported.
+
     `quantized` allows weights that are quantized on disk, and .gguf files.
 
-    Raises UserError: no such folder or hub model, no config.json, not a causal language model, code of its own (needs
-    `trust_remote_code`), no safetensors weights (pickled weights need `allow_pickle`), missing, truncated or unreadable
-    weight files, quantized ones that are not allowed or that nothing here can read.
+    Raises UserError: no such folder or hub model, no config.json, code of its own (needs `trust_remote_code`), no
+    safetensors weights (pickled weights need `allow_pickle`), missing, truncated or unreadable weight files, quantized
+    ones that are not allowed or that nothing here can read.
     """
-    quiet()
     folder = Path(name).expanduser()
     if folder.suffix == gguf.SUFFIX and folder.is_file():
         if not quantized:
@@ -63,7 +70,7 @@ def locate(
                 f"no folder {name}", "give a folder with a Hugging Face model, or a hub name like org/model"
             )
         folder = _download(name, allow_pickle)
-    stored = _check_config(folder, trust_remote_code)
+    stored = _check_files(folder, trust_remote_code)
     if stored and not quantized:
         raise _already_quantized(name)
     form = folders.describe(stored, f"{folder}/config.json") if stored else ""
@@ -92,25 +99,42 @@ def _download(name: str, allow_pickle: bool) -> Path:
         ) from error
 
 
-def _check_config(folder: Path, trust_remote_code: bool) -> dict[str, Any]:
-    """Check what a model is, and return how its weights are quantized ({} where they are not)."""
+def here(*names: str) -> list[Path]:
+    """Return the folders on this machine that models of these names lie in; hub names have none."""
+    paths = [Path(name).expanduser() for name in names]
+    return [path.parent if path.is_file() else path for path in paths if path.exists()]
+
+
+def understood(source: Source) -> Source:
+    """Return the same source. Raises UserError for a configuration that transformers cannot read, or that is not a
+    causal language model's."""
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+    quiet()
+    if source.gguf:
+        return source
+    try:
+        config = AutoConfig.from_pretrained(source.folder, trust_remote_code=source.trust_remote_code)
+    except Exception as error:  # configurations check themselves and raise all kinds of error
+        raise UserError(
+            f"{source.folder}/config.json cannot be used: {_first_line(error)}", "copy or download the model again"
+        ) from error
+    wrong = [a for a in config.architectures or [] if not a.endswith(("ForCausalLM", "LMHeadModel"))]
+    if wrong or (config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not source.trust_remote_code):
+        kind = wrong[0] if wrong else config.model_type
+        raise UserError(
+            f"{source.folder} holds a {kind}, not a causal language model", "give a model that generates text"
+        )
+    return source
+
+
+def _check_files(folder: Path, trust_remote_code: bool) -> dict[str, Any]:
+    """Check what a folder says of its model, and return how its weights are quantized ({} where they are not)."""
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder} is not a model: it has no config.json", "give the folder that holds config.json")
     stored = _read_object(folder / "config.json")
     _check_code(folder, trust_remote_code)
-    try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except Exception as error:  # configurations check themselves and raise all kinds of error
-        raise UserError(
-            f"{folder}/config.json cannot be used: {_first_line(error)}", "copy or download the model again"
-        ) from error
-    wrong = [a for a in config.architectures or [] if not a.endswith(("ForCausalLM", "LMHeadModel"))]
-    if wrong or (config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not trust_remote_code):
-        kind = wrong[0] if wrong else config.model_type
-        raise UserError(f"{folder} holds a {kind}, not a causal language model", "give a model that generates text")
     return stored.get("quantization_config") or {}
 
 
@@ -175,7 +199,7 @@ def _check_weights(folder: Path, allow_pickle: bool) -> None:
         if _is_pickled(files):
             continue
         try:
-            with safe_open(file, framework="pt"):
+            with safe_open(file, framework="np"):  # the header alone: torch is not imported
                 pass
         except (SafetensorError, OSError) as error:
             raise UserError(f"{file} is truncated or damaged: {error}", "copy or download it again") from error
@@ -221,6 +245,8 @@ def skeleton(source: Source) -> PreTrainedModel:
 
 def check_device(name: str) -> None:
     """Raise UserError for a device that this machine or this build of torch does not have."""
+    if name == "cpu":
+        return
     try:
         torch.empty(1, device=name)
     except (RuntimeError, AssertionError) as error:

@@ -139,15 +139,17 @@ def write(
     require_new(path, overwrite=overwrite)
     bound = bind("suppression", spec)
     _require_helpers(bound, helpers)
-    vocabulary = checkpoints.load_tokenizer(checkpoints.locate(model)).get_vocab()
-    for name in helpers.values():
-        if checkpoints.load_tokenizer(checkpoints.locate(name)).get_vocab() != vocabulary:
-            raise UserError(f"{name} has another tokenizer than {model}", "their logits cannot be added")
     texts = _passages(bound, passages)
     roles: tuple[Role, ...] = ("forget", "retain")
     items = {r: _items(benchmark, r) for r in roles if r in bound.plugin.needs or (r == "retain" and _retrieves(bound))}
     if "forget" in items:
         bound(**items)
+    for name in (model, *helpers.values()):
+        checkpoints.find(name)
+    vocabulary = checkpoints.load_tokenizer(checkpoints.locate(model)).get_vocab()
+    for name in helpers.values():
+        if checkpoints.load_tokenizer(checkpoints.locate(name)).get_vocab() != vocabulary:
+            raise UserError(f"{name} has another tokenizer than {model}", "their logits cannot be added")
     content = {
         "stillknows": __version__,
         "suppression": spec,

@@ -36,9 +36,9 @@ class Stored(NamedTuple):
 
 
 def locate(name: str, trust_remote_code: bool) -> checkpoints.Source:
-    """Find a model whose weights can be read one by one. Raises UserError for one that is absent or pickled."""
+    """Find, by its files alone, a model whose weights can be read one by one; UserError if it is absent or pickled."""
     is_here = Path(name).expanduser().is_dir()  # of the hub's files only safetensors are downloaded
-    source = checkpoints.locate(name, allow_pickle=is_here, trust_remote_code=trust_remote_code)
+    source = checkpoints.find(name, allow_pickle=is_here, trust_remote_code=trust_remote_code)
     files = checkpoints.weight_files(source.folder)
     if any(file.suffix != ".safetensors" for file in files):
         raise UserError(

@@ -66,13 +66,14 @@ def train(
     Raises UserError for an item that two slices hold, for one that does not fit the model, and for a folder that has
     been trained already.
     """
-    from safetensors.torch import save_file
-
     require_new(folder / LEDGER, overwrite=False, fix="choose another folder")
-    source = checkpoints.locate(base)
+    source = checkpoints.find(base)
     require_apart(folder, [source.folder])
     _require_disjoint(shards)
     checkpoints.check_device(device)
+    from safetensors.torch import save_file
+
+    checkpoints.understood(source)
     tokenizer, context = checkpoints.load_tokenizer(source), checkpoints.context_length(source)
     tokens = checkpoints.vocabulary_size(source)
     encoded = [
@@ -149,14 +150,14 @@ def merge(folder: Path, out: Path) -> dict[str, Any]:
 
     Raises UserError as `verify` does, and when the base is no longer the model that the adapters were trained on.
     """
-    from safetensors.torch import load_file
-
     head = verify(folder)
     entries = _entries(folder)
-    base = checkpoints.locate(entries[0]["name"])
+    base = checkpoints.find(entries[0]["name"])
     if checkpoints.fingerprint(base.path) != entries[0]["model"]:
         raise UserError(f"{base.name} is not the model that {folder} was trained on", "put that one in its place")
     require_apart(out, [base.folder, folder])
+    from safetensors.torch import load_file
+
     subject = checkpoints.load(base)
     weights = dict(subject.model.named_parameters())
     for place in _alive(entries):

@@ -69,7 +69,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Raise UserError for numbers that no run can use, named as on the command line."""
-        for name in ("lr", "epochs", "clip"):
+        _require(0 < self.lr < math.inf, "lr", self.lr, "a rate above 0 and finite")
+        for name in ("epochs", "clip"):
             _require(0 < getattr(self, name) < math.inf, name, getattr(self, name), "above 0 and finite")
         for name in ("batch_size", "accumulate", "check_every"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")

@@ -130,7 +130,7 @@ def _require_optuna() -> None:
 def _plan(request: Request) -> str:
     """Identify a search by what its trials depend on; their number may grow."""
     wanted = request.unlearn
-    source = checkpoints.locate(
+    source = checkpoints.find(
         wanted.model, allow_pickle=wanted.allow_pickle, trust_remote_code=wanted.trust_remote_code
     )
     return key(repr(replace(request, trials=0)), checkpoints.fingerprint(source.folder))

@@ -54,14 +54,30 @@ def run(request: Request, out: Path, *, overwrite: bool = False, resume: bool = 
     model's folder and for one that holds a finished run or another model (unless `overwrite`) or an unfinished run
     (unless `resume` or `overwrite`).
     """
-    prepared = _prepare(request)
+    chosen = _check_request(request)
+    _require_free(request, out, overwrite, resume)
+    prepared = _prepare(request, chosen)
     require_apart(out, [prepared.base.folder, prepared.source.folder])
     with claim(out):
-        checkpoint = out / CHECKPOINT
-        require_new(out / RECORD, overwrite=overwrite)
-        require_new(checkpoint, overwrite=overwrite or resume, fix="continue it with --resume, or add --overwrite")
-        require_new(out / "config.json", overwrite=overwrite or checkpoint.exists())
-        return _run(request, prepared, out, checkpoint, resume)
+        _require_free(request, out, overwrite, resume)
+        return _run(request, prepared, out, out / CHECKPOINT, resume)
+
+
+def _check_request(request: Request) -> Method:
+    """Check what the request alone can tell, before torch is imported; return the method."""
+    chosen = method.parse(request.method)
+    check_benchmark(request.benchmark)
+    _check_splits(request, chosen)
+    return chosen
+
+
+def _require_free(request: Request, out: Path, overwrite: bool, resume: bool) -> None:
+    """Raise UserError for an `out` that lies in a model's folder, or holds a run or a model that is to be kept."""
+    require_apart(out, checkpoints.here(request.model, *([] if request.after is None else [str(request.after)])))
+    checkpoint = out / CHECKPOINT
+    require_new(out / RECORD, overwrite=overwrite)
+    require_new(checkpoint, overwrite=overwrite or resume, fix="continue it with --resume, or add --overwrite")
+    require_new(out / "config.json", overwrite=overwrite or checkpoint.exists())
 
 
 class _Prepared(NamedTuple):
@@ -76,15 +92,11 @@ class _Prepared(NamedTuple):
     retain: list[Encoded]
 
 
-def _prepare(request: Request) -> _Prepared:
-    """Check everything that can be checked without the weights."""
+def _prepare(request: Request, chosen: Method) -> _Prepared:
+    """Check everything else that can be checked without the weights."""
     benchmark = request.benchmark
-    chosen = method.parse(request.method)
-    check_benchmark(benchmark)
-    _check_splits(request, chosen)
-    checkpoints.check_device(request.device)
     base, source, earlier = _start(request)
-    earlier.require_compatible(benchmark)
+    checkpoints.check_device(request.device)
     skeleton = checkpoints.skeleton(source)
     _check_names(chosen, skeleton)
     tokenizer = checkpoints.load_tokenizer(source)
@@ -108,12 +120,14 @@ def _prepare(request: Request) -> _Prepared:
 def _start(request: Request) -> tuple[checkpoints.Source, checkpoints.Source, sequence.Earlier]:
     """Return the model that the first request began with, the one to start from, and the requests between them."""
     allowed = {"allow_pickle": request.allow_pickle, "trust_remote_code": request.trust_remote_code}
-    base = checkpoints.locate(request.model, **allowed)
+    base = checkpoints.find(request.model, **allowed)
+    source = base if request.after is None else checkpoints.find(str(request.after), **allowed)
     original = checkpoints.fingerprint(base.path)
-    if request.after is None:
-        return base, base, sequence.Earlier(original)
-    earlier = sequence.follow(request.after, original, base.name)
-    return base, checkpoints.locate(str(request.after), **allowed), earlier
+    earlier = sequence.Earlier(original)
+    if request.after is not None:
+        earlier = sequence.follow(request.after, original, base.name)
+    earlier.require_compatible(request.benchmark)
+    return checkpoints.understood(base), checkpoints.understood(source), earlier
 
 
 def _companions(chosen: Method, kind: str) -> frozenset[str]:
