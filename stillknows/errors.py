@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+import errno
+from collections.abc import Iterable, Iterator
 
 MOST_KNOWN = 100  # words that a message lists
 
@@ -19,10 +21,45 @@ class UserError(Exception):
         super().__init__(f"{what}\n  {fix}" if fix else what)
 
 
+OUT_OF_MEMORY = (
+    *("out of memory", "can't allocate memory", "cannot allocate memory", "unable to allocate", "not enough memory"),
+    *("(os error 12)", "bad_alloc", "bad allocation", "alloc_failed", "failed to allocate"),
+)
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Tell whether an error says that memory has run out, of the machine or of the accelerator."""
-    signs = ("out of memory", "can't allocate memory", "not enough memory")
-    return isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in signs)
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return True
+    return any(sign in str(error).lower() for sign in OUT_OF_MEMORY)
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Tell whether an error says that a disk, or a user's share of it, is full."""
+    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "(os error 28)" in str(error)
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, its kind where it has none."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+@contextlib.contextmanager
+def blamed_on(what: str, fix: str) -> Iterator[None]:
+    """Turn whatever a library raises over a user's file into a UserError: "what: the error's first line", then the fix.
+
+    Libraries raise all kinds of error there, and those that are written in Rust a panic, which is no Exception. That
+    memory or disk ran out is no fault of the file and is raised as it is, and so are messages of our own.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except BaseException as error:
+        is_of_library = isinstance(error, Exception) or type(error).__name__ == "PanicException"
+        if not is_of_library or is_out_of_memory(error) or is_disk_full(error):
+            raise
+        raise UserError(f"{what}: {first_line(error)}", fix) from error
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -105,7 +105,7 @@ def oracle(request: pytest.FixtureRequest) -> None:
         pytest.importorskip(marker.args[0], reason=f"{marker.args[0]} is installed by `make oracles`")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_model() -> Callable[..., Any]:
     """Return make(family="llama", seed=0, vocabulary=32, hidden=16, layers=1): a tiny model in evaluation mode."""
 
@@ -139,6 +139,10 @@ def family_model(request: pytest.FixtureRequest, make_model: Callable[..., Any])
 @pytest.fixture
 def tokenizer() -> Any:
     """One token per word of WORDS; unknown words are <unk>; end of sequence </s>; no padding token."""
+    return word_tokenizer()
+
+
+def word_tokenizer() -> Any:
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import Whitespace
@@ -170,17 +174,22 @@ def make_items() -> Callable[..., list[Any]]:
     return make
 
 
-@pytest.fixture
-def save_model(tmp_path: Path, make_model: Callable[..., Any], tokenizer: Any) -> Callable[..., Path]:
-    """Return save(name, family="llama", seed=0): the folder of a saved tiny model with its tokenizer."""
+@pytest.fixture(scope="session")
+def saved(make_model: Callable[..., Any]) -> Callable[..., Path]:
+    """Return saved(folder, family="llama", seed=0): that folder, with a tiny model and its tokenizer."""
 
-    def save(name: str, family: str = "llama", seed: int = 0) -> Path:
-        folder = tmp_path / name
+    def save(folder: Path, family: str = "llama", seed: int = 0) -> Path:
         make_model(family, seed).save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        word_tokenizer().save_pretrained(folder)
         return folder
 
     return save
+
+
+@pytest.fixture
+def save_model(tmp_path: Path, saved: Callable[..., Path]) -> Callable[..., Path]:
+    """Return save(name, family="llama", seed=0): the folder of a saved tiny model with its tokenizer."""
+    return lambda name, family="llama", seed=0: saved(tmp_path / name, family, seed)
 
 
 @pytest.fixture

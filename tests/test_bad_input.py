@@ -316,6 +316,9 @@ def test_a_damaged_pickle_is_refused(save_model: Case, run_unlearn: Case, untouc
     file = folder / "pytorch_model.bin"
     file.write_bytes(file.read_bytes()[:200])
     untouched()
+    refused(run_unlearn(folder, "--allow-pickle"), "more than the 200 bytes beside it hold", "download it again")
+    file.write_bytes(bytes(5000))
+    untouched()
     refused(run_unlearn(folder, "--allow-pickle"), "cannot be loaded", "copy or download it again")
 
 

@@ -349,12 +349,13 @@ def _calibration(request: Request, original: Prepared) -> Callable[[str, compres
         split.name: lambda split=split: _texts(split, request.benchmark) for split in request.benchmark.splits
     }
     given = None if request.calibration is None else [read_text(request.calibration)]
-    texts["text"] = lambda: given or _retain_texts(request.benchmark)
+    texts["text"] = lambda: _retain_texts(request.benchmark) if given is None else given
     tokenizer, context = checkpoints.load_tokenizer(original.source), checkpoints.context_length(original.source)
 
     @functools.cache
     def tokens(name: str) -> Tensor:
-        return sequences(texts[name](), tokenizer, context)
+        place = "the calibration text" if given is None or name != "text" else str(request.calibration)
+        return sequences(texts[name](), tokenizer, context, place=place)
 
     def calibrated(variant: str, chain: compress.Chain) -> Tensor | None:
         names = {str(link.options["calibration"]) for link in chain if compress.is_calibrated(link)}

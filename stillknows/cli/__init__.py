@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import sys
 from typing import Annotated, NoReturn
@@ -12,7 +11,7 @@ import typer
 from stillknows.cli import building, judging, listing  # noqa: F401 (their commands join the program)
 from stillknows.cli.shards import shards
 from stillknows.cli.terminal import app, print_out
-from stillknows.errors import UserError, is_out_of_memory
+from stillknows.errors import UserError, is_disk_full, is_out_of_memory
 
 app.add_typer(shards, name="shards")
 
@@ -36,7 +35,9 @@ DISK_FULL = (
     "  free some space, then repeat the command (unlearn: add --resume) to go on from what was saved"
 )
 OUT_OF_MEMORY = (
-    "out of memory\n  use a machine with more of it, or, for unlearn, lower --batch-size or raise --accumulate"
+    "out of memory\n"
+    "  use a machine with more of it or a smaller model, end what else runs there, or, where --device cuda is full, "
+    "take --device cpu; for unlearn, lower --batch-size or raise --accumulate"
 )
 INTERRUPTED = 130
 
@@ -62,7 +63,7 @@ def _explain(error: Exception) -> str:
     if hasattr(error, "format_message"):  # what typer finds wrong with the arguments
         context = getattr(error, "ctx", None)
         return f"{error.format_message()}\n  {context.command_path if context else 'stillknows'} --help"  # type: ignore[attr-defined]
-    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "(os error 28)" in text:
+    if is_disk_full(error):
         return DISK_FULL
     if is_out_of_memory(error):
         return OUT_OF_MEMORY

@@ -20,10 +20,13 @@ class Statistics(NamedTuple):
     magnitudes_I: Tensor
 
 
-def sequences(texts: Iterable[str], tokenizer, context: int, *, count: int = SEQUENCES) -> Tensor:
+def sequences(
+    texts: Iterable[str], tokenizer, context: int, *, count: int = SEQUENCES, place: str = "the calibration text"
+) -> Tensor:
     """Return calibration ids [N, L]: the texts one after another, cut into at most `count` pieces of equal length.
 
-    L is the model's context, at most LENGTH, and less where there is less text. Raises UserError for too little text.
+    L is the model's context, at most LENGTH, and less where there is less text. Raises UserError for too little text,
+    which `place` names.
     """
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     ids: list[int] = []
@@ -32,7 +35,7 @@ def sequences(texts: Iterable[str], tokenizer, context: int, *, count: int = SEQ
     length = min(context, LENGTH, len(ids))
     if len(ids) < LEAST_TOKENS:
         raise UserError(
-            f"the calibration text has {len(ids)} tokens; at least {LEAST_TOKENS} are needed",
+            f"{place} has {len(ids)} tokens; at least {LEAST_TOKENS} are needed",
             "give more text with --calibration FILE",
         )
     number = min(count, len(ids) // length)

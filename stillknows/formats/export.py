@@ -179,7 +179,8 @@ def _calibration(request: Request, tokenizer: Any, context: int) -> Tensor | Non
     """Return calibration tokens [N, L], the same that an audit with this text takes; None where none are needed."""
     if request.calibration is None:
         return None
-    return sequences([read_text(request.calibration)], tokenizer, context)
+    text = read_text(request.calibration)
+    return sequences([text], tokenizer, context, place=str(request.calibration))
 
 
 def _run(
@@ -305,7 +306,7 @@ class FolderWriter:
             if key not in quantized | shared
         }
         model.config.quantization_config = config  # type: ignore[reportAttributeAccessIssue]
-        model.to(self.dtype).save_pretrained(folder, state_dict=rest | self.tensors)  # type: ignore[reportArgumentType]
+        checkpoints.save_model(model.to(self.dtype), folder, state_dict=rest | self.tensors)  # type: ignore[reportArgumentType]
         tokenizer.save_pretrained(folder)
         return folder
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import pickle
 import re
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from stillknows.errors import UserError, is_out_of_memory
+from stillknows.errors import UserError, blamed_on, first_line
 from stillknows.lazy import nn, torch
-from stillknows.model import tokens
+from stillknows.model import limits, tokens
 from stillknows.model.packed import folders, gguf
 from stillknows.store import file_digest, read_json
 from stillknows.types import Subject
@@ -114,13 +113,9 @@ def understood(source: Source) -> Source:
     quiet()
     if source.gguf:
         return source
-    try:
+    with blamed_on(f"{source.folder}/config.json cannot be used", limits.AGAIN):
         config = AutoConfig.from_pretrained(source.folder, trust_remote_code=source.trust_remote_code)
-    except Exception as error:  # configurations check themselves and raise all kinds of error
-        raise UserError(
-            f"{source.folder}/config.json cannot be used: {_first_line(error)}", "copy or download the model again"
-        ) from error
-    wrong = [a for a in config.architectures or [] if not a.endswith(("ForCausalLM", "LMHeadModel"))]
+        wrong = [a for a in config.architectures or [] if not a.endswith(("ForCausalLM", "LMHeadModel"))]
     if wrong or (config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not source.trust_remote_code):
         kind = wrong[0] if wrong else config.model_type
         raise UserError(
@@ -131,11 +126,13 @@ def understood(source: Source) -> Source:
 
 def _check_files(folder: Path, trust_remote_code: bool) -> dict[str, Any]:
     """Check what a folder says of its model, and return how its weights are quantized ({} where they are not)."""
-    if not (folder / "config.json").is_file():
-        raise UserError(f"{folder} is not a model: it has no config.json", "give the folder that holds config.json")
-    stored = _read_object(folder / "config.json")
+    stored = limits.require_readable(folder)
     _check_code(folder, trust_remote_code)
-    return stored.get("quantization_config") or {}
+    limits.require_layers(stored, weight_files(folder), f"{folder}/config.json")
+    quantized = stored.get("quantization_config") or {}
+    if not isinstance(quantized, dict):
+        raise UserError(f"{folder}/config.json: its quantization_config is no JSON object", limits.AGAIN)
+    return quantized
 
 
 def _check_code(folder: Path, trust_remote_code: bool) -> None:
@@ -153,10 +150,6 @@ def _read_object(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{path} does not hold a JSON object", "copy or download the model again")
     return value
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -183,8 +176,6 @@ def _is_pickled(files: list[Path]) -> bool:
 
 
 def _check_weights(folder: Path, allow_pickle: bool) -> None:
-    from safetensors import SafetensorError, safe_open
-
     files = weight_files(folder)
     if not files:
         raise UserError(f"{folder} has no weights ({WEIGHTS[0]})", "give the folder of a saved model")
@@ -196,13 +187,7 @@ def _check_weights(folder: Path, allow_pickle: bool) -> None:
     for file in files:
         if not file.is_file():
             raise UserError(f"{folder} lacks {file.name}, which its index names", "copy or download it again")
-        if _is_pickled(files):
-            continue
-        try:
-            with safe_open(file, framework="np"):  # the header alone: torch is not imported
-                pass
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{file} is truncated or damaged: {error}", "copy or download it again") from error
+        limits.count_tensors(file)
 
 
 def require_same_shapes(original: Source, other: Source, *, ties: bool = False) -> PreTrainedModel:
@@ -233,14 +218,11 @@ def skeleton(source: Source) -> PreTrainedModel:
     """Return the model that the configuration describes, with shapes but without weights (on the meta device)."""
     from transformers import AutoModelForCausalLM
 
-    try:
-        with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(_config(source), trust_remote_code=source.trust_remote_code)
-    except Exception as error:  # each family fails in its own way on numbers that do not go together
-        raise UserError(
-            f"{source.folder}/config.json describes no model that can be built: {_first_line(error)}",
-            "copy or download the model again",
-        ) from error
+    place = str(source.gguf or source.folder / "config.json")
+    with blamed_on(f"{place} describes no model that can be built", limits.AGAIN), torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(_config(source), trust_remote_code=source.trust_remote_code)
+    limits.require_weights(model, [source.gguf] if source.gguf else weight_files(source.folder), place)
+    return model
 
 
 def check_device(name: str) -> None:
@@ -250,7 +232,7 @@ def check_device(name: str) -> None:
     try:
         torch.empty(1, device=name)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"the device {name!r} cannot be used: {_first_line(error)}", "use --device cpu") from error
+        raise UserError(f"the device {name!r} cannot be used: {first_line(error)}", "use --device cpu") from error
 
 
 # ignore_mismatched_sizes: so that they are listed; _check_fit refuses them
@@ -267,12 +249,8 @@ def load(source: Source, *, label: str | None = None, device: str = "cpu") -> Su
     """
     name = source.name
     tokenizer = load_tokenizer(source)
-    try:
+    with blamed_on(f"{name} cannot be loaded", "copy or download it again"):
         model, info = _load_packed(source) if source.form else _load_plain(source)
-    except (OSError, ValueError, EOFError, ImportError, RuntimeError, pickle.UnpicklingError) as error:
-        if is_out_of_memory(error):
-            raise
-        raise UserError(f"{name} cannot be loaded: {_first_line(error)}", "copy or download it again") from error
     _check_fit(model, info, name)
     check_finite(model, name)
     model.eval().requires_grad_(False).to(device)  # type: ignore[reportArgumentType]
@@ -319,6 +297,9 @@ def _check_fit(model: nn.Module, info: dict[str, Any], name: str) -> None:
             )
 
 
+PROBE = "a b"
+
+
 def load_tokenizer(source: Source):
     """Load a model's tokenizer, as its tokenizer.json has it; UserError when there is none."""
     from transformers import AutoTokenizer
@@ -327,11 +308,14 @@ def load_tokenizer(source: Source):
         return gguf.tokenizer(source.gguf)
     folder = source.folder
     fix = "put tokenizer.json and tokenizer_config.json beside the weights"
-    try:
+    with blamed_on(f"{folder} has no tokenizer that can be loaded", fix):
         loaded = AutoTokenizer.from_pretrained(folder, trust_remote_code=source.trust_remote_code)
         tokenizer = tokens.as_stored(loaded, folder)
-    except Exception as error:  # the library's own error is a bare Exception
-        raise UserError(f"{folder} has no tokenizer that can be loaded: {_first_line(error)}", fix) from error
+        if not isinstance(tokenizer.model_max_length, int | float):
+            raise UserError(
+                f"{folder}/tokenizer_config.json: its model_max_length {tokenizer.model_max_length!r} is no number", fix
+            )
+        tokenizer(PROBE)  # some faults show only then
     if len(tokenizer) <= len(tokenizer.all_special_ids):  # some classes make an empty one where the files are missing
         raise UserError(f"{folder} has no tokenizer: nothing but special tokens came of it", fix)
     return tokenizer
@@ -354,8 +338,26 @@ def fingerprint(folder: Path) -> str:
 def save(model: nn.Module, tokenizer, folder: Path) -> None:
     """Write a normal Hugging Face checkpoint (safetensors) with its tokenizer into an existing folder."""
     check_result(model)
-    model.save_pretrained(folder)  # type: ignore[operator]
+    save_model(model, folder)
     tokenizer.save_pretrained(folder)
+
+
+def save_model(model: nn.Module, folder: Path, **options: Any) -> None:
+    """Write a model without its tokenizer into an existing folder; `options` are those of transformers.
+
+    Its settings for generation are written as they are. transformers would refuse some that published models have, such
+    as a temperature without sampling, and a model that was trained for hours would be lost over them.
+    """
+    from transformers import GenerationConfig
+
+    settings = model.generation_config
+    model.generation_config = GenerationConfig()  # type: ignore[reportArgumentType]
+    try:
+        model.save_pretrained(folder, **options)  # type: ignore[operator]
+    finally:
+        model.generation_config = settings
+    if settings is not None:
+        settings.to_json_file(folder / "generation_config.json", keys_to_pop=["compile_config"])  # type: ignore[operator]
 
 
 def check_result(model: nn.Module) -> None:

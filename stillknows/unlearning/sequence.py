@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from stillknows.errors import UserError
+from stillknows.errors import UserError, blamed_on
 from stillknows.model import records
 from stillknows.store import RECORD, file_digest, key
 from stillknows.types import Benchmark, Example
@@ -69,19 +69,23 @@ def follow(folder: Path, original: str, name: str) -> Earlier:
     record = records.read(folder)
     if record is None or "request" not in record:
         raise UserError(f"{folder} holds no unlearning run that another could follow", "run `stillknows unlearn` first")
-    request = record["request"]
-    if request["original"] != original:
-        raise UserError(
-            f"{folder} was unlearned from another model than {name}",
-            f"name the model that the first request began with: {record['model']}",
-        )
-    latest = {
-        "benchmark": record["benchmark"],
-        "method": record["method"],
-        "forgotten": request["forgotten"],
-        "record": file_digest(folder / RECORD),
-    }
-    return Earlier(original, (*request["earlier"], latest), request["total"])
+    with blamed_on(f"{folder / RECORD} is not as `stillknows unlearn` wrote it", "repeat that run"):
+        request = record["request"]
+        if request["original"] != original:
+            raise UserError(
+                f"{folder} was unlearned from another model than {name}",
+                f"name the model that the first request began with: {record['model']}",
+            )
+        latest = {
+            "benchmark": record["benchmark"],
+            "method": record["method"],
+            "forgotten": request["forgotten"],
+            "record": file_digest(folder / RECORD),
+        }
+        earlier = (*request["earlier"], latest)
+        for one in earlier:
+            frozenset(one["forgotten"])  # digests, by which items are looked up
+        return Earlier(original, earlier, {name: float(request["total"][name]) for name in SUMMED})
 
 
 def _to_forget(benchmark: Benchmark):
