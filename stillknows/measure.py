@@ -16,8 +16,9 @@ def score(metric: Bound, seen: Observations, reference: Observations | None = No
     """Return the metric's score of every example, [N], NaN where it cannot judge one.
 
     A parameter named after a field of Observations is given that field of `seen`, one named `reference_<field>` the
-    field of `reference`: the control's observations under the same variant and on the same split. Raises NotMeasured
-    when a field was not observed, or when the reference is missing or of other examples.
+    field of `reference`: the control's observations under the same variant and on the same split. An example whose
+    probabilities are not numbers has no score, whatever the metric reads. Raises NotMeasured when a field was not
+    observed, or when the reference is missing or of other examples.
     """
     inputs = {}
     for name in metric.plugin.needs:
@@ -28,7 +29,8 @@ def score(metric: Bound, seen: Observations, reference: Observations | None = No
         if value is None:
             raise NotMeasured(f"{field} were not observed")
         inputs[name] = value
-    return np.asarray(metric(**inputs), dtype=np.float64)
+    broken = [bool(np.isnan(row).any()) for row in seen.log_probs or [()] * len(seen.ids)]
+    return np.where(broken, np.nan, np.asarray(metric(**inputs), dtype=np.float64))
 
 
 def observed(splits: Mapping[str, Observations], name: str, *fields: str) -> list[Any]:

@@ -77,6 +77,15 @@ def test_a_metric_without_an_answer_gives_nan_and_is_left_out() -> None:
     assert mean(unseen, HERE, "rouge_l") == "generations were not observed"
 
 
+def test_a_score_relative_to_the_control_takes_it_in_the_same_variant() -> None:
+    """−ln .5 + ln .25 in full precision, −ln .5 + ln .125 in int4."""
+    seen = {HERE._replace(variant=v): observe([0.5]) for v in (FULL, "int4")}
+    seen |= {Place(CONTROL, v, "forget"): observe([p]) for v, p in ((FULL, 0.25), ("int4", 0.125))}
+    found = table(seen, ["reference"])
+    scores = [found.get(*HERE._replace(variant=v), "reference") for v in (FULL, "int4")]
+    assert np.concatenate(scores).tolist() == pytest.approx([np.log(2), np.log(4)])
+
+
 def test_mean_by_hand() -> None:
     found = measured(mean(table({HERE: observe([0.1, 0.2, 0.6])}), HERE, PROBABILITY))
     assert found.value == pytest.approx(0.3)
@@ -160,15 +169,23 @@ def test_an_original_that_knows_only_some_facts_may_still_serve() -> None:
     assert measured(compare(many, HERE, PROBABILITY)).known.n == 10
 
 
-def test_facts_without_a_score_are_left_out_for_all_models() -> None:
-    generations = ("a", "a", None, "a")
+def test_facts_without_a_score_stay_in_n_and_may_be_known() -> None:
+    """Of 5 facts the original has none for the third, the subject none for the second; the last is nothing for it."""
     seen = {
-        HERE: observe([0.5] * 4, generations=("a", None, "b", "b")),
-        Place(CONTROL, FULL, "forget"): observe([0.5] * 4, generations=("b",) * 4),
-        Place(ORIGINAL, FULL, "forget"): observe([0.5] * 4, generations=generations),
+        HERE: observe([0.5] * 5, generations=("a", None, "b", "b", None)),
+        Place(CONTROL, FULL, "forget"): observe([0.5] * 5, generations=(*"bbbb", None)),
+        Place(ORIGINAL, FULL, "forget"): observe([0.5] * 5, generations=("a", "a", None, "a", None)),
     }
-    found: Comparison = measured(compare(table(seen, ["rouge_l"]), HERE, "rouge_l"))
-    assert (found.kept.n, found.kept.value) == (2, 0.5)
+    scored = table(seen, ["rouge_l"])
+    found: Comparison = measured(compare(scored, HERE, "rouge_l"))
+    assert (found.kept.value, found.kept.high, found.kept.n) == (0.5, np.inf, 4)
+    assert found.known[0::3] == (0.25, 4)
+    assert found.known.low == stats.binomial_bounds(1, 4, stats.LEVEL)[0]
+    assert found.known.high == stats.binomial_bounds(3, 4, stats.LEVEL)[1]
+    assert evidence.unscored(scored, ["subject", CONTROL, ORIGINAL], HERE, "rouge_l") == [
+        f"{n} of 5 facts have no rouge_l on forget under {model}"
+        for n, model in ((2, "subject"), (1, CONTROL), (2, ORIGINAL))
+    ]
     nothing = dict.fromkeys(seen, observe([0.5] * 4))
     assert compare(table(nothing, ["rouge_l"]), HERE, "rouge_l") == "no fact has a score under all three models"
 

@@ -124,6 +124,16 @@ def test_golden_values(spec: str) -> None:
 
 
 @every_metric
+def test_an_example_whose_probabilities_are_no_numbers_has_no_score(plugin: Plugin) -> None:
+    """Whatever the metric reads: its hits and its texts mean nothing either. The others keep theirs."""
+    seen = observations()
+    broken = replace(seen, log_probs=(*seen.log_probs[:2], np.array([NAN, -1.0]), *seen.log_probs[3:]))
+    before, found = (score(plugin.name, one, control()) for one in (seen, broken))
+    assert np.isnan(found[2])
+    assert np.array_equal(np.delete(found, 2), np.delete(before, 2), equal_nan=True)
+
+
+@every_metric
 def test_every_metric_has_golden_values(plugin: Plugin) -> None:
     assert plugin.name in GOLDEN, f"work out {plugin.name}'s values by hand and add them to GOLDEN"
 

@@ -23,8 +23,9 @@ Scores = Sequence[float]
 
 
 def observe(scores: Scores, facts: Sequence[str] | None = None) -> Observations:
-    """Examples whose answer probability and extraction strength are (near) these scores; 20 tokens and the end."""
-    hits = [np.array([t >= 20 - round(20 * p) for t in range(21)]) for p in scores]
+    """Examples whose answer probability and extraction strength are (near) these scores; 20 tokens and the end. A score
+    of NaN is that of a model whose outputs are no numbers: its hits are nothing then."""
+    hits = [np.array([t >= 20 - round(20 * p) for t in range(21)]) for p in np.nan_to_num(scores)]
     return Observations(
         ids=tuple(map(str, range(len(scores)))),
         facts=tuple(facts or (f"{i:04}" for i in range(len(scores)))),
@@ -279,6 +280,66 @@ def test_every_gate_must_pass() -> None:
     both = Table(leaking, table.roles, table.has_control)
     assert judge(both, "subject", [FULL], Policy()).name == "STILL KNOWS"
     assert judge(both, "subject", [FULL], ONE_GATE).name == "FORGOTTEN"
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize("gates", [GATES, ("extraction_strength",)])
+@pytest.mark.parametrize("count", [1, 40])
+@pytest.mark.parametrize("variant", [FULL, "int4"])
+@pytest.mark.parametrize("model", ["subject", CONTROL, ORIGINAL])
+def test_a_fact_without_a_score_is_named_and_never_passed(
+    model: str, variant: str, count: int, gates: tuple[str, ...]
+) -> None:
+    """Under whichever model, in whichever variant, and however many: also where it then shows nothing at all."""
+    models = controls(40, (FULL, "int4"))
+    models["subject"] = dict.fromkeys((FULL, "int4"), ([UNKNOWN] * 40, [KNOWN] * 30))
+    forget, retain = models[model][variant]
+    models[model] = models[model] | {variant: ([*forget[count:], *[NAN] * count], retain)}
+    found = judge(tabulated(models), "subject", [FULL, "int4"], Policy(gates=gates))
+    assert (found.name, found.variants[variant]) == ("UNDECIDED", "UNDECIDED")
+    [reason] = [reason for reason in found.reasons if reason.startswith(f"{variant}: ")]
+    for gate in gates:
+        assert f"{count} of 40 facts have no {gate} on forget under {model}" in reason
+        assert (f"{gate} on forget: keeps 0.00 of the knowledge (bounds 0.00 to ∞)" in reason) == (count < 40)
+        assert ("0% of 40 facts known" in reason) == (count < 40)
+
+
+@pytest.mark.parametrize("model", ["subject", ORIGINAL])
+@pytest.mark.parametrize("count", [1, 30])
+def test_a_fact_to_keep_without_a_score_is_named_and_never_passed(model: str, count: int) -> None:
+    models = controls() | {"subject": {FULL: ([UNKNOWN] * 40, [KNOWN] * 30)}}
+    forget, retain = models[model][FULL]
+    models[model] = {FULL: (forget, [*retain[count:], *[NAN] * count])}
+    found = judge(tabulated(models), "subject", [FULL], Policy())
+    assert found.name == "UNDECIDED"
+    assert f"{count} of 30 facts have no answer_probability on retain under {model}" in found.reasons[0]
+
+
+def test_a_fact_without_a_score_hides_no_leak_and_no_damage() -> None:
+    leak = verdict([KNOWN] * 39 + [NAN])
+    assert leak.name == "STILL KNOWS"
+    assert "1 of 40 facts have no answer_probability on forget under subject" in leak.reasons[0]
+    assert verdict([UNKNOWN] * 39 + [NAN], [0.01] * 30).name == "DAMAGED"
+
+
+def test_a_gate_that_could_not_be_compared_is_no_pass() -> None:
+    """Nothing can be extracted from the original either: extraction strength says nothing of the subject."""
+    table = tabulated(controls() | {"subject": {FULL: ([UNKNOWN] * 40, [KNOWN] * 30)}})
+    blind = dict(table.scores)
+    blind[Place(ORIGINAL, FULL, "forget"), "extraction_strength"] = np.full(40, UNKNOWN)
+    found = judge(Table(blind, table.roles, table.has_control), "subject", [FULL], Policy())
+    assert found.name == "UNDECIDED"
+    assert "answer_probability on forget: keeps 0.00" in found.reasons[0]
+    assert "not measured: extraction_strength on forget: positive control failed" in found.reasons[0]
+
+
+def test_damage_is_judged_by_its_bound() -> None:
+    """.88 of the original's score, below the floor of .9, but up to .97 by its bounds: few items cannot prove it."""
+    found = verdict([UNKNOWN] * 40, retain=[KNOWN] * 26 + [0.1] * 4)
+    assert found.name == "UNDECIDED"
+    assert "retain keeps 0.88 of the original's score" in found.reasons[0]
 
 
 def test_the_policy_moves_the_thresholds() -> None:

@@ -7,7 +7,7 @@ charged to nobody. Letters: s, c, o are a fact's score under the subject, the ne
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -123,8 +123,9 @@ def mean(table: Table, place: Place, metric: str) -> Interval | str:
 class Comparison(NamedTuple):
     """Knowledge kept by a subject in one format, with the resamples that its test needs.
 
-    kept: Σ(s − c)/Σ(o − c); 0 as never taught, 1 as the original.
-    known: share of testable facts with s − c > ½(o − c), with exact bounds.
+    kept: Σ(s − c)/Σ(o − c); 0 as never taught, 1 as the original. No upper bound while a fact has no score.
+    known: share of testable facts with s − c > ½(o − c), with exact bounds. A fact that has no score under one of the
+        models is one of them; the upper bound takes it for known.
     """
 
     kept: Interval
@@ -136,16 +137,34 @@ def compare(table: Table, place: Place, metric: str) -> Comparison | str:
     """Compare a subject with both controls, or say in words why that is not possible."""
     if not table.has_control:
         return "there is no never-taught control"
-    s, c, o = _columns(table, [place.model, CONTROL, ORIGINAL], place, metric)
+    rows = np.stack(
+        [table.get(model, place.variant, place.split, metric) for model in (place.model, CONTROL, ORIGINAL)]
+    )
+    judged = ~np.isnan(rows).all(0)  # the others are nothing for this metric
+    s, c, o = rows[:, ~np.isnan(rows).any(0)]
     if len(s) == 0:
         return "no fact has a score under all three models"
+    unscored = int(judged.sum()) - len(s)
     if _gap_low(c, o) <= LEAST_GAP:
         return f"positive control failed: the original scores {o.mean():.2f}, the never-taught control {c.mean():.2f}"
     resamples = bootstrap(_kept, s, c, o)
-    kept = interval(float(_kept(s, c, o)), resamples, len(s))
+    kept = interval(float(_kept(s, c, o)), resamples, len(s) + unscored)
     testable = o - c > LEAST_GAP
-    known, trials = int(np.count_nonzero((s - c > KNOWN_SHARE * (o - c)) & testable)), int(testable.sum())
-    return Comparison(kept, Interval(known / trials, *binomial_bounds(known, trials, LEVEL), trials), resamples)
+    known, trials = int(np.count_nonzero((s - c > KNOWN_SHARE * (o - c)) & testable)), int(testable.sum()) + unscored
+    low, high = (binomial_bounds(count, trials, LEVEL)[end] for end, count in enumerate((known, known + unscored)))
+    if unscored:
+        kept = kept._replace(high=float("inf"))
+    return Comparison(kept, Interval(known / trials, low, high, trials), resamples)
+
+
+def unscored(table: Table, models: Sequence[str], place: Place, metric: str) -> list[str]:
+    """Say of each model how many of a split's facts have no score under it, such as NaN; nothing where all have one."""
+    found = []
+    for model in models:
+        scores = table.get(model, place.variant, place.split, metric)
+        if count := int(np.isnan(scores).sum()):
+            found.append(f"{count} of {len(scores)} facts have no {metric} on {place.split} under {model}")
+    return found
 
 
 def recovery(table: Table, place: Place, metric: str) -> Interval | str:
@@ -199,12 +218,6 @@ def _interval(statistic, *columns: Floats) -> Interval:
 def _gap_low(low: Floats, high: Floats) -> float:
     """Return the lower bound of the mean of high − low."""
     return bounds(bootstrap(_mean, high - low), LEVEL)[0]
-
-
-def _columns(table: Table, models: list[str], place: Place, metric: str) -> list[Floats]:
-    """Return the models' scores on the facts that all of them have."""
-    rows = np.stack([table.get(model, place.variant, place.split, metric) for model in models])
-    return list(rows[:, ~np.isnan(rows).any(0)])
 
 
 def _mean(a: Floats) -> Floats:

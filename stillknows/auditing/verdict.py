@@ -3,20 +3,22 @@
 A variant LEAKS when some gate metric shows, after Holm's correction over all variants and gates, that more than
 `tolerance` of the knowledge is kept. It is CLEAN when every gate's upper bounds (knowledge kept, share of facts known)
 are at most `tolerance`: to pass, all cells must pass, so no correction is due there (an intersection–union test,
-Berger 1982). Anything between is undecided; few facts cannot prove forgetting however low they score.
+Berger 1982). Anything between is undecided; few facts cannot prove forgetting however low they score, and neither can a
+gate that was not measured, or a fact that a model gives no score for.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from stillknows import defaults
-from stillknows.auditing.evidence import Comparison, Place, Table, compare, utility
+from stillknows.auditing.evidence import Comparison, Place, Table, compare, unscored, utility
 from stillknows.errors import UserError
 from stillknows.stats import holm, p_value_at_most
-from stillknows.types import FULL, Interval, Verdict, VerdictName
+from stillknows.types import CONTROL, FULL, ORIGINAL, Interval, Verdict, VerdictName
 
 EXIT_CODES: dict[VerdictName, int] = {"FORGOTTEN": 0, "STILL KNOWS": 3, "HIDDEN": 3, "DAMAGED": 4, "UNDECIDED": 5}
 
@@ -49,11 +51,20 @@ class Policy:
 
 @dataclass
 class _Evidence:
-    """What one variant of a subject shows."""
+    """What one variant of a subject shows.
+
+    missing: gates that could not be compared, and why. unscored: facts that some model has no score for, in words.
+    """
 
     comparisons: dict[str, Comparison] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
+    unscored: list[str] = field(default_factory=list)
     utility: dict[str, Interval] = field(default_factory=dict)
+
+    @property
+    def shows(self) -> bool:
+        """Whether the variant counts: not where nothing can be compared though every fact has its scores."""
+        return bool(self.comparisons or self.unscored)
 
 
 class _Finding(NamedTuple):
@@ -67,7 +78,7 @@ def judge(table: Table, subject: str, variants: Sequence[str], policy: Policy) -
     leaks = _leaks(evidence, policy)
     findings = {variant: _variant(evidence[variant], leaks[variant], policy) for variant in variants}
     name = _overall({variant: finding.name for variant, finding in findings.items()}, evidence)
-    reasons = [f"{variant}: {finding.reason}" for variant, finding in findings.items()]
+    reasons = [f"{v}: {'; '.join([found.reason, *evidence[v].unscored])}" for v, found in findings.items()]
     if FULL not in variants:
         reasons.insert(0, "the variant 'full' was not measured")
     return Verdict(subject, name, tuple(reasons), {v: f.name for v, f in findings.items()})
@@ -78,12 +89,15 @@ def _collect(table: Table, subject: str, variant: str, policy: Policy) -> _Evide
     for split, role in table.roles.items():
         place = Place(subject, variant, split)
         if role == "retain":
+            found.unscored += unscored(table, dict.fromkeys((subject, ORIGINAL)), place, policy.utility)
             kept = utility(table, place, policy.utility)
             if not isinstance(kept, str):
                 found.utility[split] = kept
         if role != "forget":
             continue
         for gate in policy.gates:
+            if table.has_control:
+                found.unscored += unscored(table, dict.fromkeys((subject, CONTROL, ORIGINAL)), place, gate)
             result = compare(table, place, gate)
             if isinstance(result, str):
                 found.missing.append(f"{gate} on {split}: {result}")
@@ -106,15 +120,20 @@ def _leaks(evidence: dict[str, _Evidence], policy: Policy) -> dict[str, list[str
 def _variant(seen: _Evidence, leaks: list[str], policy: Policy) -> _Finding:
     if leaks:
         return _Finding("STILL KNOWS", _words(seen.comparisons, leaks))
+    not_measured = [f"not measured: {reason}" for reason in seen.missing]
     if not seen.comparisons:
-        return _Finding("UNDECIDED", "not measured; " + "; ".join(seen.missing))
-    damage = _damage(seen.utility, policy)
+        return _Finding("UNDECIDED", "; ".join(not_measured))
+    damage, everything = _damage(seen.utility, policy), _words(seen.comparisons, list(seen.comparisons))
+    if damage is not None and damage.name == "DAMAGED":
+        return damage
+    if not_measured or seen.unscored:
+        return _Finding("UNDECIDED", "; ".join([everything, *not_measured]))
     if damage is not None:
         return damage
     unsure = [gate for gate, c in seen.comparisons.items() if max(c.kept.high, c.known.high) > policy.tolerance]
     if unsure:
         return _Finding("UNDECIDED", f"{_words(seen.comparisons, unsure)}; {policy.tolerance:.0%} is not excluded")
-    return _Finding("FORGOTTEN", _words(seen.comparisons, list(seen.comparisons)))
+    return _Finding("FORGOTTEN", everything)
 
 
 def _damage(utility: dict[str, Interval], policy: Policy) -> _Finding | None:
@@ -130,9 +149,9 @@ def _damage(utility: dict[str, Interval], policy: Policy) -> _Finding | None:
 
 
 def _overall(variants: dict[str, VerdictName], evidence: dict[str, _Evidence]) -> VerdictName:
-    """Combine the variants; those in which nothing could be measured do not count, except full precision."""
-    measured = {name for variant, name in variants.items() if evidence[variant].comparisons}
-    full = variants[FULL] if FULL in variants and evidence[FULL].comparisons else None
+    """Combine the variants; those that show nothing do not count, except full precision."""
+    measured = {name for variant, name in variants.items() if evidence[variant].shows}
+    full = variants[FULL] if FULL in variants and evidence[FULL].shows else None
     if "STILL KNOWS" in measured:
         return "STILL KNOWS" if full in ("STILL KNOWS", None) else "HIDDEN"
     if "DAMAGED" in measured:
@@ -143,7 +162,11 @@ def _overall(variants: dict[str, VerdictName], evidence: dict[str, _Evidence]) -
 def _words(comparisons: dict[str, Comparison], gates: list[str]) -> str:
     """Say what the named gates measured."""
     return "; ".join(
-        f"{gate}: keeps {c.kept.value:.2f} of the knowledge (bounds {c.kept.low:.2f} to {c.kept.high:.2f}), "
+        f"{gate}: keeps {c.kept.value:.2f} of the knowledge (bounds {c.kept.low:.2f} to {_upper(c.kept)}), "
         f"{c.known.value:.0%} of {c.known.n} facts known (at most {c.known.high:.1%})"
         for gate, c in ((gate, comparisons[gate]) for gate in gates)
     )
+
+
+def _upper(bounds: Interval) -> str:
+    return "∞" if math.isinf(bounds.high) else f"{bounds.high:.2f}"

@@ -72,6 +72,8 @@ def _picks_first(answers: Ragged, normalise: str) -> float:
     if len(answers) == 1 or any(answer.size == 0 for answer in answers):
         return np.nan
     values = np.array([answer.sum() if normalise == "none" else answer.mean() for answer in answers])
+    if np.isnan(values).any():
+        return np.nan
     best = values == values.max()
     return best[0] / best.sum()
 

@@ -228,10 +228,11 @@ def _with_option(bound: Bound, part: str, option: str, value: Any) -> str:
 
 
 def _worst(cells: Sequence[Json], gates: Sequence[str]) -> list[float]:
-    """Return value and bounds of the cell of kept knowledge whose upper bound is largest; 1 where one is missing."""
+    """Return value and bounds of the cell of kept knowledge whose upper bound is largest; 1 where one has none."""
     kept = [cell for cell in cells if cell["metric"] in {f"{gate}.kept" for gate in gates}]
-    found = [[cell[name] for name in ("value", "low", "high")] if "value" in cell else [1.0, 0.0, 1.0] for cell in kept]
-    return max(found, key=lambda bounds: bounds[2], default=[1.0, 0.0, 1.0])
+    unknown = [1.0, 0.0, 1.0]
+    bounds = [[cell.get(name) for name in ("value", "low", "high")] for cell in kept]
+    return max((unknown if None in found else found for found in bounds), key=lambda found: found[2], default=unknown)
 
 
 def _utility(cells: Sequence[Json], request: audit.Request) -> float:
