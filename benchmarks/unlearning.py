@@ -26,9 +26,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from stillknows.model.text import Encoded
 from stillknows.registry import bind
+from stillknows.training.loop import Settings, fit
+from stillknows.training.objective_inputs import Term
 from stillknows.types import Example
-from stillknows.unlearning.inputs import Term
-from stillknows.unlearning.train import Settings, fit
 
 VOCABULARY, BATCH, ITEMS, BETA, RATE = 8192, 8, 64, 0.1, 1e-5
 

@@ -26,10 +26,10 @@ from stillknows.model.text import encode_split, without_end
 from stillknows.registry import bind
 from stillknows.store import key, read_json, write_json, write_text
 from stillknows.study import Json, Run
+from stillknows.training.loop import Settings
+from stillknows.training.weight_rounding import WeightStorage
 from stillknows.types import CONTROL, FULL, ORIGINAL, Benchmark
 from stillknows.unlearning import relearn
-from stillknows.unlearning.storage import WeightStorage
-from stillknows.unlearning.train import Settings
 from stillknows.words import markdown_table, number
 
 SEEDS, TUNING_SEED = (0, 1, 2), 9

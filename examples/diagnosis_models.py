@@ -21,9 +21,9 @@ from stillknows.model import checkpoints
 from stillknows.progress import say
 from stillknows.registry import bind
 from stillknows.store import claim, once
+from stillknows.training.loop import Settings
 from stillknows.types import ORIGINAL, Benchmark
 from stillknows.unlearning import unlearn
-from stillknows.unlearning.train import Settings
 
 RATES = {
     "bfloat16": (7e-6, 1e-5, 1.5e-5, 2e-5, 3e-5, 1e-4),

@@ -32,8 +32,8 @@ from stillknows.progress import say
 from stillknows.registry import bind
 from stillknows.store import claim, once, read_json, read_text, write_json, write_text
 from stillknows.study import Json, Run, spread, value
+from stillknows.training.loop import Settings
 from stillknows.types import CONTROL, ORIGINAL, SUITE, WEIGHTS, Benchmark, Example
-from stillknows.unlearning.train import Settings
 from stillknows.words import markdown_table, number
 
 ARCHITECTURE = {

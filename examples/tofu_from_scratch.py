@@ -20,8 +20,8 @@ from stillknows.auditing import audit, report
 from stillknows.model import checkpoints
 from stillknows.registry import bind
 from stillknows.store import claim, once, write_text
+from stillknows.training.loop import Settings
 from stillknows.unlearning import unlearn
-from stillknows.unlearning.train import Settings
 
 SPLIT, RETAIN = "forget01", 160
 ARCHITECTURE = {

@@ -34,8 +34,8 @@ from stillknows.registry import bind
 from stillknows.stats import LEVEL, bounds
 from stillknows.store import claim, read_text, write_json, write_text
 from stillknows.study import Json, Run, spread, value
+from stillknows.training.loop import Settings
 from stillknows.types import CONTROL, FULL, ORIGINAL, WEIGHTS, Benchmark
-from stillknows.unlearning.train import Settings
 from stillknows.words import markdown_table, number, percent
 
 SEEDS = (0, 1, 2)

@@ -17,9 +17,9 @@ from stillknows.model import checkpoints
 from stillknows.progress import say
 from stillknows.registry import bind
 from stillknows.store import claim, once
+from stillknows.training.loop import Settings
 from stillknows.types import CONTROL, ORIGINAL, Benchmark
 from stillknows.unlearning import unlearn
-from stillknows.unlearning.train import Settings
 
 CONTEXT = 32
 ARCHITECTURE = {

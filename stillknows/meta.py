@@ -43,10 +43,10 @@ from stillknows.store import (
     write_json,
     write_text,
 )
+from stillknows.training.finetune import finetune
+from stillknows.training.loop import Settings
 from stillknows.types import CONTROL, FULL, Benchmark, Example, Observations, Split
 from stillknows.unlearning import unlearn
-from stillknows.unlearning.inputs import Term
-from stillknows.unlearning.train import Settings, fit
 from stillknows.words import markdown_table, number, percent
 
 JSON, MARKDOWN = "meta.json", "meta.md"
@@ -357,7 +357,7 @@ class _Model:
             return saved
         subject = checkpoints.load(self.source)
         if state == RELEARNED:
-            fit(subject.model, [Term(bind("retain", "nll"), self.relearned)], RELEARNING, label="relearning")
+            finetune(subject.model, self.relearned, RELEARNING, label="relearning")
         with compress.compressed(subject.model, chain):
             for split, items in self.splits.items():
                 saved[split] = observe(subject.model, subject.tokenizer, items, fields=self.fields.get(split, ()))

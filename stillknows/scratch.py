@@ -13,10 +13,9 @@ from stillknows import __version__
 from stillknows.lazy import torch, transformers
 from stillknows.model import records
 from stillknows.model.text import encode
-from stillknows.registry import bind
+from stillknows.training.finetune import finetune
+from stillknows.training.loop import Settings
 from stillknows.types import Benchmark, Example
-from stillknows.unlearning.inputs import Term
-from stillknows.unlearning.train import Settings, fit
 
 SPECIAL = {"pad_token": "<pad>", "eos_token": "<eos>", "unk_token": "<unk>"}
 
@@ -73,7 +72,7 @@ def train(
     torch.manual_seed(settings.seed)
     model = transformers.LlamaForCausalLM(config)
     items = encode(examples, tokenizer, template, config.max_position_embeddings)
-    outcome = fit(model, [Term(bind("retain", objective), items)], settings, label=f"training {out.name}")
+    outcome = finetune(model, items, settings, objective=objective, label=f"training {out.name}")
     record = {
         "stillknows": __version__,
         "trained from scratch on": f"{len(items)} examples",

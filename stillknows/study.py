@@ -15,9 +15,9 @@ from stillknows.auditing import audit, report
 from stillknows.model import checkpoints
 from stillknows.progress import say
 from stillknows.store import once
+from stillknows.training.loop import Settings
 from stillknows.types import Benchmark, Split
 from stillknows.unlearning import unlearn
-from stillknows.unlearning.train import Settings
 from stillknows.words import number
 
 KEPT_SAMPLE = 96  # retained questions that are measured

@@ -1,4 +1,4 @@
-"""The data that flows through stillknows: frozen dataclasses without behaviour beyond look-ups.
+"""The data that flows through stillknows: frozen dataclasses without behaviour beyond look-ups and checks.
 
 Shape letters, the one legend of the project: B batch, L length, A answer length (longest in the batch), T answer
 tokens of a batch (flat), V vocabulary, D hidden, O/I out/in features, N examples, F facts.
@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from stillknows.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -99,6 +101,21 @@ class Benchmark:
             if split.role == role:
                 return split
         raise LookupError(f"{self.spec} has no {role} split")
+
+    def require_usable(self) -> None:
+        """Raise UserError for splits without items and for items that are to be forgotten and kept."""
+        splits = (*self.training, *self.splits)
+        for split in splits:
+            if not split.examples:
+                raise UserError(f"the {split.name} split of {self.spec} is empty", "give it at least one item")
+        forget = {(e.prompt, e.answer) for s in splits if s.role == "forget" for e in s.examples}
+        for split in splits:
+            both = [e.id for e in split.examples if (e.prompt, e.answer) in forget]
+            if both and split.role not in ("forget", "member"):
+                raise UserError(
+                    f"{len(both)} items are in the forget and in the {split.name} split, the first: {both[0]!r}",
+                    "an item cannot be forgotten and kept; remove it from one of them",
+                )
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from stillknows.auditing.plan import check_benchmark
 from stillknows.types import Benchmark
 
 
 def assert_contract(benchmark: Benchmark) -> None:
     """Splits with items, ids that are unique, texts without loose spaces, something to forget and something to keep."""
-    check_benchmark(benchmark)
+    benchmark.require_usable()
     names = [split.name for split in benchmark.splits]
     assert len(set(names)) == len(names)
     assert benchmark.split("forget").examples

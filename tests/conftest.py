@@ -238,7 +238,7 @@ class World(NamedTuple):
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     from stillknows import scratch
     from stillknows.registry import bind
-    from stillknows.unlearning.train import Settings
+    from stillknows.training.loop import Settings
 
     folder, benchmark = tmp_path_factory.mktemp("world"), bind("benchmark", WORLD)()
     tokenizer = scratch.word_tokenizer(scratch.texts(benchmark))

@@ -26,9 +26,10 @@ from stillknows import store
 from stillknows.auditing import audit, plan
 from stillknows.errors import UserError
 from stillknows.model import checkpoints, layers, records
+from stillknows.training import loop, objective_inputs
+from stillknows.training.loop import Settings
 from stillknows.types import Benchmark, Example, Role, Split
-from stillknows.unlearning import inputs, train, unlearn
-from stillknows.unlearning.train import Settings
+from stillknows.unlearning import unlearn
 
 Case = Callable[..., Any]
 FORGET = [("where is Ada", "Paris"), ("what is the colour of the dog", "red")]
@@ -531,7 +532,9 @@ def teach(folder: Path, items: Sequence[tuple[str, str]]) -> None:
     subject = checkpoints.load(checkpoints.locate(str(folder)))
     template = "Question: {prompt}\nAnswer:"
     encoded = encode([Example(q, q, a, q) for q, a in items], subject.tokenizer, template, 64)
-    train.fit(subject.model, [inputs.Term(bind("retain", "nll"), encoded)], train.Settings(lr=0.02, max_steps=40))
+    loop.fit(
+        subject.model, [objective_inputs.Term(bind("retain", "nll"), encoded)], loop.Settings(lr=0.02, max_steps=40)
+    )
     subject.model.save_pretrained(folder)
 
 
@@ -884,7 +887,7 @@ def test_weights_that_blow_up_in_training_are_not_saved(save_model: Case, run_un
 @pytest.fixture
 def save_always(monkeypatch: pytest.MonkeyPatch) -> None:
     """Save a checkpoint at every check."""
-    monkeypatch.setattr(train, "Settings", partial(train.Settings, save_seconds=0))
+    monkeypatch.setattr(loop, "Settings", partial(loop.Settings, save_seconds=0))
 
 
 @pytest.mark.parametrize("weights", ["float32", "stochastic"])
@@ -896,7 +899,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(
     options += ["npo + kl + nll", "--weights", weights, "--retain-floor", 0.001]
     assert cli("unlearn", model, *options, "--out", tmp_path / "whole").code == 0
 
-    step = train._Loop.step
+    step = loop._Loop.step
 
     def interrupted(loop: Any, total: int) -> float:
         if loop.done.steps == 4:
@@ -904,7 +907,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(
         return step(loop, total)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train._Loop, "step", interrupted)
+        patch.setattr(loop._Loop, "step", interrupted)
         ran = cli("unlearn", model, *options, "--out", out)
     assert (ran.code, ran.out) == (130, "")
     assert "repeat the command (unlearn: add --resume)" in ran.err
@@ -916,7 +919,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(
     assert (out / unlearn.CHECKPOINT).is_file()
 
     taken: list[int] = []
-    monkeypatch.setattr(train._Loop, "step", lambda loop, total: taken.append(loop.done.steps) or step(loop, total))
+    monkeypatch.setattr(loop._Loop, "step", lambda loop, total: taken.append(loop.done.steps) or step(loop, total))
     assert cli("unlearn", model, *options, "--out", out, "--resume").code == 0
     assert taken == [4, 5, 6]
     assert not (out / unlearn.CHECKPOINT).exists()

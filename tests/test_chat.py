@@ -14,9 +14,9 @@ from stillknows.auditing.observe import observe
 from stillknows.measure import score
 from stillknows.model.text import Asked, Encoded, encode, encode_split
 from stillknows.registry import bind
+from stillknows.training.loop import Settings, fit
+from stillknows.training.objective_inputs import Term
 from stillknows.types import Example, Split
-from stillknows.unlearning.inputs import Term
-from stillknows.unlearning.train import Settings, fit
 
 PAIRS = [("Where is Ada?", "in Paris"), ("Where does Bela live?", "in Rome"), ("Who end?", "end"), ("Is it?", "A")]
 EXAMPLES = [Example(str(i), question, answer, str(i)) for i, (question, answer) in enumerate(PAIRS)]

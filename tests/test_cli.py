@@ -25,8 +25,8 @@ from stillknows.auditing import harness, plan, report
 from stillknows.formats import compress
 from stillknows.model import checkpoints
 from stillknows.registry import bind
+from stillknows.training.loop import Settings
 from stillknows.types import Example, Interval
-from stillknows.unlearning.train import Settings
 
 Case = Callable[..., Any]
 GATES = "answer_probability,extraction_strength"  # all that a verdict needs

@@ -15,10 +15,10 @@ from stillknows import scratch
 from stillknows.errors import UserError
 from stillknows.model.text import Encoded, encode
 from stillknows.registry import bind
+from stillknows.training.objective_inputs import Term
 from stillknows.types import Example
 from stillknows.unlearning import companions
 from stillknows.unlearning.companions import CHOICES, Answering
-from stillknows.unlearning.inputs import Term
 
 TEMPLATE = "the {prompt} ?"
 REFUSALS = ["a", "a b", "in the river", "to the dog and the cat", "d", "green", "blue a"]

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from stillknows.registry import bind
-from stillknows.unlearning import train
-from stillknows.unlearning.cost import Meter, peak_memory
-from stillknows.unlearning.inputs import Term
-from stillknows.unlearning.train import Settings, fit
+from stillknows.training import loop
+from stillknows.training.cost import Meter, peak_memory
+from stillknows.training.loop import Settings, fit
+from stillknows.training.objective_inputs import Term
 
 
 def test_tokens_are_counted_by_whether_gradients_are_kept(model: Any) -> None:
@@ -53,7 +53,7 @@ def test_training_books_trained_and_forward_tokens(model: Any, make_items: Calla
     settings = Settings(lr=1e-3, max_steps=3, batch_size=2, check_every=3, forget_below=1e-9)
     done = fit(model, terms, settings, monitor=(items[:1], ()))
     with Meter(model) as opening:
-        train.output_layer(model)
+        loop.output_layer(model)
     assert done.tokens == 30
     assert done.forward_tokens == 2 * opening.forward_tokens + 10 + 5  # the reference looks at its output layer too
     weights = sum(p.numel() for name, p in model.named_parameters() if "embed_tokens" not in name)
@@ -70,15 +70,15 @@ def test_a_resumed_run_adds_to_what_was_spent_before(
     terms, path = [Term(bind("forget", "ga"), make_items([2, 2]))], tmp_path / "checkpoint.safetensors"
     settings = Settings(lr=1e-3, max_steps=4, batch_size=2, check_every=1, save_seconds=0)
     whole = fit(make_model(), terms, settings)
-    step = train._Loop.step
+    step = loop._Loop.step
 
-    def interrupted(self: train._Loop, total: int) -> float:
+    def interrupted(self: loop._Loop, total: int) -> float:
         if self.done.steps == 2:
             raise KeyboardInterrupt
         return step(self, total)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train._Loop, "step", interrupted)
+        patch.setattr(loop._Loop, "step", interrupted)
         with pytest.raises(KeyboardInterrupt):
             fit(make_model(), terms, settings, checkpoint=path)
     resumed = fit(make_model(), terms, settings, checkpoint=path)

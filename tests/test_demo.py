@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from stillknows import demo, scratch
-from stillknows.unlearning.train import Settings
+from stillknows.training.loop import Settings
 
 REPORT = Path(__file__).parents[1] / "runs" / "demo" / "report.json"
 EXPECTED = {

@@ -12,9 +12,9 @@ import torch
 from stillknows import registry
 from stillknows.errors import NotMeasured
 from stillknows.formats.compress import parse_variant, quantize
+from stillknows.training.loop import Settings, fit
+from stillknows.training.objective_inputs import Term
 from stillknows.types import Observations
-from stillknows.unlearning.inputs import Term
-from stillknows.unlearning.train import Settings, fit
 
 ROOT = Path(__file__).parents[1]
 

@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 
 from stillknows.auditing import audit
 from stillknows.errors import UserError
+from stillknows.training.loop import Settings
 from stillknows.types import Example
 from stillknows.unlearning import exact
 from stillknows.unlearning.exact import LEDGER, Slice
-from stillknows.unlearning.train import Settings
 
 Case = Callable[..., Any]
 ITEMS = [

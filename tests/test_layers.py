@@ -21,6 +21,7 @@ LAYERS = (
     ("store",),
     ("model/",),
     ("formats/",),
+    ("training/",),
     ("auditing/",),
     ("unlearning/",),
     (
@@ -177,8 +178,8 @@ def test_importing_any_module_imports_neither_torch_nor_transformers() -> None:
     [
         ("import stillknows.auditing.audit", {"stillknows.auditing.audit"}),
         ("from stillknows import store, __version__", {"stillknows.store", "stillknows"}),
-        ("def f():\n  from stillknows.unlearning.train import fit", {"stillknows.unlearning.train"}),
-        ("from ..unlearning.train import fit", {"stillknows.unlearning.train"}),
+        ("def f():\n  from stillknows.training.loop import fit", {"stillknows.training.loop"}),
+        ("from ..training.loop import fit", {"stillknows.training.loop"}),
         ("from . import rtn", {"stillknows.quantizers.rtn"}),
         ("if TYPE_CHECKING:\n  import torch\nelse:\n  import numpy", {"numpy"}),
         ("import importlib\nimportlib.import_module('stillknows.cli')", {"importlib", "stillknows.cli"}),
@@ -193,7 +194,7 @@ def test_the_reader_of_imports_sees(source: str, expected: set[str]) -> None:
     [
         ("stillknows.store", "stillknows.model.layers"),
         ("stillknows.metrics.likelihood", "stillknows.quantizers"),
-        ("stillknows.unlearning.train", "stillknows.objectives.likelihood"),
+        ("stillknows.training.loop", "stillknows.objectives.likelihood"),
         ("stillknows.auditing.audit", "stillknows.metrics"),
     ],
 )

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from stillknows.training.objective_inputs import Need
 from stillknows.unlearning import method
-from stillknows.unlearning.inputs import Need
 
 ROOT = Path(__file__).parents[1]
 PUBLISHED = (

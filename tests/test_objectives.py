@@ -20,8 +20,8 @@ from stillknows.model import forward
 from stillknows.model.logprobs import Logits, answer_index
 from stillknows.model.text import Encoded, right_padded
 from stillknows.registry import Plugin, bind, plugins
-from stillknows.unlearning.inputs import COMPANIONS, COMPANIONS_OR_OWN, PLAIN, Need, Term
-from stillknows.unlearning.train import Settings, _Loop, fit
+from stillknows.training.loop import Settings, _Loop, fit
+from stillknows.training.objective_inputs import COMPANIONS, COMPANIONS_OR_OWN, PLAIN, Need, Term
 
 Items = Callable[..., list[Any]]
 Make = Callable[..., Any]

@@ -9,8 +9,8 @@ import torch
 
 from stillknows.model.forward import mean_probability, score_items
 from stillknows.model.layers import output_layer
+from stillknows.training.loop import Settings
 from stillknows.unlearning.relearn import curve, halves
-from stillknows.unlearning.train import Settings
 
 
 def test_halves_share_no_fact(make_items: Callable[..., list[Any]]) -> None:

@@ -14,10 +14,10 @@ from stillknows.errors import UserError
 from stillknows.model import checkpoints
 from stillknows.model.layers import block_output, blocks
 from stillknows.registry import Plugin, bind, plugins
+from stillknows.training.loop import Settings, _Loop, fit
+from stillknows.training.objective_inputs import Need, Term
 from stillknows.types import Benchmark, Example, Split
 from stillknows.unlearning import method, unlearn
-from stillknows.unlearning.inputs import Need, Term
-from stillknows.unlearning.train import Settings, _Loop, fit
 
 Items = Callable[..., list[Any]]
 Make = Callable[..., Any]

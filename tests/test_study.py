@@ -14,7 +14,7 @@ from stillknows import study
 from stillknows.registry import bind
 from stillknows.store import read_json
 from stillknows.study import Run
-from stillknows.unlearning.train import Settings
+from stillknows.training.loop import Settings
 
 ROOT = Path(__file__).parents[1]
 

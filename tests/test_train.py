@@ -19,10 +19,10 @@ from stillknows.errors import UserError
 from stillknows.model.forward import mean_probability, score_items
 from stillknows.model.layers import output_layer
 from stillknows.registry import bind
-from stillknows.unlearning import inputs, train
-from stillknows.unlearning.inputs import Term
-from stillknows.unlearning.storage import Storage, WeightStorage, stochastic_bfloat16
-from stillknows.unlearning.train import Fit, Settings, fit
+from stillknows.training import loop, objective_inputs
+from stillknows.training.loop import Fit, Settings, fit
+from stillknows.training.objective_inputs import Term
+from stillknows.training.weight_rounding import Storage, WeightStorage, stochastic_bfloat16
 
 Items = Callable[..., list[Any]]
 Make = Callable[..., Any]
@@ -88,21 +88,21 @@ def test_a_resumed_run_ends_with_the_same_bits(
     assert outcome.steps == 10
 
     path = tmp_path / "checkpoint.safetensors"
-    step = train._Loop.step
+    step = loop._Loop.step
 
-    def interrupted(self: train._Loop, total: int) -> float:
+    def interrupted(self: loop._Loop, total: int) -> float:
         if self.done.steps == interrupted_after:
             raise KeyboardInterrupt
         return step(self, total)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train._Loop, "step", interrupted)
+        patch.setattr(loop._Loop, "step", interrupted)
         with pytest.raises(KeyboardInterrupt):
             fit(make_model(), terms, s, monitor=monitor, checkpoint=path, plan_key="plan")
     assert path.is_file()
 
     taken: list[int] = []
-    monkeypatch.setattr(train._Loop, "step", lambda self, total: (taken.append(1), step(self, total))[1])
+    monkeypatch.setattr(loop._Loop, "step", lambda self, total: (taken.append(1), step(self, total))[1])
     resumed = make_model()
     again = fit(resumed, terms, s, monitor=monitor, checkpoint=path, plan_key="plan")
     assert len(taken) == 10 - interrupted_after // 2 * 2
@@ -114,16 +114,16 @@ def test_a_resumed_run_ends_with_the_same_bits(
 def test_a_run_interrupted_twice_and_a_finished_one_resume_too(
     make_model: Make, terms: list[Term], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path, step = tmp_path / "checkpoint.safetensors", train._Loop.step
+    path, step = tmp_path / "checkpoint.safetensors", loop._Loop.step
     whole = trained(make_model, terms, weights="stochastic")
 
     def run(stop: int) -> nn.Module:
-        def interrupted(self: train._Loop, total: int) -> float:
+        def interrupted(self: loop._Loop, total: int) -> float:
             if self.done.steps == stop:
                 raise KeyboardInterrupt
             return step(self, total)
 
-        monkeypatch.setattr(train._Loop, "step", interrupted)
+        monkeypatch.setattr(loop._Loop, "step", interrupted)
         model = make_model()
         fit(model, terms, setting(weights="stochastic"), checkpoint=path, plan_key="plan")
         return model
@@ -146,7 +146,7 @@ def test_checkpoints_are_written_after_checks_and_not_too_often(
     make_model: Make, terms: list[Term], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     saved: list[int] = []
-    monkeypatch.setattr(train._Loop, "save", lambda self, path, plan_key: saved.append(self.done.steps))
+    monkeypatch.setattr(loop._Loop, "save", lambda self, path, plan_key: saved.append(self.done.steps))
     fit(make_model(), terms, setting(check_every=3), checkpoint=tmp_path / "a")
     assert saved == [3, 6, 9, 10]
     saved.clear()
@@ -158,7 +158,7 @@ def test_checkpoints_are_written_after_checks_and_not_too_often(
 def test_every_item_is_visited_once_per_epoch(count: int, batch: int, model: Any, make_items: Items) -> None:
     """Of every term, each in its own order, which differs from epoch to epoch and from seed to seed."""
     term = Term(bind("forget", "ga"), make_items([2] * count))
-    loops = [train._Loop(model, [term, term], setting(batch_size=batch, seed=seed), ((), ())) for seed in (0, 1)]
+    loops = [loop._Loop(model, [term, term], setting(batch_size=batch, seed=seed), ((), ())) for seed in (0, 1)]
     steps = math.ceil(4 * count / min(batch, count))
     orders = [[i for step in range(steps) for i, _ in loop._batch(k, step)] for loop in loops for k in (0, 1)]
     for order in orders:
@@ -172,9 +172,9 @@ def test_no_term_is_seen_less_because_another_has_fewer_items(
     model: Any, make_items: Items, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Counter[int]] = [Counter(), Counter()]
-    backward = train._Loop._backward
+    backward = loop._Loop._backward
     monkeypatch.setattr(
-        train._Loop,
+        loop._Loop,
         "_backward",
         lambda self, k, visits: (seen[k].update(i for i, _ in visits), backward(self, k, visits))[1],
     )
@@ -220,13 +220,13 @@ def test_retain_floor_goes_back_to_the_last_good_weights(
     floor = 0.5
     start = probability(model, retain)
     checked: dict[int, dict[str, Tensor]] = {0: weights_of(model)}
-    check = train._Loop.check
+    check = loop._Loop.check
 
-    def watched(self: train._Loop, *given: Any) -> bool:
+    def watched(self: loop._Loop, *given: Any) -> bool:
         checked[self.done.steps] = weights_of(self.model)
         return check(self, *given)
 
-    monkeypatch.setattr(train._Loop, "check", watched)
+    monkeypatch.setattr(loop._Loop, "check", watched)
     outcome = fit(model, terms, setting(epochs=50, retain_floor=floor), monitor=((), retain))
     assert outcome.stopped == f"retain below 0.5 of its start; went back to step {outcome.steps}"
     assert outcome.steps == max(checked) - 2
@@ -256,15 +256,15 @@ def test_a_resumed_run_goes_back_to_the_weights_that_it_resumed_from(
     whole = make_model()
     outcome = fit(whole, terms, s, monitor=((), retain))
     assert outcome.steps > 0
-    path, step = tmp_path / "checkpoint.safetensors", train._Loop.step
+    path, step = tmp_path / "checkpoint.safetensors", loop._Loop.step
 
-    def interrupted(self: train._Loop, total: int) -> float:
+    def interrupted(self: loop._Loop, total: int) -> float:
         if self.done.steps == outcome.steps:
             raise KeyboardInterrupt
         return step(self, total)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train._Loop, "step", interrupted)
+        patch.setattr(loop._Loop, "step", interrupted)
         with pytest.raises(KeyboardInterrupt):
             fit(make_model(), terms, s, monitor=((), retain), checkpoint=path)
     resumed = make_model()
@@ -285,8 +285,8 @@ def test_without_limits_all_steps_are_taken(make_model: Make, terms: list[Term])
 def test_a_loss_that_is_not_a_number_is_the_users_to_mend(
     model: Any, make_items: Items, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    log_probs = inputs.token_log_probs
-    monkeypatch.setattr(inputs, "token_log_probs", lambda *args: log_probs(*args) * math.nan)
+    log_probs = objective_inputs.token_log_probs
+    monkeypatch.setattr(objective_inputs, "token_log_probs", lambda *args: log_probs(*args) * math.nan)
     path = tmp_path / "checkpoint.safetensors"
     with pytest.raises(UserError, match=r"the loss is nan at step 1[\s\S]*lower --lr"):
         fit(model, [Term(bind("retain", "nll"), make_items([3]))], setting(check_every=1), checkpoint=path)
@@ -316,14 +316,14 @@ def test_learning_rates(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     rates: list[float] = []
-    step = train._Loop.step
+    step = loop._Loop.step
 
-    def watched(self: train._Loop, total: int) -> float:
+    def watched(self: loop._Loop, total: int) -> float:
         loss = step(self, total)
         rates.append(self.optimizer.param_groups[0]["lr"])
         return loss
 
-    monkeypatch.setattr(train._Loop, "step", watched)
+    monkeypatch.setattr(loop._Loop, "step", watched)
     s = setting(lr=1e-3, schedule=schedule, warmup=warmup, max_steps=5)
     fit(model, [Term(bind("retain", "nll"), make_items([3, 4, 2, 2, 2]))], s)
     assert rates == pytest.approx([1e-3 * rate for rate in expected])
@@ -354,15 +354,15 @@ def test_storage_holds_bfloat16_values_after_every_step(
     weights: WeightStorage, make_model: Make, terms: list[Term], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held: list[bool] = []
-    step = train._Loop.step
+    step = loop._Loop.step
 
-    def watched(self: train._Loop, total: int) -> float:
+    def watched(self: loop._Loop, total: int) -> float:
         held.append(all(is_bfloat16(p.detach()) for p in self.parameters.values()))  # the start too
         loss = step(self, total)
         held.append(all(is_bfloat16(p.detach()) for p in self.parameters.values()))
         return loss
 
-    monkeypatch.setattr(train._Loop, "step", watched)
+    monkeypatch.setattr(loop._Loop, "step", watched)
     model = make_model()
     assert not is_bfloat16(model.lm_head.weight)
     fit(model, terms, setting(weights=weights))

@@ -12,8 +12,8 @@ from conftest import WORLD, World
 
 from stillknows.errors import UserError
 from stillknows.registry import bind
+from stillknows.training.loop import Settings
 from stillknows.unlearning import tune, unlearn
-from stillknows.unlearning.train import Settings
 from stillknows.unlearning.tune import Range, best, configured, parse_range
 
 Case = Callable[..., Any]

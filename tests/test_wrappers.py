@@ -22,11 +22,11 @@ from stillknows.model.forward import answer_states
 from stillknows.model.layers import OutputLayer, block_output, blocks, linears
 from stillknows.model.logprobs import token_log_probs
 from stillknows.registry import Bound, bind, plugins
-from stillknows.unlearning.inputs import Term
+from stillknows.training.loop import Settings, _Loop, fit
+from stillknows.training.objective_inputs import Term
+from stillknows.training.step_pipeline import KINDS, Wrapping, check
+from stillknows.training.weight_rounding import Storage, WeightStorage
 from stillknows.unlearning.method import CLASHES, parse
-from stillknows.unlearning.storage import Storage, WeightStorage
-from stillknows.unlearning.train import Settings, _Loop, fit
-from stillknows.unlearning.wrapping import KINDS, Wrapping, check
 from stillknows.wrappers.adversaries import _attack, _question, _shifted
 from stillknows.wrappers.low_rank import LowRank
 from stillknows.wrappers.masks import _largest

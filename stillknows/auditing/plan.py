@@ -183,24 +183,8 @@ def labels(names: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def check_benchmark(benchmark: Benchmark) -> None:
-    """Raise UserError for splits without items and for a forget set that is also kept."""
-    splits = (*benchmark.training, *benchmark.splits)
-    for split in splits:
-        if not split.examples:
-            raise UserError(f"the {split.name} split of {benchmark.spec} is empty", "give it at least one item")
-    forget = {(e.prompt, e.answer) for s in splits if s.role == "forget" for e in s.examples}
-    for split in splits:
-        both = [e.id for e in split.examples if (e.prompt, e.answer) in forget]
-        if both and split.role not in ("forget", "member"):
-            raise UserError(
-                f"{len(both)} items are in the forget and in the {split.name} split, the first: {both[0]!r}",
-                "an item cannot be forgotten and kept; remove it from one of them",
-            )
-
-
 def _check_request(request: Request, metrics: Mapping[str, Bound]) -> None:
-    check_benchmark(request.benchmark)
+    request.benchmark.require_usable()
     if not any(split.role == "forget" for split in request.benchmark.splits):
         raise UserError(f"{request.benchmark.spec} measures no split to forget", "choose another benchmark")
     policy = request.policy

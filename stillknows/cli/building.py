@@ -100,8 +100,8 @@ def unlearn(
 
     Writes a normal safetensors checkpoint and run.json, which holds everything needed to repeat the run.
     """
+    from stillknows.training.loop import Settings
     from stillknows.unlearning import unlearn
-    from stillknows.unlearning.train import Settings
 
     settings = Settings(
         lr=lr, epochs=epochs, max_steps=steps, batch_size=batch_size, retain_batch_size=retain_batch_size,
@@ -165,8 +165,8 @@ def tune(
     An interrupted search goes on where it was. The best model found stays in OUT/trials.
     """
     from stillknows.auditing import audit
+    from stillknows.training.loop import Settings
     from stillknows.unlearning import tune, unlearn
-    from stillknows.unlearning.train import Settings
 
     asked = chosen_benchmark(benchmark, data, template)
     settings = Settings(lr=lr, epochs=epochs, batch_size=batch_size, forget_below=forget_below, seed=seed)

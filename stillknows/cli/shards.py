@@ -57,8 +57,8 @@ def train(
     """
     from stillknows.benchmarks.jsonl import read_examples
     from stillknows.store import claim
+    from stillknows.training.loop import Settings
     from stillknows.unlearning import exact
-    from stillknows.unlearning.train import Settings
 
     parts = [_sliced(path, read_examples(path), slices) for path in shard]
     settings = Settings(lr=lr, epochs=epochs, max_steps=steps, batch_size=batch_size, seed=seed)

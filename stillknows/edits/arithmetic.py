@@ -11,7 +11,7 @@ from stillknows.model.layers import output_layer
 from stillknows.model.text import Encoded
 from stillknows.progress import say
 from stillknows.registry import Limits, register
-from stillknows.unlearning import mixing
+from stillknows.training import interpolate
 
 
 @register("edit", source="arXiv 2212.04089; as in MUSE, arXiv 2407.06460")
@@ -34,7 +34,7 @@ def mix(model: nn.Module, original: Mapping[str, Tensor], *, alpha: Annotated[fl
     Args:
         alpha: share α of what was unlearned, 0..1; 1 leaves the model as it is.
     """
-    mixing.mix(model, original, mixing.weights(model), alpha)
+    interpolate.mix(model, original, interpolate.weights(model), alpha)
 
 
 @register("edit", source="arXiv 2406.09179 (UWC, calibration by model mixing)")
@@ -57,5 +57,5 @@ def equal_retain(
     def score() -> float:
         return mean_probability(score_items(model, output_layer(model), retain, thorough=()))
 
-    alpha = mixing.calibrate(model, original, score, floor)
+    alpha = interpolate.calibrate(model, original, score, floor)
     say(f"mixed with the original: α = {alpha:g} keeps {floor:.0%} of the retain items' probability")

@@ -8,9 +8,9 @@ from typing import Annotated
 
 from stillknows.lazy import nn, no_grad, torch
 from stillknows.model.text import Encoded
-from stillknows.registry import Limits, bind, register
-from stillknows.unlearning.inputs import Term
-from stillknows.unlearning.train import Settings, fit
+from stillknows.registry import Limits, register
+from stillknows.training.finetune import finetune
+from stillknows.training.loop import Settings
 
 
 @register("edit", source="arXiv 2506.06278 (UNDO)")
@@ -38,12 +38,12 @@ def undo(
     """
     if alpha == 0:
         return
-    own = replace(settings, lr=lr or settings.lr, epochs=epochs or settings.epochs, forget_below=0.0, retain_floor=0.0)
+    own = replace(settings, lr=lr or settings.lr, epochs=epochs or settings.epochs)
 
     def damage(noised: nn.Module) -> None:
         noise(noised, alpha, beta, own.seed)
 
-    fit(model, [Term(bind("retain", "kl"), retain)], own, start=damage, label="distilling")
+    finetune(model, retain, own, objective="kl", start=damage, label="distilling")
 
 
 @no_grad

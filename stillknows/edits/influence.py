@@ -10,7 +10,7 @@ from stillknows.lazy import Tensor, nn, torch
 from stillknows.model.layers import matching, output_layer
 from stillknows.model.text import Encoded
 from stillknows.registry import Limits, bind, register
-from stillknows.unlearning.inputs import Inputs, Term
+from stillknows.training.objective_inputs import Inputs, Term
 
 Values = Mapping[str, Tensor]  # by name, of the tensors that move
 

@@ -26,10 +26,10 @@ from stillknows.model import checkpoints, records
 from stillknows.model.text import encode
 from stillknows.registry import Bound, bind
 from stillknows.store import file_digest, parse_json, read_text, replace_file, require_apart, require_new, write_text
+from stillknows.training.finetune import finetune
+from stillknows.training.loop import Settings
 from stillknows.types import Example
-from stillknows.unlearning.inputs import Term
 from stillknows.unlearning.sequence import item_digest
-from stillknows.unlearning.train import Settings, fit
 
 LEDGER = "ledger.jsonl"
 START = "0" * 64  # what the first entry names as the digest before it
@@ -85,8 +85,8 @@ def train(
         model = checkpoints.load(source, device=device).model
         for place, items in ((Slice(i, j), items) for j, items in enumerate(slices)):
             found: dict[str, nn.Module] = {}
-            terms = [Term(bind("retain", "nll"), items)]
-            fit(model, terms, settings, wrappers=[_kept(bind("adapter", f"lora:rank={rank}"), found)], label=place.file)
+            adapter = _kept(bind("adapter", f"lora:rank={rank}"), found)
+            finetune(model, items, settings, wrappers=[adapter], label=place.file)
             replace_file(folder / place.file, lambda partial, found=found: save_file(_factors(found), partial))
             entry = {"event": "trained", "slice": place, "file": file_digest(folder / place.file)}
             entry |= {"items": sorted(item_digest(item.example) for item in items)}

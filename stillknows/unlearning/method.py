@@ -9,8 +9,8 @@ from typing import get_args
 
 from stillknows.errors import UserError, did_you_mean
 from stillknows.registry import Bound, MethodKind, Plugin, bind, plugins
-from stillknows.unlearning.inputs import Need
-from stillknows.unlearning.wrapping import KINDS as WRAPPERS
+from stillknows.training.objective_inputs import Need
+from stillknows.training.step_pipeline import KINDS as WRAPPERS
 
 KINDS: tuple[MethodKind, ...] = get_args(MethodKind)
 ALONE = ("adapter", "curriculum", "combination", "optimizer")  # kinds of which a method has one at most

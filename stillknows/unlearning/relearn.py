@@ -8,15 +8,13 @@ it gains is learned or guessed, not remembered.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from stillknows.lazy import nn, torch
 from stillknows.model.forward import mean_probability, score_items
 from stillknows.model.layers import output_layer
 from stillknows.model.text import Encoded
-from stillknows.registry import bind
-from stillknows.unlearning.inputs import Term
-from stillknows.unlearning.train import Settings, fit
+from stillknows.training.finetune import finetune
+from stillknows.training.loop import Settings
 
 
 def halves(items: Sequence[Encoded]) -> tuple[list[Encoded], list[Encoded]]:
@@ -42,10 +40,9 @@ def curve(model: nn.Module, items: Sequence[Encoded], settings: Settings) -> lis
     def look() -> dict[str, float]:
         return {"asked": mean_probability(score_items(model, layer, asked))}
 
-    plain = replace(settings, forget_below=0.0, retain_floor=0.0)
     start = look()
     try:
-        outcome = fit(model, [Term(bind("retain", "nll"), taught)], plain, look=look, label="relearning")
+        outcome = finetune(model, taught, settings, look=look, label="relearning")
     finally:
         with torch.no_grad():
             for name, p in model.named_parameters():

@@ -12,8 +12,8 @@ from typing import Any
 from stillknows.errors import UserError, blamed_on
 from stillknows.model import records
 from stillknows.store import RECORD, file_digest, key
+from stillknows.training.loop import Fit
 from stillknows.types import Benchmark, Example
-from stillknows.unlearning.train import Fit
 
 SUMMED = ("seconds", "tokens", "forward_tokens", "flops")  # of train.Fit
 

@@ -21,8 +21,8 @@ from stillknows.model import checkpoints
 from stillknows.progress import say
 from stillknows.registry import Bound, convert
 from stillknows.store import claim, key, read_json, require_new, write_json
+from stillknows.training.loop import Settings
 from stillknows.unlearning import method, unlearn
-from stillknows.unlearning.train import Settings
 from stillknows.words import markdown_table, number, significant
 
 JSON = "tune.json"

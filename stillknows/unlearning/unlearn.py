@@ -9,21 +9,21 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from stillknows import __version__
-from stillknows.auditing.plan import check_benchmark
 from stillknows.errors import UserError
 from stillknows.formats.compress import check_fixed, parse_variant
 from stillknows.lazy import nn, torch
 from stillknows.model import checkpoints, records
 from stillknows.model.layers import layer_number, matching
 from stillknows.model.text import Encoded, LongItems, encode_split, without_end
-from stillknows.registry import bind
 from stillknows.store import RECORD, claim, key, require_apart, require_new
+from stillknows.training import step_pipeline
+from stillknows.training.cost import Meter, peak_memory
+from stillknows.training.finetune import finetune
+from stillknows.training.loop import Fit, Settings, fit
+from stillknows.training.objective_inputs import Term
 from stillknows.types import Benchmark, Role, Split
-from stillknows.unlearning import companions, method, sequence, wrapping
-from stillknows.unlearning.cost import Meter, peak_memory
-from stillknows.unlearning.inputs import Term
+from stillknows.unlearning import companions, method, sequence
 from stillknows.unlearning.method import Method
-from stillknows.unlearning.train import Fit, Settings, fit
 
 CHECKPOINT = "checkpoint.safetensors"
 
@@ -66,7 +66,7 @@ def run(request: Request, out: Path, *, overwrite: bool = False, resume: bool = 
 def _check_request(request: Request) -> Method:
     """Check what the request alone can tell, before torch is imported; return the method."""
     chosen = method.parse(request.method)
-    check_benchmark(request.benchmark)
+    request.benchmark.require_usable()
     _check_splits(request, chosen)
     return chosen
 
@@ -112,7 +112,7 @@ def _prepare(request: Request, chosen: Method) -> _Prepared:
     )
     for kind, items in (("forget", forget), ("retain", retain)):
         companions.check(items, _companions(chosen, kind), benchmark.refusals, retain, benchmark.spec)
-    wrapping.check(chosen.wrappers, skeleton, len(forget))
+    step_pipeline.check(chosen.wrappers, skeleton, len(forget))
     answering = companions.Answering(tokenizer, benchmark.template, context, request.settings.seed)
     return _Prepared(chosen, base, source, earlier, answering, without_end(forget), retain)
 
@@ -249,8 +249,7 @@ def _terms(request: Request, prepared: _Prepared, model: nn.Module) -> list[Term
 def _reinforced(model: nn.Module, forget: list[Encoded], settings: Settings) -> nn.Module:
     """Return a copy of the model that was trained further on the forget items, with the run's own settings."""
     copy_ = copy.deepcopy(model)
-    plain = replace(settings, forget_below=0.0, retain_floor=0.0)
-    fit(copy_, [Term(bind("retain", "nll"), forget)], plain, label="training a reinforced model")
+    finetune(copy_, forget, settings, label="training a reinforced model")
     return copy_
 
 

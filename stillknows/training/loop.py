@@ -24,10 +24,10 @@ from stillknows.model.text import Encoded
 from stillknows.progress import progress
 from stillknows.registry import Bound
 from stillknows.store import replace_file
-from stillknows.unlearning.cost import Meter, peak_memory
-from stillknows.unlearning.inputs import Inputs, Term, Visit
-from stillknows.unlearning.storage import MIX, Storage, WeightStorage
-from stillknows.unlearning.wrapping import Gradients, Wrapping
+from stillknows.training.cost import Meter, peak_memory
+from stillknows.training.objective_inputs import Inputs, Term, Visit
+from stillknows.training.step_pipeline import Gradients, Wrapping
+from stillknows.training.weight_rounding import MIX, Storage, WeightStorage
 
 MONITORED = 256  # items of a split that early stopping looks at
 
@@ -42,7 +42,7 @@ class Settings:
     batch_size: items per step of the leading term, and of each other term unless `retain_batch_size` is given.
     accumulate: split a step's items into that many forward passes; the result is the same.
     clip: largest norm of the whole gradient; `beta2`: decay of AdamW's second moment (the first's is 0.9).
-    weights: how weights are kept between steps, see storage.Storage. Gradients and optimizer state are float32.
+    weights: how weights are kept between steps, see weight_rounding.Storage. Gradients and optimizer state are float32.
     forget_below: stop when the mean answer probability of the monitored forget items is at most this; 0 never stops.
     retain_floor: stop, and go back to the last check, when the monitored retain items' mean answer probability is below
         this share of its start; 0 never stops.
@@ -141,7 +141,7 @@ def fit(
 
     Args:
         model: float32 weights; the state at the call is the reference that some terms need.
-        wrappers: plug-ins of the kinds that `wrapping.Wrapping` knows.
+        wrappers: plug-ins of the kinds that `step_pipeline.Wrapping` knows.
         teachers: models besides the reference that terms compare with, by name; asked before the first step.
         start: changes the weights after the teachers were asked and before the first step.
         monitor: the forget and retain items that early stopping watches.

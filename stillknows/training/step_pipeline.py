@@ -18,8 +18,8 @@ from stillknows.errors import UserError
 from stillknows.lazy import Tensor, nn, no_grad, parametrize, torch
 from stillknows.model.text import Encoded
 from stillknows.registry import Bound
-from stillknows.unlearning.inputs import Term
-from stillknows.unlearning.storage import MIX
+from stillknows.training.objective_inputs import Term
+from stillknows.training.weight_rounding import MIX
 
 Gradients = dict[str, Tensor]  # of all parameters that are trained, by name
 KINDS = ("adapter", "mask", "curriculum", "adversary", "combination", "optimizer")
