@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -136,6 +138,19 @@ def test_every_module_has_a_layer(module: str) -> None:
 
 def test_imports_point_down() -> None:
     assert violations({m: n for m, n in IMPORTS.items() if layer_name(m) in LEVEL}) == []
+
+
+def test_what_is_imported_is_declared() -> None:
+    """evaluate is asked for only where lm-eval has brought it along."""
+    project = tomllib.loads((ROOT.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    lists = [project["dependencies"], *project["optional-dependencies"].values()]
+    declared = {re.split(r"[\[<>=]", text)[0].replace("-", "_") for texts in lists for text in texts}
+    known = {*sys.stdlib_module_names, "stillknows", "evaluate", "yaml"}  # yaml is pyyaml's
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in ROOT.rglob("*.py")]
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module and not node.level}
+    assert {name.partition(".")[0] for name in names} - known <= declared
 
 
 def test_no_import_cycles() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import sys
 import time
 from types import TracebackType
@@ -63,9 +62,16 @@ class Meter:
         return float(self.weights * sum(each * count for each, count in self.counts.items()))
 
 
-def peak_memory(device: torch.device) -> int:
-    """Return the most bytes in use so far: by tensors on an accelerator, else by this process as a whole."""
+def peak_memory(device: torch.device) -> int | None:
+    """Return the most bytes in use so far: by tensors on an accelerator, else by this process as a whole.
+
+    None where the system does not tell (Windows).
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:
+        return None
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most if sys.platform == "darwin" else 1024 * most
