@@ -339,9 +339,10 @@ class _Model:
     ) -> None:
         self.folder, self.splits, self.relearned, self.fields = out / "observations" / name, splits, relearned, fields
         self.source = checkpoints.locate(str(_folder(out, name)))
-        fingerprint = checkpoints.fingerprint(self.source.folder)
         self.keys = {
-            split: key(OBSERVATIONS_VERSION, fingerprint, sorted(fields.get(split, ())), [asdict(i) for i in items])
+            split: key(
+                OBSERVATIONS_VERSION, self.source.fingerprint, sorted(fields.get(split, ())), [asdict(i) for i in items]
+            )
             for split, items in splits.items()
         }
 

@@ -75,20 +75,21 @@ def require_new(path: Path, *, overwrite: bool, fix: str = "add --overwrite, or 
 
 
 @contextlib.contextmanager
-def atomic_folder(target: Path) -> Iterator[Path]:
+def atomic_folder(target: Path, old: Iterable[Path] = ()) -> Iterator[Path]:
     """Give an empty folder beside `target` that takes its place when the block ends well, and vanishes otherwise.
 
-    The new files are moved in one by one, after an older run record and older weights have gone and with the new record
-    last: a folder with a record is complete, and no weights of two runs lie side by side. Other files stay.
+    The new files are moved in one by one, after an older run record, what it names and the `old` files have gone and
+    with the new record last: a folder with a record is complete, and no parts of two models lie side by side. Other
+    files stay.
     """
     target.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=".partial-", dir=target))
     try:
         yield work
-        for old in [*_recorded_file(target), *target.glob(RECORD), *target.glob("model*.safetensors*")]:
-            old.unlink()
+        for file in [*_recorded_file(target), target / RECORD, *old]:
+            file.unlink(missing_ok=True)
         for file in sorted(work.iterdir(), key=lambda f: f.name == RECORD):
-            file.chmod(0o666 & ~_umask())
+            file.chmod((0o777 if file.is_dir() else 0o666) & ~_umask())
             file.replace(target / file.name)
     finally:
         shutil.rmtree(work, ignore_errors=True)

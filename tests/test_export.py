@@ -262,7 +262,7 @@ def test_a_file_that_holds_something_else_is_a_fault(
         return pack(kept._replace(parts={"scale": kept.parts["scale"] * 1.0001}))
 
     monkeypatch.setattr(compressed_tensors, "pack", wrong)
-    with pytest.raises(RuntimeError, match=r"14 matrices were not written.*q_proj"):
+    with pytest.raises(RuntimeError, match=r"14 parts were not written.*q_proj"):
         write("int4")
     assert not (tmp_path / "out").exists()
 

@@ -258,7 +258,7 @@ def _prepare(
         context, tokens = checkpoints.context_length(source), checkpoints.vocabulary_size(source)
         encoded = functools.partial(_encoded, request, tokenizer, context, tokens, fields)
         decoding = {split.name: split.decoding for split in request.benchmark.splits}
-        fingerprint, found = checkpoints.fingerprint(source.path), suppressions.get(label)
+        fingerprint, found = source.fingerprint, suppressions.get(label)
         bare = encoded(None) if found else None
         known = _known(request, tokenizer, context, tokens, found) if found and found.retrieves else None
         prepared.append(Prepared(label, source, fingerprint, encoded(found), decoding, fields, found, bare, known))

@@ -14,7 +14,7 @@ from stillknows.errors import UserError
 from stillknows.formats import compress
 from stillknows.formats.calibrate import Statistics, sequences
 from stillknows.lazy import Tensor, no_grad, torch
-from stillknows.model import checkpoints, records
+from stillknows.model import checkpoints, modelfiles, records, tokens
 from stillknows.model.layers import Linear, linears
 from stillknows.model.packed import Kept, bitsandbytes, compressed_tensors, library
 from stillknows.model.packed.gguf_writer import GgufWriter
@@ -101,8 +101,8 @@ def run(request: Request, out: Path, *, overwrite: bool = False) -> dict[str, An
 def _require_free(request: Request, out: Path, overwrite: bool) -> None:
     """Raise UserError for an `out` that lies in the model's folder, or holds a model that is to be kept."""
     require_apart(out, checkpoints.here(request.model))
-    for name in (RECORD, CONFIG):
-        require_new(out / name, overwrite=overwrite)
+    for path in (out / RECORD, *modelfiles.present(out)):
+        require_new(path, overwrite=overwrite)
 
 
 def text(record: Mapping[str, Any]) -> str:
@@ -192,11 +192,13 @@ def _run(
     out: Path,
 ) -> dict[str, Any]:
     subject = checkpoints.load(source, device=request.device)
-    with atomic_folder(out) as folder:
+    with atomic_folder(out, modelfiles.present(out)) as folder:
         digests = _pack(subject.model, chain, ids_NL, writer, request.spec)
+        rest = _rest(subject.model, digests)
         path = writer.write(subject.model, subject.tokenizer, folder)
+        tokenizer = subject.tokenizer
         del subject  # before the file is loaded
-        form = _compare(path, digests)
+        form = _compare(path, digests, rest, tokenizer)
         record = _record(request, source, writer, form, path, folder, len(digests))
         write_json(folder / RECORD, record)
     return record
@@ -225,14 +227,23 @@ def _digest(values_OI: Tensor) -> str:
     return hashlib.sha256((values_OI.detach().float().cpu() + 0.0).contiguous().numpy().tobytes()).hexdigest()
 
 
-def _compare(path: Path, digests: Mapping[str, str]) -> str:
-    """Read a file as an audit does; return its form in words. A matrix that is not what was measured is a fault."""
-    source = checkpoints.locate(str(path), quantized=True)
-    model = checkpoints.load(source).model
+def _rest(model: PreTrainedModel, digests: Mapping[str, str]) -> dict[str, str]:
+    """Return what identifies each weight that is not quantized, by name; one that two layers share under its first."""
+    quantized = {id(model.get_parameter(f"{layer}.weight")) for layer in digests}
+    return {key: _digest(value) for key, value in model.named_parameters() if id(value) not in quantized}
+
+
+def _compare(path: Path, digests: Mapping[str, str], rest: Mapping[str, str], tokenizer: Any) -> str:
+    """Read a file as an audit does; return its form in words. Anything that is not what was measured is a fault."""
+    source = checkpoints.locate(str(path), quantized=True, trust_remote_code=True)  # whose code has just run
+    subject = checkpoints.load(source)
+    model = subject.model
     found = {layer.name: layer for layer in (*linears(model), *(layer for layer, _ in placed(model)))}
     wrong = [name for name, digest in digests.items() if _digest(found[name].read()) != digest]
+    wrong += [name for name, digest in rest.items() if _digest(model.get_parameter(name)) != digest]
+    wrong += tokens.differences(tokenizer, subject.tokenizer)
     if wrong:
-        raise RuntimeError(f"{len(wrong)} matrices were not written as they were measured, the first: {wrong[0]}")
+        raise RuntimeError(f"{len(wrong)} parts were not written as they were measured, the first: {wrong[0]}")
     return source.form
 
 
@@ -249,7 +260,7 @@ def _record(
     return {
         "stillknows": __version__,
         "model": request.model,
-        "fingerprint": checkpoints.fingerprint(source.path),
+        "fingerprint": source.fingerprint,
         "quantize": request.spec,
         "file": path.name if path != folder else None,
         "form": form,

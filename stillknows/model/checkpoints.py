@@ -4,21 +4,31 @@ from __future__ import annotations
 
 import re
 import warnings
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from stillknows.errors import UserError, blamed_on, first_line
 from stillknows.lazy import nn, torch
 from stillknows.model import limits, tokens
+from stillknows.model.modelfiles import (
+    WEIGHTS,
+    code_asked_by,
+    fingerprint,
+    read_object,
+    require_no_adapter,
+    weight_files,
+)
 from stillknows.model.packed import folders, gguf
-from stillknows.store import file_digest, read_json
 from stillknows.types import Subject
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-class Source(NamedTuple):
+@dataclass(frozen=True)
+class Source:
     """A model on disk or on the hub, checked as far as possible without loading it.
 
     `name` may carry a hub name; `folder` is where its files lie; then what the user allows. `form` says in words how
@@ -36,6 +46,11 @@ class Source(NamedTuple):
     def path(self) -> Path:
         """What the model is: a folder, or a .gguf file."""
         return self.gguf or self.folder
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """What identifies the files, as they were when this was first asked for: `load` refuses any others."""
+        return fingerprint(self.path)
 
 
 def locate(
@@ -126,6 +141,7 @@ def understood(source: Source) -> Source:
 
 def _check_files(folder: Path, trust_remote_code: bool) -> dict[str, Any]:
     """Check what a folder says of its model, and return how its weights are quantized ({} where they are not)."""
+    require_no_adapter(folder)
     stored = limits.require_readable(folder)
     _check_code(folder, trust_remote_code)
     limits.require_layers(stored, weight_files(folder), f"{folder}/config.json")
@@ -137,38 +153,12 @@ def _check_files(folder: Path, trust_remote_code: bool) -> dict[str, Any]:
 
 def _check_code(folder: Path, trust_remote_code: bool) -> None:
     """Refuse a model that brings its own Python code: running another class instead could give other numbers."""
-    for name in ("config.json", "tokenizer_config.json"):
-        if not trust_remote_code and (folder / name).is_file() and _read_object(folder / name).get("auto_map"):
-            raise UserError(
-                f"{folder / name} asks for Python code that comes with the model (auto_map)",
-                "read that code; then add --trust-remote-code to run it",
-            )
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    value = read_json(path)
-    if not isinstance(value, dict):
-        raise UserError(f"{path} does not hold a JSON object", "copy or download the model again")
-    return value
-
-
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """Return the files that a folder's weights are loaded from, in a fixed order; those of an index may be missing.
-
-    The same choice as transformers makes: safetensors before pickles, one file before shards, other files ignored.
-    """
-    for path in (folder / name for name in WEIGHTS):
-        if path.is_file() and path.suffix != ".json":
-            return [path]
-        if path.is_file():
-            shards = _read_object(path).get("weight_map")
-            if not isinstance(shards, dict) or not shards:
-                raise UserError(f"{path} names no weight files", "copy or download the model again")
-            return sorted({folder / str(name) for name in shards.values()})
-    return []
+    asking = None if trust_remote_code else code_asked_by(folder)
+    if asking:
+        raise UserError(
+            f"{asking} asks for Python code that comes with the model (auto_map)",
+            "read that code; then add --trust-remote-code to run it",
+        )
 
 
 def _is_pickled(files: list[Path]) -> bool:
@@ -186,7 +176,7 @@ def _check_weights(folder: Path, allow_pickle: bool) -> None:
         )
     for file in files:
         if not file.is_file():
-            raise UserError(f"{folder} lacks {file.name}, which its index names", "copy or download it again")
+            raise UserError(f"{folder} lacks {file.name}, which its index or config names", "copy or download it again")
         limits.count_tensors(file)
 
 
@@ -244,17 +234,19 @@ def load(source: Source, *, label: str | None = None, device: str = "cpu") -> Su
 
     `label` is its name in reports; the folder's when None.
 
-    Raises UserError for weights that do not fit the configuration, for NaN or infinite weights (naming the tensor) and
-    for a tokenizer that cannot be loaded.
+    Raises UserError for weights that do not fit the configuration, for NaN or infinite weights (naming the tensor), for
+    a tokenizer that cannot be loaded and for files that have changed since their fingerprint was taken.
     """
-    name = source.name
+    name, expected = source.name, source.fingerprint
     tokenizer = load_tokenizer(source)
     with blamed_on(f"{name} cannot be loaded", "copy or download it again"):
         model, info = _load_packed(source) if source.form else _load_plain(source)
+    if fingerprint(source.path) != expected:
+        raise UserError(f"{name} changed while it was read", "leave its files alone meanwhile, and run it again")
     _check_fit(model, info, name)
     check_finite(model, name)
     model.eval().requires_grad_(False).to(device)  # type: ignore[reportArgumentType]
-    return Subject(label or Path(name).name, model, tokenizer, source.path, fingerprint(source.path))
+    return Subject(label or Path(name).name, model, tokenizer, source.path, expected)
 
 
 def _load_plain(source: Source) -> tuple[PreTrainedModel, dict[str, Any]]:
@@ -275,7 +267,7 @@ def _load_packed(source: Source) -> tuple[PreTrainedModel, dict[str, Any]]:
     if source.gguf:
         tensors = gguf.weights(source.gguf, model)
     else:
-        stored = _read_object(source.folder / "config.json")["quantization_config"]
+        stored = read_object(source.folder / "config.json")["quantization_config"]
         tensors = folders.weights(weight_files(source.folder), stored, model, str(source.folder))
     return type(model).from_pretrained(None, config=_config(source), state_dict=tensors, **LOADING)  # type: ignore[reportReturnType]
 
@@ -321,20 +313,6 @@ def load_tokenizer(source: Source):
     return tokenizer
 
 
-COMPANIONS = ("config.json", "generation_config.json", "tokenizer*", "vocab.*", "merges.txt", "*.jinja", "*.py")
-
-
-def fingerprint(folder: Path) -> str:
-    """Return a hash of everything that a model's answers depend on: its weights, configuration, tokenizer and code.
-
-    `folder` may be a .gguf file, which holds all of that.
-    """
-    if folder.is_file():
-        return file_digest(folder)
-    files = sorted({file for pattern in COMPANIONS for file in folder.glob(pattern) if file.is_file()})
-    return file_digest(*files, *weight_files(folder))
-
-
 def save(model: nn.Module, tokenizer, folder: Path) -> None:
     """Write a normal Hugging Face checkpoint (safetensors) with its tokenizer into an existing folder."""
     check_result(model)
@@ -358,6 +336,20 @@ def save_model(model: nn.Module, folder: Path, **options: Any) -> None:
         model.generation_config = settings
     if settings is not None:
         settings.to_json_file(folder / "generation_config.json", keys_to_pop=["compile_config"])  # type: ignore[operator]
+
+
+def require_written(model: nn.Module, tokenizer: Any, folder: Path) -> None:
+    """Read a checkpoint back. Raises UserError unless it holds these weights, bit by bit, and this tokenizer."""
+    subject = load(locate(str(folder), trust_remote_code=True))  # code that came with the model has just run
+    wanted, found = model.state_dict(), subject.model.state_dict()
+    wrong = [key for key in wanted if key not in found or not torch.equal(found[key].cpu(), wanted[key].float().cpu())]
+    wrong += [key for key in found if key not in wanted]
+    different = wrong or tokens.differences(tokenizer, subject.tokenizer)
+    if different:
+        raise UserError(
+            f"the checkpoint was not written as it should be: {len(different)} parts differ, the first: {different[0]}",
+            "continue with --resume, to another disk; please report this if it happens again",
+        )
 
 
 def check_result(model: nn.Module) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from stillknows.errors import UserError
 from stillknows.lazy import nn, torch
-from stillknows.model import checkpoints
+from stillknows.model import checkpoints, modelfiles
 from stillknows.store import RECORD, atomic_folder, read_json, write_json
 
 
@@ -25,9 +25,10 @@ def versions() -> dict[str, str]:
 
 
 def save(model: nn.Module, tokenizer, out: Path, record: dict[str, Any], dtype: torch.dtype | None = None) -> None:
-    """Write a checkpoint in this type (None: float32), with its record, in one step."""
-    with atomic_folder(out) as folder:
+    """Write a checkpoint in this type (None: float32), with its record, in one step, once it was read back."""
+    with atomic_folder(out, modelfiles.present(out)) as folder:
         checkpoints.save(model.to(dtype or torch.float32), tokenizer, folder)
+        checkpoints.require_written(model, tokenizer, folder)
         write_json(folder / RECORD, record)
 
 

@@ -50,7 +50,7 @@ class Suppression:
     @cached_property
     def identity(self) -> str:
         """Text that is equal for suppressions that do the same."""
-        models = {name: checkpoints.fingerprint(source.path) for name, source in self.helpers.items()}
+        models = {name: source.fingerprint for name, source in self.helpers.items()}
         return key(self.bound.identity, models, [asdict(e) for e in (*self.forget, *self.retain)], self.passages)
 
     @property

@@ -55,6 +55,13 @@ def first_difference(one: Any, other: Any, texts: Iterable[str]) -> str | None:
     return next((text for text in texts if _round_trip(one, text) != _round_trip(other, text)), None)
 
 
+def differences(one: Any, other: Any) -> list[str]:
+    """Name the parts in which two of transformers' tokenizers differ: special tokens, chat template, tokens of text."""
+    parts = ("bos_token", "eos_token", "pad_token", "unk_token", "chat_template")
+    found = [part for part in parts if getattr(one, part) != getattr(other, part)]
+    return found + [f"tokens of {text!r}" for text in PROBES if one(text)["input_ids"] != other(text)["input_ids"]]
+
+
 def _round_trip(tokenizer: Any, text: str) -> tuple[list[int], str]:
     ids = tokenizer.encode(text, add_special_tokens=False).ids
     return ids, tokenizer.decode(ids)

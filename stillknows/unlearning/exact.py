@@ -79,7 +79,7 @@ def train(
     encoded = [
         [encode(examples, tokenizer, template, context, vocabulary=tokens) for examples in slices] for slices in shards
     ]
-    base_entry = {"event": "base", "model": checkpoints.fingerprint(source.path), "name": base, "template": template}
+    base_entry = {"event": "base", "model": source.fingerprint, "name": base, "template": template}
     head = _append(folder, base_entry)
     for i, slices in enumerate(encoded):
         model = checkpoints.load(source, device=device).model
@@ -153,7 +153,7 @@ def merge(folder: Path, out: Path) -> dict[str, Any]:
     head = verify(folder)
     entries = _entries(folder)
     base = checkpoints.find(entries[0]["name"])
-    if checkpoints.fingerprint(base.path) != entries[0]["model"]:
+    if base.fingerprint != entries[0]["model"]:
         raise UserError(f"{base.name} is not the model that {folder} was trained on", "put that one in its place")
     require_apart(out, [base.folder, folder])
     from safetensors.torch import load_file

@@ -12,7 +12,7 @@ from stillknows import __version__
 from stillknows.errors import UserError
 from stillknows.formats.compress import check_fixed, parse_variant
 from stillknows.lazy import nn, torch
-from stillknows.model import checkpoints, records
+from stillknows.model import checkpoints, modelfiles, records
 from stillknows.model.layers import layer_number, matching
 from stillknows.model.text import Encoded, LongItems, encode_split, without_end
 from stillknows.store import RECORD, claim, key, require_apart, require_new
@@ -77,7 +77,8 @@ def _require_free(request: Request, out: Path, overwrite: bool, resume: bool) ->
     checkpoint = out / CHECKPOINT
     require_new(out / RECORD, overwrite=overwrite)
     require_new(checkpoint, overwrite=overwrite or resume, fix="continue it with --resume, or add --overwrite")
-    require_new(out / "config.json", overwrite=overwrite or checkpoint.exists())
+    for path in modelfiles.present(out):
+        require_new(path, overwrite=overwrite or checkpoint.exists())
 
 
 class _Prepared(NamedTuple):
@@ -122,7 +123,7 @@ def _start(request: Request) -> tuple[checkpoints.Source, checkpoints.Source, se
     allowed = {"allow_pickle": request.allow_pickle, "trust_remote_code": request.trust_remote_code}
     base = checkpoints.find(request.model, **allowed)
     source = base if request.after is None else checkpoints.find(str(request.after), **allowed)
-    original = checkpoints.fingerprint(base.path)
+    original = base.fingerprint
     earlier = sequence.Earlier(original)
     if request.after is not None:
         earlier = sequence.follow(request.after, original, base.name)
