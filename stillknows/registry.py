@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
+from stillknows import needs
 from stillknows.errors import UserError, did_you_mean
 
 MethodKind = Literal[
@@ -42,6 +43,7 @@ FOLDERS: Mapping[Kind, str] = {
     "benchmark": "benchmarks",
 }
 _plugins: dict[Kind, dict[str, Plugin]] = {kind: {} for kind in get_args(Kind)}
+READABLE = "use int, float, bool, str or Literal words, one of these | None, or Annotated with Limits"
 _OPTION = re.compile(r"[:,](?=[A-Za-z_]\w*=)")
 
 
@@ -100,7 +102,7 @@ class Plugin:
     @functools.cached_property
     def types(self) -> dict[str, Any]:
         """Types of the options. Those of the inputs, which may name torch, are not looked at."""
-        names = {p.name: p.annotation for p in self._parameters() if p.kind is inspect.Parameter.KEYWORD_ONLY}
+        names = {p.name: p.annotation for p in self._parameters() if p.name in self.options and p.annotation != p.empty}
         options = type("Options", (), {"__annotations__": names})
         return get_type_hints(options, getattr(inspect.unwrap(self.function), "__globals__", {}), include_extras=True)
 
@@ -151,16 +153,60 @@ def register(
     reads: tuple[str, ...] = (),
     whole: bool = False,
 ) -> Callable[[F], F]:
-    """Return a decorator that registers a function under its own name; see Plugin for the arguments."""
+    """Return a decorator that registers a function under its own name; see Plugin for the arguments.
+
+    The decorator raises UserError for a name that is taken, for parameters that nothing provides (`needs.NEEDS`), and
+    for options without a default or of a type that no text can give.
+    """
 
     def add(function: F) -> F:
         name = function.__name__.rstrip("_")
         if name in _plugins[kind]:
-            raise ValueError(f"{kind} {name!r} is registered twice")
-        _plugins[kind][name] = Plugin(kind, name, function, source, version, measures, reads, whole)
+            raise UserError(f"{kind} {name!r} is registered twice", "call one of them otherwise")
+        plugin = Plugin(kind, name, function, source, version, measures, reads, whole)
+        _check_parameters(plugin)
+        needs.check(kind, name, plugin.needs, plugin.options, reads)
+        _check_options(plugin)
+        _plugins[kind][name] = plugin
         return function
 
     return add
+
+
+def _check_parameters(plugin: Plugin) -> None:
+    """Raise UserError for parameters that cannot be given by name, and for options without a default."""
+    who = f"the {plugin.kind} {plugin.name!r}"
+    for p in inspect.signature(plugin.function).parameters.values():
+        if p.kind in (p.POSITIONAL_ONLY, p.VAR_POSITIONAL, p.VAR_KEYWORD):
+            raise UserError(f"{who} has the parameter {p}, and inputs are given by name", "name what it needs")
+        if p.kind is p.KEYWORD_ONLY and p.default is p.empty:
+            raise UserError(f"{who} has no default for its option {p.name!r}", f"give it one: {p.name}=…")
+
+
+def _check_options(plugin: Plugin) -> None:
+    """Raise UserError for options of types that no text can give."""
+    who = f"the {plugin.kind} {plugin.name!r}"
+    try:
+        types = plugin.types
+    except (NameError, TypeError, AttributeError, SyntaxError) as error:
+        raise UserError(f"{who}: the type of an option cannot be read: {error}", READABLE) from error
+    for name, kind in types.items():
+        if not _is_readable(kind):
+            raise UserError(f"{who}: no text can give its option {name!r}, which is of type {kind}", READABLE)
+    for name in plugin.options.keys() - types.keys():
+        raise UserError(f"{who} says no type of its option {name!r}", READABLE)
+
+
+def _is_readable(kind: Any) -> bool:
+    """Tell whether `convert` knows an annotated type."""
+    if get_origin(kind) is Annotated:
+        inner, *limits = get_args(kind)
+        return _is_readable(inner) and len(limits) == 1 and isinstance(limits[0], Limits)
+    if get_origin(kind) is Literal:
+        return all(isinstance(word, str) for word in get_args(kind))
+    if type(None) in get_args(kind):
+        return len(get_args(kind)) == 2 and any(map(_is_readable, get_args(kind)))
+    return kind in (int, float, bool, str)
 
 
 def plugins(kind: Kind) -> dict[str, Plugin]:

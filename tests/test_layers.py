@@ -19,7 +19,7 @@ ROOT = Path(stillknows.__file__).parent
 # From the bottom up. A module may import its own layer and those below it; "/" marks a folder.
 LAYERS = (
     ("__init__", "defaults", "errors", "lazy", "types", "words"),
-    ("registry", "stats", "scores", "measure", "progress"),
+    ("needs", "registry", "stats", "scores", "measure", "progress"),
     ("store",),
     ("model/",),
     ("formats/",),
@@ -44,7 +44,7 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 FOLDERS = tuple(name for name in LEVEL if name.endswith("/"))
 PLUGINS = next(names for names in LAYERS if "objectives/" in names)
 LIGHT = (
-    *("errors", "types", "words", "registry", "stats", "scores", "measure", "store", "metrics", "figures"),
+    *("errors", "types", "words", "needs", "registry", "stats", "scores", "measure", "store", "metrics", "figures"),
     *(
         f"auditing.{name}"
         for name in ("logs", "logvalues", "evidence", "verdict", "report", "rescore", "scored", "ranking")

@@ -24,7 +24,7 @@ from stillknows.formats.tally import tallies, total
 from stillknows.model.layers import linears
 from stillknows.quantizers import codebooks, parts
 from stillknows.quantizers.codebooks import FP4, NF4
-from stillknows.registry import plugins
+from stillknows.registry import Bound, Plugin, plugins
 
 Make = Callable[..., Any]
 O, I = 6, 128  # noqa: E741
@@ -586,6 +586,17 @@ def test_a_chain_is_applied_from_left_to_right() -> None:
     assert torch.equal(both.codes_OI, second.codes_OI)
     assert not torch.equal(both.values_OI, apply("rtn:bits=4+bf16", weight_OI).values_OI)
     assert [link.spec for link in parse_variant("bf16+rtn:bits=4")] == ["bf16", "rtn:bits=4"]
+
+
+@pytest.mark.parametrize("need", [compress.WEIGHTS, compress.INPUTS, compress.CACHED])
+def test_a_link_that_is_a_format_of_nothing_is_refused(need: str) -> None:
+    """Were it skipped, the variant would be measured as if it were not there."""
+
+    def strange(prompt: str) -> None: ...
+
+    link = Bound(Plugin("quantizer", "strange", strange, "a paper", 1), {}, "strange")
+    with pytest.raises(UserError, match="strange is a format of nothing that is known here: it asks for prompt"):
+        compress.links_of((*parse_variant("nf4"), link), need)
 
 
 def test_surviving_update_by_hand(model: Any) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from stillknows import registry
 from stillknows.errors import UserError, did_you_mean
+from stillknows.needs import NEEDS
 from stillknows.registry import Kind, Limits, Plugin, bind, plugins, register
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -124,9 +125,15 @@ def test_identity_names_version_and_all_options_in_one_order() -> None:
 def test_a_name_is_registered_once() -> None:
     def sample(hits: list[int]) -> None: ...
 
-    with pytest.raises(ValueError, match="'sample' is registered twice"):
+    with pytest.raises(UserError, match="'sample' is registered twice"):
         register("metric", source="x")(sample)
-    assert register("quantizer", source="x")(sample) is sample
+
+
+def test_a_name_may_be_used_by_two_kinds() -> None:
+    def sample() -> None: ...
+
+    for kind in ("recipe", "benchmark"):
+        assert register(kind, source="x")(sample) is sample
 
 
 def test_the_nearest_word_is_offered_else_all() -> None:
@@ -171,6 +178,7 @@ def test_numbers_outside_their_limits_are_refused(
 ) -> None:
     @register("edit", source="a paper")
     def limited(
+        model: Any,
         *,
         share: Annotated[float, Limits(0, 1)] = 0,
         rate: Annotated[float, Limits(0, above=True)] = 1,
@@ -191,3 +199,100 @@ def test_numbers_outside_their_limits_are_refused(
 
 def test_every_kind_has_plugins() -> None:
     assert {plugin.kind for plugin in ALL} == set(KINDS)
+
+
+# What is refused when a plug-in registers
+
+
+def asking(kind: Kind, *names: str, options: dict[str, tuple[Any, Any]] | None = None, **more: Any) -> None:
+    """Register a plug-in with parameters of these names, and options by name: (type, default)."""
+
+    def plugin(**inputs: Any) -> None: ...
+
+    parameters = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in names]
+    for name, (annotation, default) in (options or {}).items():
+        parameters.append(
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+        )
+    plugin.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    register(kind, source="a paper", **more)(plugin)
+
+
+KNOWN = [
+    (kind, name)
+    for kind, forms in NEEDS.items()
+    for name in sorted(frozenset().union(*(form.required | form.optional for form in forms)))
+]
+
+
+@pytest.mark.parametrize(("kind", "name"), KNOWN)
+def test_a_misspelt_need_is_refused_with_the_right_name(kind: Kind, name: str) -> None:
+    middle = len(name) // 2
+    misspelt = name[:middle] + name[middle] + name[middle:]
+    [form, *_] = [form for form in NEEDS[kind] if name in form.required | form.optional]
+    others = sorted(form.required - {name})
+    message = f"asks for {misspelt!r}, which nothing provides; did you mean {name!r}?"
+    with pytest.raises(UserError, match=re.escape(message)):
+        asking(kind, misspelt, *others)
+    assert "plugin" not in plugins(kind)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_says_what_its_plugins_may_ask_for(kind: Kind) -> None:
+    assert NEEDS[kind]
+    with pytest.raises(UserError, match="'nothing_like_it', which nothing provides"):
+        asking(kind, "nothing_like_it")
+
+
+@pytest.mark.parametrize(
+    ("kind", "names", "message"),
+    [
+        ("quantizer", ("weight_OI", "cached_TD"), "(weight_OI, …) or (activations_TI, …) or (cached_TD, …)"),
+        ("quantizer", ("hessian_II",), "asks for (hessian_II), and is called with"),
+        ("optimizer", ("parameters",), "is called with (lr, parameters, …)"),
+        ("suppression", ("forget", "asked_MD"), "asks for (forget, asked_MD)"),
+        ("forget", ("hidden",), "has no option 'layer'"),
+        ("quantizer", ("weight_OI", "hessian_II"), "has no option 'calibration'"),
+        ("recipe", ("beta",), "asks for 'beta', which nothing provides; it is given nothing\n  options follow a *"),
+        ("metric", ("reference_reference_hits",), "did you mean 'reference_hits'?"),
+    ],
+)
+def test_needs_must_go_together(kind: Kind, names: tuple[str, ...], message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        asking(kind, *names)
+
+
+def test_a_figure_reads_what_is_observed() -> None:
+    with pytest.raises(UserError, match=r"reads 'log_prob', which is not observed; did you mean 'log_probs'\?"):
+        asking("figure", "subject", "control", reads=("log_prob",))
+
+
+@pytest.mark.parametrize("kind", [int, float, bool, str, Literal["a"], int | None, Annotated[float, Limits(0)]])
+def test_options_of_types_that_a_text_can_give_are_taken(kind: Any) -> None:
+    asking("recipe", options={"option": (kind, None)})
+    assert list(plugins("recipe")["plugin"].types) == ["option"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "default", "message"),
+    [
+        (list[int], (), "no text can give its option 'option'"),
+        (int | str, 1, "no text can give its option 'option'"),
+        (Literal[1, 2], 1, "no text can give its option 'option'"),
+        (Annotated[float, "positive"], 1.0, "no text can give its option 'option'"),
+        ("Unknown", 1, "the type of an option cannot be read: name 'Unknown' is not defined"),
+        (inspect.Parameter.empty, 1, "no type of its option 'option'"),
+        (int, inspect.Parameter.empty, "has no default for its option 'option'"),
+    ],
+)
+def test_options_that_no_text_can_give_are_refused(kind: Any, default: Any, message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        asking("recipe", options={"option": (kind, default)})
+
+
+def test_inputs_are_given_by_name() -> None:
+    with pytest.raises(UserError, match=r"has the parameter \*names: 'str', and inputs are given by name"):
+
+        @register("recipe", source="a paper")
+        def several(*names: str) -> str:
+            return ""

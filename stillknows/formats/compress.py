@@ -74,7 +74,16 @@ def is_placed(link: Bound) -> bool:
 
 
 def links_of(chain: Chain, need: str) -> list[Bound]:
-    """Return the links that are formats of weights ("weight_OI"), of activations (INPUTS) or of the cache (CACHED)."""
+    """Return the links that are formats of weights ("weight_OI"), of activations (INPUTS) or of the cache (CACHED).
+
+    Raises UserError for a link that is none of these: skipped, it would be measured as if it were not there.
+    """
+    for link in chain:
+        if not any(known in link.plugin.needs for known in (WEIGHTS, INPUTS, CACHED)):
+            raise UserError(
+                f"{link.spec} is a format of nothing that is known here: it asks for {', '.join(link.plugin.needs)}",
+                f"a format asks for {WEIGHTS}, {INPUTS} or {CACHED}",
+            )
     return [link for link in chain if need in link.plugin.needs]
 
 

@@ -15,12 +15,9 @@ from stillknows.model.forward import AnswerStates, answer_states, answer_tokens,
 from stillknows.model.layers import OutputLayer, blocks, layer_number, output_layer
 from stillknows.model.logprobs import Logits, token_kl, token_log_probs, token_mean_log_probs
 from stillknows.model.text import Encoded
+from stillknows.needs import COMPANIONS, COMPANIONS_OR_OWN, PLAIN, TEACHERS
 from stillknows.registry import Bound
 
-TEACHERS = ("reference", "reinforced")  # the model before training; the same after more training on the forget items
-COMPANIONS = ("refusal", "alternative", "mismatched")  # other answers to an item's question
-COMPANIONS_OR_OWN = ("", *COMPANIONS)
-PLAIN = ("mask", "targets")  # what an answer tells without a model: where its tokens are, and which
 Visit = tuple[int, int]  # an item, and how often the term's items have been passed through before
 
 
