@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from stillknows.errors import UserError
 from stillknows.model.text import Encoded, encode
 from stillknows.registry import bind
 from stillknows.training.objective_inputs import Term
+from stillknows.training.scrambled_answers import COPIES, scrambled
 from stillknows.types import Example
 from stillknows.unlearning import companions
 from stillknows.unlearning.companions import CHOICES, Answering
@@ -225,3 +227,20 @@ def test_methods_that_need_refusals_say_so(
     assert ran.code == 2
     assert "has no refusals to train with" in ran.err
     assert not (tmp_path / "out" / "run.json").exists()
+
+
+def test_scrambled_answers_hold_other_tokens_at_half_of_their_places(make_items: Callable, model: Any) -> None:
+    """The question stays, and so does the end; of one token one is replaced; nothing that opens or ends a text."""
+    items = [replace(item, ends=i == 2) for i, item in enumerate(make_items([1, 8, 5]))]
+    found = scrambled(items, model.config, seed=0)
+    assert len(found) == COPIES * len(items)
+    for k, answer in enumerate(found):
+        item = items[k // COPIES]
+        assert answer.ids[: item.start] == item.ids[: item.start]
+        changed = [i for i, (a, b) in enumerate(zip(answer.ids, item.ids, strict=True)) if a != b]
+        assert len(changed) <= max(1, (len(item.ids) - item.start - item.ends) // 2)
+        assert not item.ends or answer.ids[-1] == item.ids[-1]
+        assert all(answer.ids[i] >= 3 for i in changed)  # 0, 1, 2 are the model's padding, beginning and end
+    assert sum(answer.ids != items[k // COPIES].ids for k, answer in enumerate(found)) >= 8
+    assert found == scrambled(items, model.config, seed=0)
+    assert found != scrambled(items, model.config, seed=1)

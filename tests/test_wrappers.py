@@ -18,9 +18,10 @@ from transformers import LlamaForCausalLM
 from stillknows.errors import UserError
 from stillknows.formats.compress import parse_variant, quantize
 from stillknows.model import checkpoints
-from stillknows.model.forward import answer_states
-from stillknows.model.layers import OutputLayer, block_output, blocks, linears
+from stillknows.model.forward import answer_states, mean_probability, score_items
+from stillknows.model.layers import OutputLayer, block_output, blocks, linears, output_layer
 from stillknows.model.logprobs import token_log_probs
+from stillknows.model.text import encode_split, without_end
 from stillknows.registry import Bound, bind, plugins
 from stillknows.training.loop import Settings, _Loop, fit
 from stillknows.training.objective_inputs import Term
@@ -221,13 +222,15 @@ def test_a_model_is_not_loaded_for_bad_options(
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("npo + nll + lora + sure", "which an adapter leaves as they are"),
+        ("npo + nll + lora + only", "own option `names`"),
+        ("npo + nll + lora + down_proj", "own option `names`"),
         ("npo + nll + lora + ste", "not the ones that are rounded"),
         ("npo + nll + layered + memflex", "from stage to stage"),
         ("npo + nll + layered + wagle", "from stage to stage"),
         ("npo + gru", "no retain term"),
         ("npo + wagle", "no retain term"),
-        ("npo + kl + memflex", "kl is at its least"),
+        ("npo + memflex", "no retain term"),
+        ("npo + kl + wagle", "kl is at its least"),
         ("npo + kl + nll + gru + dual", "two of kind combination"),
     ],
 )
@@ -308,20 +311,110 @@ def test_sures_step_holds_the_forget_gradient_once(
 
 def test_memflex_by_hand() -> None:
     forget = {
-        "taught": float64([[-3, -4]]),  # −g_f = (3, 4)
-        "shared": float64([[-3, -4]]),
+        "taught": float64([[3, 4]]),
+        "shared": float64([[3, 4]]),
+        "against": float64([[-4, -2]]),  # works against retaining: the cosine is -1
         "faint": float64([[1e-4, -1e-4]]),
         "unread": float64([[0.5, 0.5]]),
     }
     retain = {
         "taught": float64([[4, 3]]),  # cosine 24/25 = 0.96
         "shared": float64([[4, 2]]),  # (12 + 8)/(5·√20) = 0.894
+        "against": float64([[4, 2]]),
         "faint": float64([[1, 1]]),
         "unread": float64([[0, 0]]),
     }
-    masks = bind("mask", "memflex")(forget_gradients=forget, retain_gradients=retain)
-    assert {name for name, mask in masks.items() if mask.all()} == {"shared", "unread"}
+    masks = bind("mask", "memflex")(forget_scrambled_gradients=forget, retain_scrambled_gradients=retain)
+    assert {name for name, mask in masks.items() if mask.all()} == {"shared", "against", "unread"}
     assert not any(mask.any() for name, mask in masks.items() if name in ("taught", "faint"))
+
+
+def on_world(world: Any, text: str) -> tuple[nn.Module, list[Term], tuple[Bound, ...], _Loop]:
+    """Return the model that knows the world, a method's terms and wrappers, and its loop before the first step."""
+    source = checkpoints.locate(str(world.original))
+    model, tokenizer = checkpoints.load(source, device="cpu").model, checkpoints.load_tokenizer(source)
+    method, template = parse(text), world.benchmark.template
+    items = {
+        role: [asked.answer for asked in encode_split(world.benchmark.split(role), tokenizer, template, 32)]
+        for role in ("forget", "retain")
+    }
+    items["forget"] = without_end(items["forget"])
+    terms = [Term(term, items[term.plugin.kind]) for term in method.terms]
+    return model, terms, method.wrappers, loop_of(copy.deepcopy(model), terms, method.wrappers)
+
+
+def test_memflex_as_published_takes_the_adapters_tensors_that_scrambled_answers_pull_at(world: Any) -> None:
+    """At the published thresholds; the true answers' gradients, which a model that knows them lacks, pass nowhere."""
+    model, terms, wrappers, loop = on_world(world, "ga:weight=0.4 + nll:weight=2 + lora + memflex")
+    pulled, own = (loop._whole_gradients(name) for name in ("forget_scrambled", "forget"))
+    assert loop.parameters
+    assert all(name.endswith("weight.0.b") for name in loop.parameters)  # while B is 0, A has no gradient
+    assert all(pulled[name].abs().mean() > 10 * 6e-4 > 100 * own[name].abs().mean() for name in loop.parameters)
+    items, before = terms[0].items, mean_probability(score_items(model, output_layer(model), terms[0].items))
+    outcome = fit(model, terms, setting(lr=1e-2, epochs=5), wrappers=wrappers)
+    after = mean_probability(score_items(model, output_layer(model), items))
+    assert after < 0.5 * before
+    assert outcome.trained == sum(p.numel() for p in loop.parameters.values())
+
+
+def test_memflex_goes_with_terms_that_are_at_their_least() -> None:
+    """Its gradients are not those of the terms."""
+    assert parse("npo + kl + memflex + lora").wrappers
+
+
+@pytest.mark.parametrize(
+    ("spec", "share"),
+    [
+        ("sure:percentile=0", "100 %"),
+        ("memflex:magnitude=1e6", "(0 %)"),
+        ("memflex:magnitude=0:similarity=1", "100 %"),
+        ("wagle:share=1", "100 %"),
+        ("wagle:share=1e-9", "(0 %)"),
+        ("only:names=*", "100 %"),
+    ],
+)
+def test_options_that_let_nothing_or_everything_move_are_refused(
+    spec: str, share: str, make_model: Make, made: Callable
+) -> None:
+    terms, wrappers = made(f"ga + nll + {spec}")
+    with pytest.raises(UserError) as error:
+        loop_of(make_model(layers=2), terms, wrappers)
+    assert share in str(error.value)
+    assert spec in str(error.value)
+
+
+@pytest.mark.parametrize("everything", [False, True])
+@every_mask
+def test_no_mask_lets_nothing_or_everything_move(
+    name: str, everything: bool, make_model: Make, made: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever a plug-in returns: it is refused where it is applied, with the share."""
+    call = Bound.__call__
+
+    def extreme(self: Bound, **given: Any) -> Any:
+        found = call(self, **given)
+        return {n: torch.full_like(m, everything) for n, m in found.items()} if self.plugin.kind == "mask" else found
+
+    monkeypatch.setattr(Bound, "__call__", extreme)
+    terms, wrappers = made(f"ga + nll + {SPECS[name]}")
+    with pytest.raises(UserError, match="100 %" if everything else r"\(0 %\)"):
+        loop_of(make_model(layers=2), terms, wrappers)
+
+
+@pytest.mark.parametrize("name", ["sure", "memflex", "wagle"])
+def test_masks_by_gradients_choose_among_an_adapters_weights(name: str, make_model: Make, made: Callable) -> None:
+    terms, wrappers = made(f"ga + nll + lora + {SPECS[name]}")
+    model = make_model(layers=2)
+    loop = loop_of(model, terms, wrappers)
+    start = {n: p.detach().clone() for n, p in model.named_parameters()}
+    assert all(n.endswith((".a", ".b")) for n in loop.parameters)
+    for _ in range(2):
+        loop.step(2)
+    held = {n: mask for n, (mask, _) in loop.wrapping.held.items()}
+    for n, p in model.named_parameters():
+        allowed = held.get(n, torch.full_like(p, n in loop.parameters, dtype=torch.bool))
+        assert not bool(((p != start[n]) & ~allowed).any())
+    assert 0 < loop.done.trained < sum(p.numel() for n, p in start.items() if n.endswith((".a", ".b")))
 
 
 def test_wagle_by_hand() -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -22,10 +22,11 @@ from stillknows.model.forward import mean_probability, score_items
 from stillknows.model.layers import output_layer
 from stillknows.model.text import Encoded
 from stillknows.progress import progress
-from stillknows.registry import Bound
+from stillknows.registry import Bound, bind
 from stillknows.store import replace_file
 from stillknows.training.cost import Meter, peak_memory
 from stillknows.training.objective_inputs import Inputs, Term, Visit
+from stillknows.training.scrambled_answers import scrambled
 from stillknows.training.step_pipeline import Gradients, Wrapping
 from stillknows.training.weight_rounding import MIX, Storage, WeightStorage
 
@@ -233,7 +234,7 @@ class _Loop:
         settings, step = self.settings, self.done.steps
         loss = self.wrapping.gradients(
             self.terms,
-            lambda k: self._backward(k, self._batch(k, step)),
+            lambda k: self._backward(self.terms[k], self.inputs[k], self._batch(k, step)),
             lambda k: [self.terms[k].items[i] for i, _ in self._batch(k, step)],
             step,
         )
@@ -247,26 +248,37 @@ class _Loop:
         self.done.steps += 1
         return loss
 
-    def _backward(self, k: int, visits: Sequence[Visit], parts: int | None = None) -> float:
+    def _backward(self, term: Term, inputs: Inputs, visits: Sequence[Visit], parts: int | None = None) -> float:
         """Add the gradient of a term's mean over these visits to the parameters' and return the mean."""
-        items, total = self.terms[k].items, 0.0
-        visits = sorted(visits, key=lambda visit: len(items[visit[0]].ids))
+        total = 0.0
+        visits = sorted(visits, key=lambda visit: len(term.items[visit[0]].ids))
         size = math.ceil(len(visits) / (parts or self.settings.accumulate))
         for part in (visits[i : i + size] for i in range(0, len(visits), size)):
-            loss = self.terms[k].objective(**self.inputs[k](part)).sum() / len(visits)
+            loss = term.objective(**inputs(part)).sum() / len(visits)
             loss.backward()
             total += float(loss.detach())
-            self.done.tokens += self.inputs[k].tokens
+            self.done.tokens += inputs.tokens
         return total
 
-    def _whole_gradients(self, kind: str) -> Gradients:
-        """Return the gradient of all terms of a kind over all of their items, at the weights as they are."""
+    def _whole_gradients(self, name: str) -> Gradients:
+        """Return a gradient over all items, at the weights as they are.
+
+        Args:
+            name: "forget" or "retain", of all terms of that kind; "forget_scrambled" or "retain_scrambled", of the loss
+                of their items' answers in which tokens were replaced.
+        """
+        kind, _, scrambled = name.partition("_")
         self.model.zero_grad(set_to_none=True)
-        for k, term in enumerate(self.terms):
-            if term.objective.plugin.kind == kind:
-                visits = [(i, 0) for i in range(len(term.items))]
-                self._backward(k, visits, math.ceil(len(visits) / self.settings.batch_size))
+        chosen = [(t, i) for t, i in zip(self.terms, self.inputs, strict=True) if t.objective.plugin.kind == kind]
+        for term, inputs in [self._scrambled(term for term, _ in chosen)] if scrambled else chosen:
+            visits = [(i, 0) for i in range(len(term.items))]
+            self._backward(term, inputs, visits, math.ceil(len(visits) / self.settings.batch_size))
         return self.wrapping.taken()
+
+    def _scrambled(self, terms: Iterable[Term]) -> tuple[Term, Inputs]:
+        items = dict.fromkeys(item for term in terms for item in term.items)
+        term = Term(bind("retain", "nll"), scrambled(list(items), self.model.config, self.settings.seed))
+        return term, Inputs(self.model, self.layer, term, {}, ())
 
     def check(self, loss: float, look: Callable[[], Mapping[str, float]] | None = None) -> bool:
         """Look at the monitored items; return True when the run should end here."""

@@ -22,6 +22,8 @@ from stillknows.training.objective_inputs import Term
 from stillknows.training.weight_rounding import MIX
 
 Gradients = dict[str, Tensor]  # of all parameters that are trained, by name
+OF_TERMS = ("forget_gradients", "retain_gradients")  # of the method's own terms
+GRADIENTS = (*OF_TERMS, "forget_scrambled_gradients", "retain_scrambled_gradients")
 KINDS = ("adapter", "mask", "curriculum", "adversary", "combination", "optimizer")
 
 
@@ -33,7 +35,7 @@ def check(wrappers: Sequence[Bound], skeleton: nn.Module, count: int) -> None:
         count: number of items to forget.
     """
     tensors = {name: torch.zeros(2, 2) for name, _ in skeleton.named_parameters()}
-    given: dict[str, Any] = {"weights": tensors, "forget_gradients": tensors, "retain_gradients": tensors}
+    given: dict[str, Any] = {"weights": tensors} | dict.fromkeys(GRADIENTS, tensors)
     given |= {"retain_loss": 0.0, "state": {}, "forget": [], "gradients": _no_numbers, "random": torch.Generator()}
     given |= {"model": skeleton, "parameters": list(skeleton.parameters()), "lr": 1.0, "count": count}
     for wrapper in sorted(wrappers, key=lambda wrapper: wrapper.plugin.kind == "adapter"):
@@ -71,8 +73,8 @@ class Wrapping:
 
     @property
     def looks_ahead(self) -> bool:
-        """Whether all items are looked at before the first step."""
-        return any(name.endswith("_gradients") for mask in self.by_kind["mask"] for name in mask.plugin.needs)
+        """Whether the terms are computed of all items before the first step."""
+        return any(name in OF_TERMS for mask in self.by_kind["mask"] for name in mask.plugin.needs)
 
     @property
     def trained(self) -> int:
@@ -103,17 +105,22 @@ class Wrapping:
         return Stage([*range(own), *(own + i for i in deferred)], first)
 
     def begin(self, whole_gradients: Callable[[str], Gradients]) -> None:
-        """Ask the masks what may move; what no mask lets move is not trained, and keeps its bits."""
+        """Ask the masks what may move; what no mask lets move is not trained, and keeps its bits.
+
+        Raises UserError for a mask that lets none or all of the trained weights move: it is none.
+        """
         masks = self.by_kind["mask"]
         given: dict[str, Any] = {"weights": {name: p.detach() for name, p in self.parameters.items()}}
         for name in {name for mask in masks for name in mask.plugin.needs} - {"weights"}:
             given[name] = whole_gradients(name.removesuffix("_gradients"))
         for mask in masks:
-            allowed = mask(**{name: given[name] for name in mask.plugin.needs})
+            seen = {name: given[name] for name in mask.plugin.needs}
+            allowed = mask(**seen)
+            _require_some(mask, allowed, seen)
             for name in list(self.parameters):
                 self._restrict(name, allowed[name])
         if not self.parameters:
-            raise UserError("the masks of the method let no weight move", "choose wider ones")
+            raise UserError("the masks of the method together let no weight move (0 %)", "choose wider ones")
 
     def _restrict(self, name: str, allowed: Tensor) -> None:
         p = self.parameters[name]
@@ -206,3 +213,14 @@ class Wrapping:
         for module in self.model.modules():
             for name in list(getattr(module, "parametrizations", ())):
                 parametrize.remove_parametrizations(module, name, leave_parametrized=True)
+
+
+def _require_some(mask: Bound, allowed: Mapping[str, Tensor], seen: Mapping[str, Gradients]) -> None:
+    """Raise UserError where a mask lets none or all of the weights that it was asked about move."""
+    moving, total = (sum(map(count, allowed.values())) for count in (lambda m: int(m.sum()), Tensor.numel))
+    if 0 < moving < total:
+        return
+    share = f"{moving:,} of {total:,} trained weights ({100 * moving // total} %)"
+    sizes = [float(g.abs().mean()) for name in seen if name != "weights" for g in seen[name].values()]
+    told = f"; the means of |g| by tensor are {min(sizes):.2g} to {max(sizes):.2g}" if sizes else ""
+    raise UserError(f"{mask.spec} lets {share} move: that is no mask", f"give it other options, or leave it out{told}")

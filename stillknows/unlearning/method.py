@@ -15,7 +15,8 @@ from stillknows.training.step_pipeline import KINDS as WRAPPERS
 KINDS: tuple[MethodKind, ...] = get_args(MethodKind)
 ALONE = ("adapter", "curriculum", "combination", "optimizer")  # kinds of which a method has one at most
 CLASHES: dict[tuple[str, str], str] = {  # kinds or names that do not go together, and why
-    ("adapter", "mask"): "a mask chooses among the weights, which an adapter leaves as they are",
+    ("adapter", "only"): "an adapter's own option `names` chooses its layers",
+    ("adapter", "down_proj"): "an adapter's own option `names` chooses its layers",
     ("adapter", "ste"): "the adapter's weights are not the ones that are rounded",
     ("curriculum", "memflex"): "what is to be retained changes from stage to stage, and the mask is made once",
     ("curriculum", "wagle"): "what is to be retained changes from stage to stage, and the mask is made once",
@@ -107,7 +108,7 @@ def _check_comparisons(spec: str, retain: Sequence[Bound], wrappers: Sequence[Bo
         name = part.plugin.name
         if not retain:
             raise UserError(f"{spec!r}: {name} compares forgetting with retaining, and there is no retain term", ADD)
-        if part.plugin.kind == "mask" and all(_is_distance(term) for term in retain):
+        if "retain_gradients" in part.plugin.needs and part.plugin.kind == "mask" and all(map(_is_distance, retain)):
             terms = " and ".join(term.plugin.name for term in retain)
             raise UserError(f"{spec!r}: {name} reads the model before unlearning, where {terms} is at its least", ADD)
 
