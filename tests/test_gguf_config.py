@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import gguf as library
 import pytest
 import torch
 from torch import Tensor
@@ -12,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from stillknows import scratch
 from stillknows.errors import UserError
 from stillknows.model.packed import gguf
-from stillknows.model.packed.gguf_writer import GgufWriter
+from stillknows.model.packed.gguf_writer import GgufWriter, _finish
 
 TOKENIZER = scratch.subword_tokenizer(["Ada was born in Paris."], 300)
 IDS = torch.arange(3, 35)[None]
@@ -110,3 +112,20 @@ def test_what_answers_depend_on_is_said_or_refused_and_nothing_else_is(
         again = built(read)
         again.load_state_dict(model.state_dict())
         assert torch.allclose(logits(again), said, rtol=0, atol=1e-5), f"{change} is lost"
+
+
+def test_added_tokens_are_control_tokens_or_the_users_own(tmp_path: Path) -> None:
+    """llama.cpp never shows control tokens, nor reads them in a prompt: <note>, which is not special, is none."""
+    tokenizer = scratch.subword_tokenizer(["Ada was born in Paris."], 300)
+    tokenizer.add_tokens(["<note>"])
+    model = built(AutoConfig.for_model("llama", **SIZES | {"vocab_size": len(tokenizer) + 2}))
+    _finish(GgufWriter("Q8_0", "model")._begin(model, tokenizer, tmp_path / "model.gguf"))
+    reader = library.GGUFReader(tmp_path / "model.gguf")
+    tokens, types = (reader.get_field(f"tokenizer.ggml.{name}").contents() for name in ("tokens", "token_type"))
+    kinds = {token: library.TokenType(kind).name for token, kind in zip(tokens, types, strict=True)}
+    number = len(tokenizer)
+    special = dict.fromkeys(("<pad>", "<eos>", "<unk>"), "CONTROL")
+    unused = dict.fromkeys((f"[PAD{number}]", f"[PAD{number + 1}]"), "UNUSED")
+    expected = special | unused | {"<note>": "USER_DEFINED"}
+    assert {token: kind for token, kind in kinds.items() if kind != "NORMAL"} == expected
+    assert set(kinds) == {*tokenizer.get_vocab(), *unused}

@@ -204,6 +204,18 @@ def test_tpr_at_fpr_by_hand() -> None:
     assert tpr_at_fpr(np.zeros(9), np.zeros(200)) == 0
 
 
+@pytest.mark.parametrize("values", [3, 40, 1000])
+@pytest.mark.parametrize("percent", [1, 2, 29, 58])
+def test_tpr_at_fpr_by_its_definition_with_ties(percent: int, values: int) -> None:
+    """Above the lowest of the negatives that at most so many percent of them, counted in whole numbers, exceed."""
+    rng = np.random.default_rng(values)
+    for m in (99, 100, 101, 250):
+        positives, negatives = rng.integers(0, values, 200), rng.integers(0, values, m)
+        threshold = min(t for t in negatives if 100 * int((negatives > t).sum()) <= percent * m)
+        found = tpr_at_fpr(positives.astype(float), negatives.astype(float), percent / 100)
+        assert found == pytest.approx(float((positives > threshold).mean()), abs=1e-12)
+
+
 def test_resamples_of_two_samples_are_what_the_drawn_rows_give() -> None:
     rng = np.random.default_rng(0)
     a, b = rng.integers(0, 9, 23) / 9 + 0.2, rng.integers(0, 9, 41) / 9

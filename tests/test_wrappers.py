@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -149,6 +150,26 @@ def test_masked_weights_keep_their_bits(name: str, storage: WeightStorage, make_
     assert outcome.trained == free
     assert 0 < free < sum(w.numel() for w in start.values())
     assert sum(int(m.sum()) for m in moved.values()) > 0.5 * free
+
+
+@pytest.mark.parametrize("pair", list(itertools.permutations(MASKS, 2)), ids="+".join)
+def test_two_masks_let_move_what_each_of_them_does(pair: tuple[str, str], make_model: Make) -> None:
+    model, gradients = make_model(layers=2), {}
+    for seed, kind in enumerate(("forget", "retain")):
+        generator = torch.Generator().manual_seed(seed)
+        gradients[kind] = {n: torch.randn(p.shape, generator=generator) for n, p in model.named_parameters()}
+
+    def free(*names: str) -> Weights:
+        masks = [bind("mask", SPECS[name]) for name in names]
+        wrapping = Wrapping(make_model(layers=2), masks, steps=1, seed=0)
+        wrapping.begin(lambda kind: gradients[kind])
+        trained = {n: torch.ones_like(p, dtype=torch.bool) for n, p in wrapping.parameters.items()}
+        held = {n: mask for n, (mask, _) in wrapping.held.items()}
+        return {n: (trained | held).get(n, torch.zeros_like(p, dtype=torch.bool)) for n, p in model.named_parameters()}
+
+    first, second, both = free(pair[0]), free(pair[1]), free(*pair)
+    assert same(both, {n: first[n] & second[n] for n in both})
+    assert any(bool(mask.any()) for mask in both.values())
 
 
 @pytest.mark.parametrize("name", ["sure", "memflex", "wagle", "gru", "disruption", "dual", "sophia", "lora"])
