@@ -14,6 +14,8 @@ TEACHERS = ("reference", "reinforced")  # the model before training; the same af
 COMPANIONS = ("refusal", "alternative", "mismatched")  # other answers to an item's question
 COMPANIONS_OR_OWN = ("", *COMPANIONS)
 PLAIN = ("mask", "targets")  # what an answer tells without a model: where its tokens are, and which
+OF_TERMS = ("forget_gradients", "retain_gradients")  # gradients of the method's own terms
+OF_SCRAMBLED = ("forget_scrambled_gradients", "retain_scrambled_gradients")  # of answers with tokens replaced
 
 
 class Form(NamedTuple):
@@ -42,9 +44,9 @@ OBJECTIVE = (
 NEEDS: Mapping[str, tuple[Form, ...]] = {
     "forget": OBJECTIVE,
     "retain": OBJECTIVE,
-    "mask": (_form(optional=("weights", "forget_gradients", "retain_gradients")),),
+    "mask": (_form(optional=("weights", *OF_TERMS, *OF_SCRAMBLED)),),
     "adversary": (_form("gradients", optional=("model", "parameters", "forget", "random")),),
-    "combination": (_form("forget_gradients", "retain_gradients", optional=("retain_loss", "state")),),
+    "combination": (_form(*OF_TERMS, optional=("retain_loss", "state")),),
     "optimizer": (_form("parameters", "lr"),),
     "adapter": (_form("model"),),
     "curriculum": (_form("count"),),

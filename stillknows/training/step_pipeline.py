@@ -17,13 +17,12 @@ from typing import Any, NamedTuple
 from stillknows.errors import UserError
 from stillknows.lazy import Tensor, nn, no_grad, parametrize, torch
 from stillknows.model.text import Encoded
+from stillknows.needs import OF_SCRAMBLED, OF_TERMS
 from stillknows.registry import Bound
 from stillknows.training.objective_inputs import Term
 from stillknows.training.weight_rounding import MIX
 
 Gradients = dict[str, Tensor]  # of all parameters that are trained, by name
-OF_TERMS = ("forget_gradients", "retain_gradients")  # of the method's own terms
-GRADIENTS = (*OF_TERMS, "forget_scrambled_gradients", "retain_scrambled_gradients")
 KINDS = ("adapter", "mask", "curriculum", "adversary", "combination", "optimizer")
 
 
@@ -35,7 +34,7 @@ def check(wrappers: Sequence[Bound], skeleton: nn.Module, count: int) -> None:
         count: number of items to forget.
     """
     tensors = {name: torch.zeros(2, 2) for name, _ in skeleton.named_parameters()}
-    given: dict[str, Any] = {"weights": tensors} | dict.fromkeys(GRADIENTS, tensors)
+    given: dict[str, Any] = {"weights": tensors} | dict.fromkeys((*OF_TERMS, *OF_SCRAMBLED), tensors)
     given |= {"retain_loss": 0.0, "state": {}, "forget": [], "gradients": _no_numbers, "random": torch.Generator()}
     given |= {"model": skeleton, "parameters": list(skeleton.parameters()), "lr": 1.0, "count": count}
     for wrapper in sorted(wrappers, key=lambda wrapper: wrapper.plugin.kind == "adapter"):
