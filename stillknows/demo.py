@@ -67,9 +67,7 @@ def run(out: Path, seed: int, command: str) -> dict[str, Any]:
             variants=VARIANTS,
             metrics=METRICS,
         )
-        result = report.build(audit.run(request, out), command)
-        report.write(result, out)
-        return result
+        return report.write(report.build(audit.run(request, out), command), out)
 
 
 def train_both(subjects: dict[str, Path], benchmark: Benchmark, settings: Settings) -> None:

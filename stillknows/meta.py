@@ -29,20 +29,11 @@ from stillknows.formats import compress
 from stillknows.measure import score
 from stillknows.model import checkpoints
 from stillknows.model.text import Asked, Encoded, encode_split
+from stillknows.observations import load_observations, save_observations
 from stillknows.progress import progress, say
 from stillknows.registry import Bound, Plugin, bind, plugins
 from stillknows.stats import LEVEL
-from stillknows.store import (
-    claim,
-    key,
-    load_observations,
-    name_of,
-    once,
-    require_new,
-    save_observations,
-    write_json,
-    write_text,
-)
+from stillknows.store import claim, key, name_of, once, require_new, write_json, write_text
 from stillknows.training.finetune import finetune
 from stillknows.training.loop import Settings
 from stillknows.types import CONTROL, FULL, Benchmark, Example, Observations, Split

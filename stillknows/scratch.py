@@ -82,5 +82,4 @@ def train(
         "fit": outcome.to_json(),
         "versions": records.versions(),
     }
-    records.save(model, tokenizer, out, record, torch.bfloat16)
-    return record
+    return records.save(model, tokenizer, out, record, torch.bfloat16)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -12,43 +11,79 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-import numpy as np
+from filelock import FileLock, Timeout
 
 from stillknows.errors import UserError
-from stillknows.types import Observations, Ragged
 
 LOCK = ".stillknows.lock"
+PARTIAL = ".stillknows-partial-"  # the beginning of the name of every file and folder that is still being written
 RECORD = "run.json"
+DIGEST = "digest"
+AGAIN = "repeat the command that wrote it, with --overwrite"
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+_claimed: list[Path] = []  # folders that this process holds, the innermost last
 
 
 @contextlib.contextmanager
 def claim(folder: Path) -> Iterator[Path]:
     """Create a folder if needed and hold it until the block ends, so that two runs cannot mix.
 
-    The lock belongs to the process: it ends with it, also when it is killed. Folders that were made for nothing are
-    removed again. Raises UserError when another run holds the folder or when it cannot be written.
+    The lock belongs to the process: it ends with it, also when it is killed. What a killed run has left half-written is
+    removed. Folders that were made for nothing are removed again. Raises UserError when another run holds the folder,
+    when it cannot be written, and when a link stands where the lock would be.
     """
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file, not a folder", "choose another folder with --out")
     made = [path for path in (folder, *folder.parents) if not path.exists()]
+    _owner(folder)
+    lock = FileLock(folder / LOCK, timeout=0)  # opens without following a link and without emptying the file
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        handle = (folder / LOCK).open("w")
+        _require_no_link(folder / LOCK)
+        lock.acquire()
+    except Timeout:
+        raise UserError(f"another run is working in {folder}", "wait for it, or choose another --out") from None
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror}", "choose another folder with --out") from error
-    with handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"another run is working in {folder}", "wait for it, or choose another --out") from None
-        try:
-            yield folder
-        finally:
-            if made and [path.name for path in folder.iterdir()] == [LOCK]:
-                (folder / LOCK).unlink()
-                _remove_empty(made)
+    _claimed.append(folder)
+    try:
+        for left in folder.glob(f"{PARTIAL}*"):
+            remove(left)
+        yield folder
+    finally:
+        _claimed.remove(folder)
+        if made and [path.name for path in folder.iterdir()] == [LOCK]:
+            (folder / LOCK).unlink()
+            _remove_empty(made)
+        lock.release()
+
+
+def _owner(folder: Path) -> Path | None:
+    """Return the innermost claimed folder that holds this one, None without.
+
+    Raises UserError when a link in the claimed folder leads here: it may point anywhere, and only the way to the folder
+    itself is the user's own choice.
+    """
+    owner = next((claimed for claimed in reversed(_claimed) if folder.is_relative_to(claimed)), None)
+    if owner is not None:
+        for part in [folder, *folder.parents][: len(folder.parts) - len(owner.parts)]:
+            _require_no_link(part)
+    return owner
+
+
+def _require_no_link(path: Path) -> None:
+    if path.is_symlink():
+        raise UserError(f"{path} is a link, and nothing is written through links", "remove it, or choose another --out")
+
+
+def remove(path: Path) -> None:
+    """Remove a file, or a folder with all that it holds; of a link the link alone."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def _remove_empty(folders: Iterable[Path]) -> None:
@@ -82,26 +117,35 @@ def atomic_folder(target: Path, old: Iterable[Path] = ()) -> Iterator[Path]:
     with the new record last: a folder with a record is complete, and no parts of two models lie side by side. Other
     files stay.
     """
+    owner = _owner(target)
     target.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=".partial-", dir=target))
+    work = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=owner or target))
     try:
         yield work
         for file in [*_recorded_file(target), target / RECORD, *old]:
+            _owner(file.parent)
             file.unlink(missing_ok=True)
-        for file in sorted(work.iterdir(), key=lambda f: f.name == RECORD):
-            file.chmod((0o777 if file.is_dir() else 0o666) & ~_umask())
-            file.replace(target / file.name)
+        for new in sorted(work.iterdir(), key=lambda path: path.name == RECORD):
+            _take_place(new, target / new.name)
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def _take_place(new: Path, old: Path) -> None:
+    """Move a file or a folder to where an older one may be."""
+    if not new.is_dir():
+        new.chmod(0o666 & ~_umask())
+    elif old.exists() or old.is_symlink():
+        remove(old)
+    new.replace(old)
 
 
 def _recorded_file(folder: Path) -> list[Path]:
     """Return the model file that a folder's run record, if it has one that can be read, says was written beside it."""
     try:
-        record = read_json(folder / RECORD)
+        name = read_sealed(folder / RECORD).get("file")
     except UserError:
         return []
-    name = record.get("file") if isinstance(record, dict) else None
     return [folder / name] if isinstance(name, str) and name == Path(name).name and (folder / name).is_file() else []
 
 
@@ -109,9 +153,11 @@ def _recorded_file(folder: Path) -> list[Path]:
 def once(folder: Path, plan: Any) -> Iterator[Path | None]:
     """Give the folder if its content has still to be made by this plan, None if it has been; marks it when made."""
     mark = folder / "plan.json"
-    if mark.is_file() and read_json(mark) == key(plan):
-        yield None
-        return
+    with contextlib.suppress(UserError):
+        if read_json(mark) == key(plan):
+            yield None
+            return
+    _owner(folder)
     mark.unlink(missing_ok=True)
     yield folder
     write_json(mark, key(plan))
@@ -129,21 +175,63 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON in one step; NaN and infinity are refused, since JSON has none."""
-    write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(path, _json(value) + "\n")
+
+
+def _json(value: Any) -> str:
+    """Return JSON; a byte of a file's name that is not UTF-8 becomes "\ufffd"."""
+    text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
+    return LONE_SURROGATE.sub("\ufffd", text)
+
+
+def write_sealed(path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
+    """Write JSON that carries a digest of itself and return it as it will be read."""
+    result = sealed(content)
+    write_json(path, result)
+    return result
+
+
+def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return content as JSON gives it back, with a digest of it."""
+    result = json.loads(_json({name: value for name, value in content.items() if name != DIGEST}))
+    return result | {DIGEST: _digest(result)}
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """Read what `write_sealed` wrote; UserError when it was changed since, in content or digest, or carries none."""
+    content = read_json(path)
+    if not isinstance(content, dict) or DIGEST not in content:
+        raise UserError(f"{path} carries no digest: an earlier version or another program wrote it", AGAIN)
+    if content[DIGEST] != _digest({name: value for name, value in content.items() if name != DIGEST}):
+        raise UserError(f"{path} was changed after it was written: its digest does not fit", AGAIN)
+    return content
+
+
+def recall(path: Path, cache_key: str) -> dict[str, Any] | None:
+    """Return what was saved by `write_sealed` with this "key"; None without, or when the file was changed."""
+    with contextlib.suppress(UserError):
+        content = read_sealed(path)
+        if content.get("key") == cache_key:
+            return content
+    return None
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` make a new file, then put it in the place of `path` in one step; on failure nothing changes."""
+    owner = _owner(path.parent)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=PARTIAL, dir=owner or path.parent)
     os.close(handle)
     partial = Path(name)
     try:
         write(partial)
-        partial.chmod(0o666 & ~_umask())
         with partial.open("rb") as file:
             os.fsync(file.fileno())
-        partial.replace(path)
+        _take_place(partial, path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
@@ -240,67 +328,3 @@ def key(*parts: Any) -> str:
     """Return a short hash of JSON-able parts: equal inputs, equal key."""
     text = json.dumps(parts, sort_keys=True, ensure_ascii=False, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:24]
-
-
-TEXTS = ("ids", "facts", "prompts", "answers", "generations", "samples")
-ARRAYS = ("ends", "gradient_norms")
-RAGGED = ("log_probs", "hits", "entropies", "spreads", "paraphrase_log_probs", "lowered_log_probs")
-NESTED = "wrong_log_probs"
-FORMAT = 2
-
-
-def save_observations(path: Path, cache_key: str, observations: Observations) -> None:
-    """Write observations as one compressed .npz without pickles; ragged arrays are stored flat with their lengths."""
-    import io
-
-    seen = {name: value for name, value in vars(observations).items() if value is not None}
-    meta = {"version": FORMAT, "key": cache_key, **{name: seen[name] for name in TEXTS if name in seen}}
-    arrays = {name: seen[name] for name in ARRAYS if name in seen}
-    for name in RAGGED:
-        if name in seen:
-            arrays |= _flat(name, seen[name])
-    if NESTED in seen:
-        arrays[f"{NESTED}.counts"] = np.array([len(answers) for answers in seen[NESTED]])
-        arrays |= _flat(NESTED, [answer for answers in seen[NESTED] for answer in answers])
-    meta["arrays"] = sorted(arrays)
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, meta=np.frombuffer(json.dumps(meta).encode(), dtype=np.uint8), **arrays)
-    replace_file(path, lambda partial: partial.write_bytes(buffer.getvalue()))
-
-
-def _flat(name: str, arrays: Ragged) -> dict[str, np.ndarray]:
-    values = np.concatenate(arrays) if len(arrays) else np.empty(0)
-    return {name: values, f"{name}.lengths": np.array([len(array) for array in arrays], dtype=np.int64)}
-
-
-def load_observations(path: Path, cache_key: str | None = None) -> Observations | None:
-    """Read observations back; None when there are none, when they were made for another key or are damaged."""
-    if not path.is_file():
-        return None
-    with path.open("rb") as handle:
-        try:
-            return _read_observations(handle, cache_key)
-        except Exception:  # numpy, zipfile, zlib and json raise a dozen kinds of error for a damaged file
-            return None
-
-
-def _read_observations(handle: IO[bytes], cache_key: str | None) -> Observations | None:
-    with np.load(handle, allow_pickle=False) as file:
-        meta = json.loads(file["meta"].tobytes())
-        if meta["version"] != FORMAT or cache_key not in (None, meta["key"]):
-            return None
-        if {*file.files} != {"meta", *meta["arrays"]}:
-            return None
-        found: dict[str, Any] = {name: tuple(meta[name]) for name in TEXTS if name in meta}
-        if "samples" in found:
-            found["samples"] = tuple(None if texts is None else tuple(texts) for texts in found["samples"])
-        found |= {name: file[name] for name in ARRAYS if name in file}
-        found |= {name: _ragged(file, name) for name in RAGGED if name in file}
-        if NESTED in file:
-            answers = iter(_ragged(file, NESTED))
-            found[NESTED] = tuple(tuple(next(answers) for _ in range(count)) for count in file[f"{NESTED}.counts"])
-        return Observations(**found)
-
-
-def _ragged(file: Mapping[str, np.ndarray], name: str) -> tuple[np.ndarray, ...]:
-    return tuple(np.split(file[name], np.cumsum(file[f"{name}.lengths"])[:-1]))

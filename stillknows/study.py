@@ -60,9 +60,7 @@ def chosen(settings: Settings) -> Json:
 def audited(request: audit.Request, subjects: Mapping[str, Path], out: Path, command: str) -> Json:
     """Audit these models into `out` and return the report, which lies there too; what was seen before is read again."""
     request = replace(request, subjects={name: str(folder) for name, folder in subjects.items()})
-    result = report.build(audit.run(request, out), command)
-    report.write(result, out)
-    return result
+    return report.write(report.build(audit.run(request, out), command), out)
 
 
 def rows(result: Json, wanted: Collection[tuple[str, str]], extra: Json) -> list[Json]:

@@ -22,12 +22,12 @@ from stillknows.model.forward import score_items
 from stillknows.model.generate import generate
 from stillknows.model.layers import hidden_states, linears, output_layer
 from stillknows.model.text import encode_split
+from stillknows.observations import load_observations
 from stillknows.quantizers import activations
 from stillknows.quantizers.activations import fp8_activations, int8_activations, mxfp4_activations, nvfp4_activations
 from stillknows.quantizers.cache import kv, kv_fp8, kv_gguf
 from stillknows.quantizers.int8 import int8
 from stillknows.registry import plugins
-from stillknows.store import load_observations
 from stillknows.types import Example, Split
 
 # the libraries use what will go from torch; transformers imports those of them that it finds

@@ -786,7 +786,7 @@ def test_a_full_disk_keeps_the_earlier_result(
     def full(path: Path, _value: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
-    monkeypatch.setattr(records, "write_json", full)
+    monkeypatch.setattr(records, "write_sealed", full)
     again = run_unlearn(model, "--method", "npo + kl", "--overwrite")
     refused(again, "the disk is full; nothing was half-written", "free some")
     assert snapshot(tmp_path) == before

@@ -15,11 +15,11 @@ from stillknows.errors import UserError
 from stillknows.formats import calibrate, compress
 from stillknows.formats.calibrate import sequences, statistics
 from stillknows.model.layers import blocks, linears
+from stillknows.observations import load_observations
 from stillknows.quantizers import calibrated, parts
 from stillknows.quantizers.calibrated import awq, gptq, output_error
 from stillknows.quantizers.rtn import Grid, rtn
 from stillknows.registry import bind
-from stillknows.store import load_observations
 
 OUTPUTS, INPUTS = 24, 64
 

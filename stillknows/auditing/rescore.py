@@ -29,13 +29,13 @@ from stillknows.auditing.scored import (
 )
 from stillknows.errors import UserError
 from stillknows.measure import score
+from stillknows.observations import load_observations
 from stillknows.registry import bind
 from stillknows.scores import mean_log_probs, normalised_probability, truth_ratio
 from stillknows.stats import auc, mean_interval
-from stillknows.store import load_observations, name_of, read_json
+from stillknows.store import name_of
 from stillknows.types import Cell, Observations
 
-OBSERVATIONS = "observations"
 NUMBER = ("value", "low", "high", "n")
 ATTACK = "Min-40%"  # MUSE's PrivLeak is that of this attack
 ROUGE_METRICS = {
@@ -75,21 +75,24 @@ def saved(folder: Path, metrics: str, figures: str = "") -> Json:
 
 
 def _load(folder: Path) -> dict[Place, Observations]:
-    files = sorted((folder / OBSERVATIONS).glob("*/*/*.npz"))
-    reported = read_json(folder / report.JSON)["variants"] if (folder / report.JSON).is_file() else None
-    typed = {name_of(variant): variant for variant in reported or {file.parts[-2] for file in files}}
-    files = [file for file in files if file.parts[-2] in typed]  # without those of an earlier audit
-    if not files:
+    files = sorted((folder / report.OBSERVATIONS).glob("*/*/*.npz"))
+    reported = report.read(folder) if (folder / report.JSON).is_file() else None
+    typed = {name_of(variant): variant for variant in (reported or {}).get("variants", ())}
+    places = {file: Place(file.parts[-3], typed.get(file.parts[-2], file.parts[-2]), file.stem) for file in files}
+    if reported is not None:  # without observations of an earlier audit
+        of_this_audit = report.observed(reported)
+        places = {file: place for file, place in places.items() if place in of_this_audit}
+    if not places:
         raise UserError(
             f"{folder} holds no observations of an audit",
             "give the folder that `stillknows audit --out` wrote, or name a log's --format",
         )
     found = {}
-    for file in files:
+    for file, place in places.items():
         seen = load_observations(file)
         if seen is None:
             raise UserError(f"{file} is damaged or of another version", "run the audit again: it makes what is missing")
-        found[Place(file.parts[-3], typed[file.parts[-2]], file.stem)] = seen
+        found[place] = seen
     return found
 
 

@@ -102,8 +102,7 @@ def audit(
     )  # fmt: skip
     with claim(out):
         require_new(out / report.JSON, overwrite=overwrite)
-        result = report.build(audit.run(request, out), command_line())
-        report.write(result, out)
+        result = report.write(report.build(audit.run(request, out), command_line()), out)
     show(result, as_json, report.summary(result), f"open {out / report.HTML}")
     raise typer.Exit(EXIT_CODES[result["verdict"]])
 
@@ -116,9 +115,8 @@ def report(
     from stillknows.auditing import report
     from stillknows.store import claim
 
-    result = report.read(folder)
     with claim(folder):
-        report.write(result, folder)
+        result = report.write(report.read(folder), folder)
     show(result, as_json, report.markdown(result), f"open {folder / report.HTML}")
 
 

@@ -82,12 +82,13 @@ def delete(
 ) -> None:
     """Drop every adapter that saw one of the items. What is left was computed without them."""
     from stillknows.benchmarks.jsonl import read_examples
+    from stillknows.store import claim
     from stillknows.unlearning import exact
 
     examples_ = read_examples(items)
-    if head is not None:
-        exact.verify(folder, head)
-    last, dropped = exact.delete(folder, examples_)
+    exact.verify(folder, head)
+    with claim(folder):
+        last, dropped = exact.delete(folder, examples_)
     names = [place.file for place in dropped]
     _show_head(last, as_json, f"deleted {len(examples_)} items with {', '.join(names)}", dropped=names)
 
@@ -117,12 +118,13 @@ def merge(
     as_json: Json = False,
 ) -> None:
     """Write the base with the adapters that are left, as an ordinary checkpoint, for `stillknows audit` to take."""
-    from stillknows.store import RECORD, require_new
+    from stillknows.store import RECORD, claim, require_new
     from stillknows.unlearning import exact
 
-    require_new(out / RECORD, overwrite=overwrite)
-    require_new(out / "config.json", overwrite=overwrite)
-    record = exact.merge(folder, out)
+    with claim(out):
+        require_new(out / RECORD, overwrite=overwrite)
+        require_new(out / "config.json", overwrite=overwrite)
+        record = exact.merge(folder, out)
     show(record, as_json, f"wrote {out}", f"next: stillknows audit {out} --original … --control … --benchmark …")
 
 

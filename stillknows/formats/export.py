@@ -21,7 +21,16 @@ from stillknows.model.packed.gguf_writer import GgufWriter
 from stillknows.model.places import placed
 from stillknows.progress import progress
 from stillknows.registry import Bound
-from stillknows.store import RECORD, atomic_folder, claim, read_json, read_text, require_apart, require_new, write_json
+from stillknows.store import (
+    RECORD,
+    atomic_folder,
+    claim,
+    read_json,
+    read_text,
+    require_apart,
+    require_new,
+    write_sealed,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -200,8 +209,7 @@ def _run(
         del subject  # before the file is loaded
         form = _compare(path, digests, rest, tokenizer)
         record = _record(request, source, writer, form, path, folder, len(digests))
-        write_json(folder / RECORD, record)
-    return record
+        return write_sealed(folder / RECORD, record)
 
 
 @no_grad

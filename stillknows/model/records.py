@@ -6,10 +6,9 @@ import platform
 from pathlib import Path
 from typing import Any
 
-from stillknows.errors import UserError
 from stillknows.lazy import nn, torch
 from stillknows.model import checkpoints, modelfiles
-from stillknows.store import RECORD, atomic_folder, read_json, write_json
+from stillknows.store import RECORD, atomic_folder, read_sealed, write_sealed
 
 
 def versions() -> dict[str, str]:
@@ -24,20 +23,32 @@ def versions() -> dict[str, str]:
     }
 
 
-def save(model: nn.Module, tokenizer, out: Path, record: dict[str, Any], dtype: torch.dtype | None = None) -> None:
-    """Write a checkpoint in this type (None: float32), with its record, in one step, once it was read back."""
+def save(
+    model: nn.Module, tokenizer, out: Path, record: dict[str, Any], dtype: torch.dtype | None = None
+) -> dict[str, Any]:
+    """Write a checkpoint in this type (None: float32), with its record, in one step, once it was read back.
+
+    Returns the record as it was written.
+    """
     with atomic_folder(out, modelfiles.present(out)) as folder:
         checkpoints.save(model.to(dtype or torch.float32), tokenizer, folder)
         checkpoints.require_written(model, tokenizer, folder)
-        write_json(folder / RECORD, record)
+        return write_sealed(folder / RECORD, record)
 
 
 def read(path: Path) -> dict[str, Any] | None:
-    """Return the record of a model, a folder or a .gguf file, that stillknows wrote, None for any other."""
-    try:
-        record = read_json((path.parent if path.is_file() else path) / RECORD)
-    except UserError:
+    """Return the record of a model, a folder or a .gguf file, that stillknows wrote, None for any other.
+
+    Raises UserError for one that was changed since, or that carries no digest.
+    """
+    file = (path.parent if path.is_file() else path) / RECORD
+    if not _is_ours(file):
         return None
-    if not isinstance(record, dict) or "stillknows" not in record:
-        return None
+    record = read_sealed(file)
     return None if path.is_file() and record.get("file") != path.name else record
+
+
+def _is_ours(file: Path) -> bool:
+    """Tell whether stillknows wrote a file, though it may be damaged: other programs write files of that name too."""
+    content = file.read_bytes() if file.is_file() else b""
+    return b'"stillknows"' in content or b'"digest"' in content

@@ -164,8 +164,7 @@ def merge(folder: Path, out: Path) -> dict[str, Any]:
         for name, (a, b) in _pairs(load_file(folder / place.file)):
             weights[f"{name}.weight"].data.add_(b @ a)
     record = {"stillknows": __version__, "ledger": head, "versions": records.versions()}
-    records.save(subject.model, subject.tokenizer, out, record)
-    return record
+    return records.save(subject.model, subject.tokenizer, out, record)
 
 
 def _require_disjoint(shards: Sequence[Sequence[Sequence[Example]]]) -> None:

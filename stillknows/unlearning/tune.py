@@ -8,7 +8,6 @@ the trials before it alone.
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +19,7 @@ from stillknows.errors import UserError, did_you_mean
 from stillknows.model import checkpoints
 from stillknows.progress import say
 from stillknows.registry import Bound, convert
-from stillknows.store import claim, key, read_json, require_new, write_json
+from stillknows.store import claim, key, read_sealed, remove, require_new, sealed, write_sealed
 from stillknows.training.loop import Settings
 from stillknows.unlearning import method, unlearn
 from stillknows.words import markdown_table, number, significant
@@ -114,9 +113,9 @@ def run(request: Request, out: Path, *, overwrite: bool = False) -> Json:
             chosen = _suggest(request, done)
             say(f"trial {number + 1} of {request.trials}: " + ", ".join(f"{k}={v}" for k, v in chosen.items()))
             done.append(_trial(request, out, number, chosen))
-            write_json(out / JSON, _result(request, done))
+            write_sealed(out / JSON, _result(request, done))
             _keep_best(out, done)
-        return _result(request, done)
+        return sealed(_result(request, done))
 
 
 def _require_optuna() -> None:
@@ -140,11 +139,17 @@ def _done(request: Request, out: Path, overwrite: bool) -> list[Json]:
     """Return the trials that are there already."""
     if not (out / JSON).is_file():
         return []
-    saved = read_json(out / JSON)
+    try:
+        saved = read_sealed(out / JSON)
+    except UserError:
+        if not overwrite:
+            raise
+        saved = {}
     if saved.get("plan") == _plan(request):
         return saved["trials"]
     require_new(out / JSON, overwrite=overwrite)
-    shutil.rmtree(out / "trials", ignore_errors=True)
+    if (out / "trials").exists():
+        remove(out / "trials")
     return []
 
 
@@ -254,7 +259,7 @@ def _keep_best(out: Path, trials: Sequence[Json]) -> None:
     kept = best(trials)
     for folder in sorted((out / "trials").glob("trial-*")):
         if kept is None or folder.name != _label(kept):
-            shutil.rmtree(folder)
+            remove(folder)
 
 
 def _result(request: Request, trials: Sequence[Json]) -> Json:

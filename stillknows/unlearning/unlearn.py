@@ -191,9 +191,9 @@ def _run(request: Request, prepared: _Prepared, out: Path, checkpoint: Path, res
     record = _record(request, plan, outcome, truncated=sum(item.truncated for item in items))
     record["request"] = prepared.earlier.record(request.benchmark, outcome)
     dtype = torch.float32 if settings.weights == "float32" else torch.bfloat16
-    records.save(subject.model, prepared.answering.tokenizer, out, record, dtype)
+    written = records.save(subject.model, prepared.answering.tokenizer, out, record, dtype)
     checkpoint.unlink(missing_ok=True)
-    return record
+    return written
 
 
 def _train(request: Request, prepared: _Prepared, model: nn.Module, checkpoint: Path, plan_key: str) -> Fit:

@@ -1,0 +1,97 @@
+"""Observations as files: compressed arrays without pickles, bound to their key by a digest."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from stillknows.store import DIGEST, parse_json, replace_file
+from stillknows.types import Observations, Ragged
+
+TEXTS = ("ids", "facts", "prompts", "answers", "generations", "samples")
+ARRAYS = ("ends", "gradient_norms")
+RAGGED = ("log_probs", "hits", "entropies", "spreads", "paraphrase_log_probs", "lowered_log_probs")
+NESTED = "wrong_log_probs"
+FORMAT = 3
+
+
+def save_observations(path: Path, cache_key: str, observations: Observations) -> None:
+    """Write observations as one compressed .npz without pickles; ragged arrays are stored flat with their lengths."""
+    texts, arrays = _parts(observations)
+    meta = {"version": FORMAT, "key": cache_key, DIGEST: _seal(cache_key, observations)}
+    meta |= {**texts, "arrays": sorted(arrays)}
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, meta=np.frombuffer(json.dumps(meta).encode(), dtype=np.uint8), **arrays)
+    replace_file(path, lambda partial: partial.write_bytes(buffer.getvalue()))
+
+
+def observations_digest(observations: Observations) -> str:
+    """Return the SHA-256 of everything that was observed."""
+    texts, arrays = _parts(observations)
+    digest = hashlib.sha256(json.dumps(texts, sort_keys=True).encode())
+    for name, array in sorted(arrays.items()):
+        digest.update(f"{name} {array.dtype.str} {array.shape}".encode() + array.tobytes())
+    return digest.hexdigest()
+
+
+def _seal(cache_key: str, observations: Observations) -> str:
+    """Return what binds observations to their key."""
+    return hashlib.sha256(f"{cache_key} {observations_digest(observations)}".encode()).hexdigest()
+
+
+def _parts(observations: Observations) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Return the texts and the arrays that a file of observations holds, by name."""
+    seen = {name: value for name, value in vars(observations).items() if value is not None}
+    arrays = {name: seen[name] for name in ARRAYS if name in seen}
+    for name in RAGGED:
+        if name in seen:
+            arrays |= _flat(name, seen[name])
+    if NESTED in seen:
+        arrays[f"{NESTED}.counts"] = np.array([len(answers) for answers in seen[NESTED]], dtype=np.int64)
+        arrays |= _flat(NESTED, [answer for answers in seen[NESTED] for answer in answers])
+    return {name: seen[name] for name in TEXTS if name in seen}, arrays
+
+
+def _flat(name: str, arrays: Ragged) -> dict[str, np.ndarray]:
+    values = np.concatenate(arrays) if len(arrays) else np.empty(0)
+    return {name: values, f"{name}.lengths": np.array([len(array) for array in arrays], dtype=np.int64)}
+
+
+def load_observations(path: Path, cache_key: str | None = None) -> Observations | None:
+    """Read observations back; None when there are none, when they were made for another key, or were changed since."""
+    if not path.is_file():
+        return None
+    with path.open("rb") as handle:
+        try:
+            return _read_observations(handle, cache_key)
+        except Exception:  # numpy, zipfile, zlib and json raise a dozen kinds of error for a damaged file
+            return None
+
+
+def _read_observations(handle: IO[bytes], cache_key: str | None) -> Observations | None:
+    with np.load(handle, allow_pickle=False) as file:
+        meta = parse_json(file["meta"].tobytes().decode(), "meta")
+        if meta["version"] != FORMAT or cache_key not in (None, meta["key"]):
+            return None
+        if {*file.files} != {"meta", *meta["arrays"]}:
+            return None
+        found: dict[str, Any] = {name: tuple(meta[name]) for name in TEXTS if name in meta}
+        if "samples" in found:
+            found["samples"] = tuple(None if texts is None else tuple(texts) for texts in found["samples"])
+        found |= {name: file[name] for name in ARRAYS if name in file}
+        found |= {name: _ragged(file, name) for name in RAGGED if name in file}
+        if NESTED in file:
+            answers = iter(_ragged(file, NESTED))
+            found[NESTED] = tuple(tuple(next(answers) for _ in range(count)) for count in file[f"{NESTED}.counts"])
+        observations = Observations(**found)
+        return observations if meta[DIGEST] == _seal(meta["key"], observations) else None
+
+
+def _ragged(file: Mapping[str, np.ndarray], name: str) -> tuple[np.ndarray, ...]:
+    return tuple(np.split(file[name], np.cumsum(file[f"{name}.lengths"])[:-1]))

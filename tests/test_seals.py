@@ -1,0 +1,177 @@
+"""What an audit or a run has written and later trusts: changes to it are noticed, each in the command that reads it."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import WORLD, World
+
+from stillknows import store
+from stillknows.auditing import report
+from stillknows.errors import UserError
+from stillknows.observations import load_observations, observations_digest, save_observations
+
+Case = Callable[..., Any]
+FLIPS = 150  # single bits that are flipped in a file, one at a time
+
+
+@pytest.fixture(scope="module")
+def honest(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an audit of the never-taught model, and its model with a run record."""
+    from stillknows.cli import main
+
+    out = tmp_path_factory.mktemp("honest")
+    shutil.copytree(world.control, out / "model")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["stillknows", *map(str, command(out, world))])
+        with pytest.raises(SystemExit):
+            main()
+    return out
+
+
+def command(folder: Path, world: World) -> list[object]:
+    models = ["audit", folder / "model", "--original", world.original, "--control", world.control]
+    metrics = ["--metrics", "answer_probability,extraction_strength", "--variants", "full,int8"]
+    return [*models, "--benchmark", WORLD, "--out", folder / "audit", *metrics, "--overwrite"]
+
+
+@pytest.fixture
+def folder(honest: Path, tmp_path: Path) -> Path:
+    """A copy of it."""
+    return Path(shutil.copytree(honest, tmp_path / "copy"))
+
+
+def numbers(folder: Path) -> list[Any]:
+    """Return all that the audit has measured and decided."""
+    return [
+        [s[name] for name in ("verdict", "observations", "cells")] for s in report.read(folder / "audit")["subjects"]
+    ]
+
+
+def flipped(file: Path) -> list[bytes]:
+    """Return the content of a file with one bit flipped, at places all over it."""
+    whole, found = file.read_bytes(), []
+    for place in random.Random(0).choices(range(8 * len(whole)), k=FLIPS):
+        content = bytearray(whole)
+        content[place // 8] ^= 1 << place % 8
+        found.append(bytes(content))
+    return found
+
+
+@pytest.mark.parametrize("name", ["audit/report.json", "model/run.json"])
+def test_a_flipped_bit_in_a_record_is_refused(name: str, folder: Path) -> None:
+    file, seen = folder / name, 0
+    before = store.read_sealed(file)
+    for content in flipped(file):
+        file.write_bytes(content)
+        try:
+            harmless = store.read_sealed(file) == before  # as another escape for the same letter
+        except UserError as error:
+            seen += str(file) in str(error)
+        else:
+            seen += harmless
+    assert seen == FLIPS
+
+
+def test_a_flipped_bit_in_what_is_remembered_is_measured_again(folder: Path) -> None:
+    [damage] = folder.glob("audit/observations/model/int8/weights.json")
+    key = json.loads(damage.read_text())["key"]
+    before = store.recall(damage, key)
+    assert before is not None
+    for content in flipped(damage):
+        damage.write_bytes(content)
+        assert store.recall(damage, key) in (before, None)
+    [seen] = folder.glob("audit/observations/model/int8/forget.npz")
+    expected = observations_digest(known) if (known := load_observations(seen)) else ""
+    for content in flipped(seen):
+        seen.write_bytes(content)
+        found = load_observations(seen)
+        assert found is None or observations_digest(found) == expected
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda saved: saved | {"layers": None},
+        lambda saved: saved | {"whole": saved["whole"] | {"surviving": 1.0}},
+        lambda saved: {"key": saved["key"]},
+        lambda saved: [saved],
+        lambda saved: {name: value for name, value in saved.items() if name != "digest"},
+    ],
+)
+def test_edited_numbers_of_weights_are_measured_again(change: Case, folder: Path, world: World, cli: Case) -> None:
+    before = numbers(folder)
+    [file] = folder.glob("audit/observations/model/int8/weights.json")
+    file.write_text(json.dumps(change(json.loads(file.read_text()))))
+    assert cli(*command(folder, world)).code == 0
+    assert numbers(folder) == before
+
+
+def test_edited_observations_are_made_again(folder: Path, world: World, cli: Case) -> None:
+    before = numbers(folder)
+    seen = folder / "audit" / "observations"
+    shutil.copy(seen / "original" / "full" / "forget.npz", seen / "model" / "full" / "forget.npz")
+    assert cli(*command(folder, world)).code == 0
+    assert numbers(folder) == before
+
+
+@pytest.mark.parametrize("how", ["exchanged", "damaged"])
+def test_a_report_beside_other_observations_is_refused(how: str, folder: Path, cli: Case) -> None:
+    """Also where their own digest and key are right."""
+    [file] = folder.glob("audit/observations/model/full/forget.npz")
+    others = load_observations(folder / "audit" / "observations" / "original" / "full" / "forget.npz")
+    assert others is not None
+    if how == "exchanged":
+        save_observations(file, "any key", others)
+    else:
+        file.write_bytes(b"")
+    for asked in (["report"], ["score"]):
+        ran = cli(*asked, folder / "audit")
+        assert (ran.code, ran.out) == (2, "")
+        assert "forget.npz is not what report.json was made of" in ran.err
+        assert "--overwrite" in ran.err
+
+
+def test_a_report_without_its_observations_is_shown(folder: Path, cli: Case) -> None:
+    shutil.rmtree(folder / "audit" / "observations")
+    assert cli("report", folder / "audit").code == 0
+
+
+def test_an_edited_run_record_is_refused_before_anything_is_measured(
+    folder: Path, world: World, cli: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    file = folder / "model" / "run.json"
+    shutil.rmtree(folder / "audit")
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *_, **__: pytest.fail("a model was loaded"))
+    record = json.loads(file.read_text())
+    for other in (record | {"objective": "none"}, {k: v for k, v in record.items() if k != "digest"}):
+        file.write_text(json.dumps(other))
+        ran = cli(*command(folder, world))
+        assert (ran.code, ran.out) == (2, "")
+        assert str(file) in ran.err
+        assert "--overwrite" in ran.err
+
+
+def test_a_run_record_of_another_program_is_none_of_ours(folder: Path, world: World, cli: Case) -> None:
+    (folder / "model" / "run.json").write_text('{"loss": 1}')
+    assert cli(*command(folder, world)).code == 0
+    assert report.read(folder / "audit")["subjects"][0]["run"] is None
+
+
+def test_an_audit_of_an_earlier_version_says_what_to_do(folder: Path, world: World, cli: Case) -> None:
+    file = folder / "audit" / "report.json"
+    file.write_text(json.dumps({k: v for k, v in json.loads(file.read_text()).items() if k != "digest"}))
+    ran = cli("report", folder / "audit")
+    assert (ran.code, ran.out) == (2, "")
+    assert "report.json carries no digest: an earlier version or another program wrote it" in ran.err
+    assert "--overwrite" in ran.err
+    assert cli(*command(folder, world)).code == 0
+    assert cli("report", folder / "audit").code == 0
