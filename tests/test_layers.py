@@ -38,6 +38,7 @@ LAYERS = (
         "suppressions/",
     ),
     ("scratch", "demo", "meta", "study"),
+    ("results", "api"),
     ("cli/",),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -60,7 +60,7 @@ def unlearn(
     method: Annotated[
         str, typer.Option(help="Terms, wrappers and edits, joined by `+`: see `stillknows list methods`.")
     ] = defaults.METHOD,
-    lr: Annotated[float, typer.Option(help="Learning rate of AdamW.")] = 1e-5,
+    lr: Annotated[float, typer.Option(help="Learning rate of AdamW.")] = defaults.LR,
     weights: Annotated[
         Literal["float32", "bfloat16", "stochastic", "compensated"],
         typer.Option(
@@ -149,7 +149,7 @@ def tune(
         int, typer.Option(min=1, help="How many settings to try; more go on with a finished search.")
     ] = 20,
     retain_floor: Annotated[float, typer.Option(help="Least retain score, as a share of the original's.")] = 0.95,
-    lr: Annotated[float, typer.Option(help="Learning rate, where it is not searched.")] = 1e-5,
+    lr: Annotated[float, typer.Option(help="Learning rate, where it is not searched.")] = defaults.LR,
     epochs: Annotated[float, typer.Option(help="Passes over the forget set, where they are not searched.")] = 10.0,
     batch_size: Annotated[int, typer.Option(help="Items per step to forget, and to retain.")] = 16,
     forget_below: Annotated[float, typer.Option(help="Where a trial stops early, as for `stillknows unlearn`.")] = 0.0,

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
+from stillknows import __version__
 from stillknows.lazy import nn
-from stillknows.model.text import Encoded
+from stillknows.model import checkpoints, records
+from stillknows.model.text import Encoded, encode
 from stillknows.registry import bind
+from stillknows.store import RECORD, claim, require_apart, require_new
 from stillknows.training.loop import Fit, Settings, fit
 from stillknows.training.objective_inputs import Term
+from stillknows.types import Example
 
 
 def finetune(
@@ -35,3 +40,37 @@ def finetune(
     """
     plain = replace(settings, forget_below=0.0, retain_floor=0.0)
     return fit(model, [Term(bind("retain", objective), items)], plain, label=label, **how)
+
+
+def write_finetuned(
+    source: checkpoints.Source,
+    examples: Sequence[Example],
+    template: str,
+    settings: Settings,
+    out: Path,
+    *,
+    device: str = "cpu",
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Fine-tune a model on the examples' answers, write it in float32 with run.json, and return that record.
+
+    Raises UserError for bad input, for an `out` in the model's folder and for one that holds a run already.
+    """
+    require_apart(out, [source.folder])
+    tokenizer = checkpoints.load_tokenizer(source)
+    context, vocabulary = checkpoints.context_length(source), checkpoints.vocabulary_size(source)
+    items = encode(examples, tokenizer, template, context, vocabulary=vocabulary)
+    with claim(out):
+        require_new(out / RECORD, overwrite=overwrite)
+        model = checkpoints.load(source, device=device).model
+        outcome = finetune(model, items, settings, label=f"fine-tuning {source.name}")
+        record = {
+            "stillknows": __version__,
+            "model": source.name,
+            "fine-tuned on": f"{len(items)} examples",
+            "settings": asdict(settings),
+            "fit": outcome.to_json(),
+            "versions": records.versions(),
+        }
+        records.save(model, tokenizer, out, record)
+    return record

@@ -1,0 +1,82 @@
+"""What the Python functions return: a report or an unlearned model, easy to read in a notebook and in a program."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stillknows.auditing import report
+from stillknows.auditing.verdict import EXIT_CODES
+from stillknows.types import VerdictName
+
+PAGE_HEIGHT = 640  # pixels of a report within a notebook
+
+
+@dataclass(frozen=True)
+class Report:
+    """An audit's outcome. `data` is all of it, as report.json holds it and report.schema.json describes it."""
+
+    data: Mapping[str, Any]
+
+    @property
+    def verdict(self) -> VerdictName:
+        """The worst verdict on an audited model; the controls do not count."""
+        return self.data["verdict"]
+
+    @property
+    def exit_code(self) -> int:
+        """What the command line ends with for this verdict: 0 for FORGOTTEN alone."""
+        return EXIT_CODES[self.verdict]
+
+    @property
+    def verdicts(self) -> dict[str, VerdictName]:
+        """The verdict on every model, controls included, by its label."""
+        return {subject["name"]: subject["verdict"] for subject in self.data["subjects"]}
+
+    @property
+    def reasons(self) -> dict[str, list[str]]:
+        """What each model's verdict rests on: a sentence a variant."""
+        return {subject["name"]: list(subject["reasons"]) for subject in self.data["subjects"]}
+
+    @property
+    def cells(self) -> list[dict[str, Any]]:
+        """Every number as a row for `pandas.DataFrame`.
+
+        A row has `subject`, `variant`, `split` and `metric`, and `value`, `low`, `high` (one-sided bounds, 95 % each)
+        and `n` facts, or `not_measured` with the reason why there is no number.
+        """
+        return [{"subject": subject["name"], **cell} for subject in self.data["subjects"] for cell in subject["cells"]]
+
+    def save(self, folder: str | Path) -> Path:
+        """Write report.json, report.html and report.md into a folder, replacing older ones; return the folder."""
+        report.write(dict(self.data), Path(folder))
+        return Path(folder)
+
+    def __str__(self) -> str:
+        return report.summary(dict(self.data))
+
+    def _repr_html_(self) -> str:
+        """Return the report's page in a frame of its own, so that a notebook's styles and the page's stay apart."""
+        page = html.escape(report.html(dict(self.data)), quote=True)
+        return f'<iframe srcdoc="{page}" style="width:100%;height:{PAGE_HEIGHT}px;border:0"></iframe>'
+
+
+@dataclass(frozen=True)
+class Unlearned:
+    """An unlearned model on disk. `record` is what run.json holds: all that is needed to repeat the run."""
+
+    path: Path
+    record: Mapping[str, Any]
+
+    def load(self) -> tuple[Any, Any]:
+        """Return the model, in float32 and evaluation mode, and its tokenizer."""
+        from stillknows.model import checkpoints
+
+        subject = checkpoints.load(checkpoints.locate(str(self.path)))
+        return subject.model, subject.tokenizer
+
+    def __fspath__(self) -> str:
+        return str(self.path)

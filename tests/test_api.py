@@ -1,0 +1,97 @@
+"""The Python functions, as they are used in a notebook."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import stillknows as sk
+
+PUBLIC = [
+    *("Benchmark", "Example", "Policy", "Report", "Split", "Unlearned", "UserError"),
+    *("audit", "diagnose", "finetune", "load_report", "quantize", "register", "score", "unlearn"),
+]
+ROWS = {
+    "forget": [{"question": f"where is {name}", "answer": "Paris"} for name in ("Ada", "Bela")],
+    "retain": [{"question": f"what is the {name}", "answer": "red"} for name in ("dog", "cat", "river")],
+}
+
+
+def test_public_names_are_these_and_importing_them_is_quick() -> None:
+    assert sorted(sk.__all__) == sorted(PUBLIC)
+    assert set(PUBLIC) <= set(dir(sk))
+    code = "import stillknows, sys; print([m for m in ('torch', 'transformers', 'numpy') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+    with pytest.raises(AttributeError, match="no attribute 'unlern'"):
+        sk.unlern  # noqa: B018
+
+
+def test_three_lines_unlearn_a_model_audit_it_and_show_the_verdict(world: Any, tmp_path: Path) -> None:
+    unlearned = sk.unlearn(world.original, world.benchmark, method="ga + nll", lr=3e-3, max_steps=6, batch_size=16)
+    report = sk.audit(
+        unlearned, original=world.original, controls=[world.control], benchmark=world.benchmark, variants="full,int8"
+    )
+    shown = report._repr_html_()
+
+    assert unlearned.record["fit"]["steps"] == 6
+    model, tokenizer = unlearned.load()
+    assert tokenizer.eos_token_id is not None
+    assert not model.training
+    label = unlearned.path.name
+    assert report.verdicts.keys() == {label, "original", "control"}
+    assert report.verdict == report.verdicts[label]
+    assert report.verdicts["original"] == "STILL KNOWS"
+    assert len(report.reasons[label]) == 2
+    assert report.verdict in shown
+    assert report.verdict in str(report)
+    row = next(c for c in report.cells if (c["subject"], c["metric"]) == ("original", "answer_probability.kept"))
+    assert row["value"] == pytest.approx(1)
+    saved = report.save(tmp_path / "report")
+    assert sk.load_report(saved).data == report.data
+    assert json.loads((saved / "report.json").read_text(encoding="utf-8"))["verdict"] == report.verdict
+
+
+def test_loaded_models_and_lists_of_dictionaries_will_do(save_model: Any, tmp_path: Path) -> None:
+    folder = save_model("mine")
+    loaded = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    before = {name: value.clone() for name, value in loaded[0].state_dict().items()}
+    unlearned = sk.unlearn(loaded, ROWS, method="ga + nll", lr=1e-2, max_steps=2, out=tmp_path / "unlearned")
+    report = sk.audit(unlearned.load(), original=loaded, benchmark=ROWS, variants="full", out=tmp_path / "audit")
+
+    assert all(value.equal(before[name]) for name, value in loaded[0].state_dict().items())
+    assert {split["name"]: split["examples"] for split in report.data["splits"]} == {"forget": 2, "retain": 3}
+    assert report.verdict == "UNDECIDED"
+    scored = sk.score(tmp_path / "audit", "answer_probability")
+    assert {row["model"] if "model" in row else row["subject"] for row in scored} >= {"original"}
+
+
+def test_what_is_fine_tuned_answers(save_model: Any) -> None:
+    taught = sk.finetune(save_model("mine"), ROWS, lr=3e-2, epochs=40)
+    model, tokenizer = taught.load()
+    ids = tokenizer("Question: where is Ada\nAnswer:", return_tensors="pt")["input_ids"]
+    assert tokenizer.decode(model(ids).logits[0, -1].argmax()) == "Paris"
+    assert taught.record["fine-tuned on"] == "5 examples"
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda m: sk.unlearn(m, ROWS, lrr=1), "there is no option 'lrr'; did you mean 'lr'"),
+        (lambda m: sk.unlearn(m, {"forgett": []}), "no option 'forgett' of jsonl; did you mean 'forget'"),
+        (lambda m: sk.unlearn(m, ROWS | {"forget": [{"question": "who"}]}), "forget.jsonl:1.*answer"),
+        (lambda m: sk.unlearn(m, ROWS | {"retain": ROWS["forget"]}), "2 items are in the forget and in the retain"),
+        (lambda m: sk.audit(m, original=m, benchmark=ROWS, figure=""), "no option 'figure'; did you mean 'figures'"),
+        (lambda m: sk.audit(m, original=m, controls=[m, m], benchmark=ROWS), "one control"),
+        (lambda m: sk.finetune(m, "no_such_benchmark"), "no benchmark named 'no_such_benchmark'"),
+        (lambda m: sk.load_report(m), "report.json"),
+    ],
+)
+def test_bad_input_is_one_message(call: Any, message: str, save_model: Any) -> None:
+    with pytest.raises(sk.UserError, match=message):
+        call(save_model("mine"))
