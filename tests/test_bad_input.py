@@ -565,6 +565,7 @@ UNLEARN_OPTIONS: Mapping[str, tuple[list[object], list[str]]] = {
     "zero accumulate": (["--accumulate", 0], ["--accumulate 0 is out of range"]),
     "zero epochs": (["--epochs", 0], ["--epochs 0.0 is out of range"]),
     "endless epochs": (["--epochs", "inf"], ["--epochs inf is out of range"]),
+    "absurd epochs": (["--epochs", "1e300", "--steps", 10**9], ["--epochs 1e+300 over 2 items are more"]),
     "negative warmup": (["--warmup", -1], ["--warmup -1 is out of range"]),
     "zero check": (["--check-every", 0], ["--check-every 0 is out of range"]),
     "forget below": (["--forget-below", 1.5], ["--forget-below 1.5 is out of range", "between 0 and 1"]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -212,6 +213,37 @@ def test_a_file_of_another_kind_is_refused(content: str, tmp_path: Path) -> None
     (tmp_path / "s.json").write_text(content)
     with pytest.raises(UserError, match="holds no suppression"):
         suppress.read(tmp_path / "s.json")
+
+
+ITEM = {"id": "1", "prompt": "where is Ada", "answer": "Paris", "fact": "1"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"forget": ["x"]}, "an item whose 'id' is missing or no text"),
+        ({"forget": [{**ITEM, "prompt": 5}]}, "an item whose 'prompt' is missing or no text"),
+        ({"forget": [{**ITEM, "answer": None}]}, "an item whose 'answer' is missing or no text"),
+        ({"forget": []}, "no items to forget, which guard needs"),
+        ({"suppression": "thrust", "forget": []}, "no items to retain, which thrust needs"),
+        ({"passages": [5]}, "'passages' holds something that is no text"),
+        ({"helpers": {"unlearned": 5}}, "'unlearned' holds something that is no text"),
+    ],
+    ids=range(7),
+)
+def test_a_damaged_suppression_is_named(changes: dict[str, Any], words: str, tmp_path: Path) -> None:
+    content = {"stillknows": "0", "suppression": "guard", "model": "m", "helpers": {}, "forget": [ITEM], "retain": []}
+    (tmp_path / "s.json").write_text(json.dumps({**content, "passages": [], **changes}))
+    with pytest.raises(UserError, match=rf"s\.json.* {words}\n"):
+        suppress.read(tmp_path / "s.json")
+
+
+def test_a_guard_without_words_is_refused_and_icul_takes_a_question_without_any() -> None:
+    silent = Example("1", "???", "Paris", "1")
+    with pytest.raises(UserError, match="hold no words"):
+        bind("suppression", "guard")(forget=[silent], retain=[])
+    rewrite = bind("suppression", "icul:kept=0")(forget=[silent, replace(silent, answer="Rome")], retain=[])
+    assert "???" in rewrite("!!!", "{prompt}")[1]
 
 
 def test_folders_are_no_suppressions(tmp_path: Path) -> None:

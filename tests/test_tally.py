@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from stillknows.errors import UserError
 from stillknows.formats import tally
 from stillknows.formats.compress import parse_variant, quantize, weights
 from stillknows.formats.tally import EDGES, Format, Tally, by_layer, compare, tallies, total
@@ -54,6 +55,33 @@ def test_nothing_to_divide_by_gives_no_number() -> None:
     assert (same["surviving"], same["update_steps"], same["zero_bin_changed"]) == (None, None, None)
     exact = counted(BEFORE, AFTER, "full").shares()
     assert (exact["surviving"], exact["update_steps"], exact["zero_bin_changed"]) == (1, None, 0)
+
+
+@pytest.mark.parametrize("size", [1e20, 1e30, 3e38])
+def test_squares_beyond_float32_are_counted(size: float) -> None:
+    """Finite weights give finite numbers, those that float64 has."""
+    before = torch.randn(4, 32, generator=torch.Generator().manual_seed(0))
+    before[1, 3] = size
+    after = before.clone()
+    after[0] += 0.1
+    after[1, 3:5] *= 0.5
+    chain = parse_variant("rtn:bits=4:group=8")
+    found = compare(before, after, {"rtn": Format(chain)}, sizes=True)["rtn"]
+    rounded = [quantize(weight, chain).values_OI.double() for weight in (before, after)]
+    update = after.double() - before.double()
+    assert found.update == pytest.approx(float(update.square().sum()))
+    assert found.dot == pytest.approx(float(((rounded[1] - rounded[0]) * update).sum()))
+    assert found.error == pytest.approx(float((before.double() - rounded[0]).square().sum()), rel=1e-6)
+    assert found.sizes is not None
+    assert found.sizes.sum() == before.numel()
+    assert all(math.isfinite(value) for value in found.shares().values())
+
+
+def test_a_format_that_makes_infinity_of_weights_is_refused() -> None:
+    weight = torch.ones(2, 32)
+    weight[1, 1] = 3.4e38
+    with pytest.raises(UserError, match=r"bf16 makes infinity of weights as large as 3\.4e\+38"):
+        quantize(weight, parse_variant("bf16"))
 
 
 def test_sizes_by_hand() -> None:

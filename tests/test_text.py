@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from stillknows.auditing.observe import observe
 from stillknows.errors import UserError
+from stillknows.model import text
 from stillknows.model.layers import output_layer
 from stillknows.model.text import Asked, encode, framed, right_padded
 from stillknows.types import Example
@@ -174,6 +176,32 @@ def test_a_long_item_is_an_error_that_names_it(tokenizer: Any) -> None:
     with pytest.raises(UserError, match="'long' has 7 tokens, the model reads 6"):
         encode(examples, tokenizer, "{prompt}", 6)
     assert len(encode(examples, tokenizer, "{prompt}", 7)) == 2
+
+
+@pytest.mark.parametrize("long_items", ["error", "truncate"])
+@pytest.mark.parametrize("field", ["prompt", "answer"])
+def test_megabytes_are_not_tokenized_to_find_them_too_long(
+    field: str, long_items: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The work is bounded by the context: what is read of an item of ten megabytes is what is read of a short one."""
+    read: list[int] = []
+    plain = text._plain_ids
+    monkeypatch.setattr(text, "_plain_ids", lambda t, part: read.append(len(part)) or plain(t, part))
+    texts = {"prompt": "where is Ada", "answer": "Paris"} | {field: "the river flows to Rome " * 400_000}
+    example = Example("huge", texts["prompt"], texts["answer"], "huge")
+    if long_items == "error" or field == "prompt":
+        with pytest.raises(UserError, match=r"item 'huge' has more than \d+ tokens, the model reads 64"):
+            encode([example], tokenizer, "{prompt}", 64, long_items)
+    else:
+        short = replace(example, answer=texts["answer"][:2000])
+        found = encode([example, short], tokenizer, "{prompt}", 64, long_items)
+        assert found[0].ids == found[1].ids
+        assert found[0].example.answer == example.answer
+    assert sum(read) < 64 * 200
+
+
+def test_a_long_word_that_is_one_token_is_read(tokenizer: Any) -> None:
+    assert encode([Example("one", "where is", "x" * 5000, "one")], tokenizer, "{prompt}", 64)[0].ids[-1] == 2
 
 
 def test_a_long_item_is_cut_at_its_end_and_marked(tokenizer: Any) -> None:

@@ -193,6 +193,13 @@ def test_epochs_and_max_steps(changes: dict[str, Any], steps: int, make_model: M
     assert fit(make_model(), terms, setting(**changes)).steps == steps
 
 
+@pytest.mark.parametrize("changes", [{"epochs": 1e300}, {"epochs": 1e308, "max_steps": 10**400}, {"epochs": 1e7}])
+def test_absurd_numbers_of_steps_are_refused_at_once(changes: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"--epochs \S+ over 4 items are more than 1,000,000 steps"):
+        setting(**changes).steps(4)
+    assert setting(**changes | {"max_steps": 7}).steps(4) == 7
+
+
 def probability(model: nn.Module, items: list[Any]) -> float:
     return mean_probability(score_items(model, output_layer(model), items))
 

@@ -95,6 +95,8 @@ def quantize(
     Args:
         inputs: statistics of what the matrix is multiplied with, for links that look at them.
         place: where the matrix stands, for links that go by it.
+
+    Raises UserError for weights that a format makes infinite.
     """
     given = {"place": place, **({} if inputs is None else inputs._asdict())}
     values_OI = weight_OI.float()
@@ -102,7 +104,16 @@ def quantize(
     for link in links_of(chain, WEIGHTS):
         needed = {name: given[name] for name in link.plugin.needs if name != WEIGHTS}
         result = link(weight_OI=result.values_OI, **needed)
+        _require_finite(result.values_OI, weight_OI, link)
     return result._replace(values_OI=result.values_OI.to(weight_OI.dtype))
+
+
+def _require_finite(values_OI: Tensor, weight_OI: Tensor, link: Bound) -> None:
+    if not all(bool(extreme.isfinite()) for extreme in values_OI.aminmax()):  # NaN if any value is
+        raise UserError(
+            f"{link.spec} makes infinity of weights as large as {float(weight_OI.abs().max()):.3g}",
+            "leave that format out: no file of it holds this model",
+        )
 
 
 def matrices(model: nn.Module, chain: Chain) -> Iterator[tuple[Linear, Place | None]]:

@@ -187,7 +187,7 @@ def _rows(before_OI: Tensor, after_OI: Tensor) -> Iterator[Rows]:
         at = slice(start, start + step)
         before, after = (weight_OI[at].float().contiguous() for weight_OI in (before_OI, after_OI))
         update = after - before
-        is_changed, squared = _marks(update), _sum(update.square().sum(1))
+        is_changed, squared = _marks(update), _product(update, update)
         changed = is_changed.sum(1)
         yield Rows(at, before, after, update, is_changed, int(changed.sum()), changed > 0, squared)
 
@@ -234,14 +234,14 @@ def _is_rowwise(chain: Chain, inputs: int, place: Place | None) -> bool:
 
 def _tally(rows: Rows, form: Form, form_after: Form, with_sizes: bool) -> Tally:
     is_kept, weights = _marks(form.values), rows.update.numel()
-    errors = torch.linalg.vector_norm(rows.before - form.values, dim=1)
+    errors = _norms(rows.before - form.values)
     return Tally(
         weights=weights,
         changed=rows.changed,
         crossed=int((form_after.codes != form.codes).sum(dtype=torch.int32)),
         zeroed=weights - int(is_kept.sum()),
         zeroed_changed=rows.changed - int(torch.dot(is_kept.reshape(-1), rows.is_changed.reshape(-1))),
-        dot=_sum((form_after.values - form.values).mul_(rows.update).sum(1)),
+        dot=_product(form_after.values - form.values, rows.update),
         update=rows.squared,
         error=_sum(errors.square()),
         sizes=_sizes(rows.before, rows.is_changed, errors) if with_sizes else None,
@@ -258,13 +258,25 @@ def _sum(rows: Tensor) -> float:
     return float(rows.sum(dtype=torch.float64))
 
 
+def _product(one: Tensor, other: Tensor) -> float:
+    """Return the sum of the products of numbers; where a product is beyond float32, they are taken in float64."""
+    found = _sum((one * other).sum(1))
+    return found if math.isfinite(found) else _sum((one.double() * other.double()).sum(1))
+
+
+def _norms(rows: Tensor) -> Tensor:
+    """Return the norm of each row; in float64 where the square of one is beyond float32."""
+    found = torch.linalg.vector_norm(rows, dim=1)
+    return found if bool(found.isfinite().all()) else torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
+
+
 def _sizes(before: Tensor, is_changed: Tensor, errors: Tensor) -> Counts:
     """Count weights by the power of 2 in |θo|/Δ, which is the exponent of the quotient as a float32.
 
     Args:
         errors: the norm of the rounding errors of each row.
     """
-    steps = errors * math.sqrt(12 / before.shape[1])
+    steps = (errors * math.sqrt(12 / before.shape[1])).float()
     has_step = steps > 0
     if not has_step.all():
         before, is_changed, steps = before[has_step], is_changed[has_step], steps[has_step]

@@ -30,6 +30,9 @@ FIELDS = {
     **{"stillknows": str, "suppression": str, "model": str, "helpers": dict},
     **{"forget": list, "retain": list, "passages": list},
 }
+ROLES: tuple[Role, ...] = ("forget", "retain")
+ITEM = ("id", "prompt", "answer", "fact")
+ANEW = "write it anew with `stillknows suppress`"
 SEEN = 200  # questions to keep that a model's states are compared with; so many are seen in arXiv 2307.10442
 
 
@@ -140,8 +143,7 @@ def write(
     bound = bind("suppression", spec)
     _require_helpers(bound, helpers)
     texts = _passages(bound, passages)
-    roles: tuple[Role, ...] = ("forget", "retain")
-    items = {r: _items(benchmark, r) for r in roles if r in bound.plugin.needs or (r == "retain" and _retrieves(bound))}
+    items = {role: _items(benchmark, role) for role in _roles(bound)}
     if "forget" in items:
         bound(**items)
     for name in (model, *helpers.values()):
@@ -155,7 +157,7 @@ def write(
         "suppression": spec,
         "model": _lasting(model),
         "helpers": {role: _lasting(name) for role, name in helpers.items()},
-        **{role: [asdict(e) for e in items.get(role, ())] for role in roles},
+        **{role: [asdict(e) for e in items.get(role, ())] for role in ROLES},
         "passages": texts,
     }
     write_json(path, content)
@@ -169,12 +171,23 @@ def read(path: Path) -> Suppression | None:
     content: Any = read_json(path)
     for name, kind in FIELDS.items():
         if not isinstance(content, dict) or not isinstance(content.get(name), kind):
-            raise UserError(f"{path} holds no suppression: {name!r} is missing", "write one with `stillknows suppress`")
+            raise UserError(f"{path} holds no suppression: {name!r} is missing", ANEW)
+    for name, value in [*content["helpers"].items(), *(("passages", text) for text in content["passages"])]:
+        if not isinstance(value, str):
+            raise UserError(f"{path}: {name!r} holds something that is no text", ANEW)
     bound = bind("suppression", content["suppression"])
     _require_helpers(bound, content["helpers"])
-    forget, retain = (tuple(_example(path, item) for item in content[role]) for role in ("forget", "retain"))
+    forget, retain = (tuple(_example(path, item) for item in content[role]) for role in ROLES)
+    for role in _roles(bound):
+        if not content[role]:
+            raise UserError(f"{path} holds no items to {role}, which {bound.plugin.name} needs", ANEW)
     helpers = {name: checkpoints.locate(model) for name, model in content["helpers"].items()}
-    return Suppression(bound, content["model"], helpers, forget, retain, tuple(map(str, content["passages"])))
+    return Suppression(bound, content["model"], helpers, forget, retain, tuple(content["passages"]))
+
+
+def _roles(bound: Bound) -> list[Role]:
+    """Return the roles of the items that a suppression is made of."""
+    return [role for role in ROLES if role in bound.plugin.needs or (role == "retain" and _retrieves(bound))]
 
 
 def _retrieves(bound: Bound) -> bool:
@@ -218,7 +231,7 @@ def _lasting(name: str) -> str:
 
 
 def _example(path: Path, item: Any) -> Example:
-    try:
-        return Example(item["id"], item["prompt"], item["answer"], item["fact"])
-    except (TypeError, KeyError) as error:
-        raise UserError(f"{path} holds an item without {error}", "write it anew with `stillknows suppress`") from error
+    for name in ITEM:
+        if not isinstance(item, dict) or not isinstance(item.get(name), str):
+            raise UserError(f"{path} holds an item whose {name!r} is missing or no text", ANEW)
+    return Example(*(item[name] for name in ITEM))

@@ -41,7 +41,8 @@ def icul(
 
     def rewrite(question: str, template: str) -> tuple[str, str]:
         asked = set(words(question))
-        nearest = sorted(range(len(wrong)), key=lambda i: -len(asked & vocabularies[i]) / len(asked | vocabularies[i]))
+        overlaps = [len(asked & known) / max(1, len(asked | known)) for known in vocabularies]
+        nearest = sorted(range(len(wrong)), key=lambda i: -overlaps[i])
         frame = "{prompt}" if template == CHAT else template
         lines = [f"{framed(q, frame)} {a}" for q, a in (*(wrong[i] for i in nearest[:flipped]), *shown)]
         context = "\n".join(lines)
@@ -70,6 +71,7 @@ def guard(
     _require(bool(says.strip()), "guard: says must hold words")
     counts = [Counter(word for e in items for word in words(e.prompt)) for items in (forget, retain)]
     vocabulary = len(set().union(*counts))
+    _require(vocabulary > 0, "guard: the questions to forget and to retain hold no words")
     totals = [count.total() + vocabulary for count in counts]
 
     def log_odds(question: str) -> float:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -30,6 +30,7 @@ from stillknows.training.scrambled_answers import scrambled
 from stillknows.training.step_pipeline import Gradients, Wrapping
 from stillknows.training.weight_rounding import MIX, Storage, WeightStorage
 
+MOST_STEPS = 1_000_000  # published runs take thousands; what each step draws is known before the first
 MONITORED = 256  # items of a split that early stopping looks at
 
 
@@ -84,9 +85,15 @@ class Settings:
             _require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "between 0 and 1")
 
     def steps(self, items: int) -> int:
-        """Return the number of steps for this many leading items."""
-        steps = math.ceil(self.epochs * items / min(self.batch_size, items))
-        return min(steps, self.max_steps) if self.max_steps is not None else steps
+        """Return the number of steps for this many leading items. Raises UserError for more than MOST_STEPS."""
+        passes = self.epochs * items / min(self.batch_size, items)
+        steps = min(passes, math.inf if self.max_steps is None else self.max_steps)
+        if steps > MOST_STEPS:
+            raise UserError(
+                f"--epochs {self.epochs:g} over {items} items are more than {MOST_STEPS:,} steps, the most of a run",
+                "lower --epochs, or set --steps",
+            )
+        return math.ceil(steps)
 
 
 def _require(good: bool, name: str, value: object, range_: str) -> None:
@@ -213,9 +220,12 @@ class _Loop:
         self.good: dict[str, Tensor] = {}
         self._keep()
 
-    def _drawn(self, k: int, steps: int) -> set[Visit]:
-        first = {(i, 0) for i in range(len(self.terms[k].items))} if self.wrapping.looks_ahead else set()
-        return first | {visit for step in range(steps) for visit in self._batch(k, step)}
+    def _drawn(self, k: int, steps: int) -> Iterator[Visit]:
+        """Yield the visits of all steps, some of them more than once; the many of a long run are made if asked for."""
+        if self.wrapping.looks_ahead:
+            yield from ((i, 0) for i in range(len(self.terms[k].items)))
+        for step in range(steps):
+            yield from self._batch(k, step)
 
     def _batch(self, k: int, step: int) -> list[Visit]:
         """Return the visits of term k at a step: a pure function of the seed, so that nothing needs to be saved."""

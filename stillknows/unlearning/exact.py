@@ -70,6 +70,8 @@ def train(
     source = checkpoints.find(base)
     require_apart(folder, [source.folder])
     _require_disjoint(shards)
+    for examples in (examples for slices in shards for examples in slices):
+        settings.steps(len(examples))
     checkpoints.check_device(device)
     from safetensors.torch import save_file
 

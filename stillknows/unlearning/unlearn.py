@@ -68,6 +68,7 @@ def _check_request(request: Request) -> Method:
     chosen = method.parse(request.method)
     request.benchmark.require_usable()
     _check_splits(request, chosen)
+    request.settings.steps(len(request.benchmark.split("forget").examples))
     return chosen
 
 
