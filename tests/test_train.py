@@ -176,7 +176,10 @@ def test_no_term_is_seen_less_because_another_has_fewer_items(
     monkeypatch.setattr(
         loop._Loop,
         "_backward",
-        lambda self, k, visits: (seen[k].update(i for i, _ in visits), backward(self, k, visits))[1],
+        lambda self, term, given, visits, *parts: (
+            seen[[one is term for one in self.terms].index(True)].update(i for i, _ in visits),
+            backward(self, term, given, visits, *parts),
+        )[1],
     )
     few, many = make_items([2, 3]), make_items([2] * 6, seed=1)
     outcome = fit(model, [Term(bind("retain", "nll"), many), Term(bind("retain", "nll"), few)], setting(epochs=2))
