@@ -643,9 +643,21 @@ def test_mixtures_of_experts_are_refused(form: str) -> None:
     )  # fmt: skip
     with torch.device("meta"):
         model = MixtralForCausalLM(config)
-    with pytest.raises(UserError, match=r"experts\.\w+ holds 2 matrices in one tensor, as mixtures of experts do"):
+    with pytest.raises(
+        UserError, match=r"\d\d% of the weights are in no linear map, most of them in \S+experts\.gate_up_proj"
+    ):
         compress.check(model, parse_variant(form), form)
     compress.check(model, parse_variant("full"), "full")
+
+
+def test_many_weights_outside_linear_maps_are_refused_whatever_their_shape(make_model: Make) -> None:
+    """DBRX keeps its experts below one another in one matrix; a few weights elsewhere are as in deployment."""
+    model, block = make_model(), make_model().model.layers[0]
+    model.model.few = torch.nn.Parameter(torch.zeros(2, 8, 8))
+    compress.check(model, parse_variant("nf4"), "nf4")
+    model.model.many = torch.nn.Parameter(torch.zeros(2 * sum(p.numel() for p in block.parameters()) // 16, 16))
+    with pytest.raises(UserError, match=r"6\d% of the weights are in no linear map, most of them in model\.many,"):
+        compress.check(model, parse_variant("nf4"), "nf4")
 
 
 @pytest.mark.parametrize("name", ["nf4", "fp4"])

@@ -22,6 +22,7 @@ from stillknows.registry import Bound, bind
 
 Chain = tuple[Bound, ...]  # formats, applied from left to right
 WEIGHTS = "weight_OI"  # what a format of weights is given
+UNREACHED = 0.1  # share of a model's matrices that a format may leave as they are
 GROUPS = (128, 64, 32, 16)  # weights that usually share a scale
 
 
@@ -179,7 +180,7 @@ def _with_usual_group(model: nn.Module, chain: Chain) -> Chain | None:
 
 @no_grad
 def _check(model: nn.Module, chain: Chain, name: str) -> None:
-    _check_experts(model, chain, name)
+    _check_reach(model, chain, name)
     tried: set[tuple[int, Place | None]] = set()
     for layer, place in matrices(model, chain):
         outputs, inputs = layer.read().shape
@@ -193,17 +194,23 @@ def _check(model: nn.Module, chain: Chain, name: str) -> None:
     _check_cache(model, links_of(chain, CACHED), name)
 
 
-def _check_experts(model: nn.Module, chain: Chain, name: str) -> None:
-    """Refuse formats of weights where weights lie in stacks of matrices, which are no linear maps."""
+def _check_reach(model: nn.Module, chain: Chain, name: str) -> None:
+    """Refuse formats of weights where many weights are in no linear map, as experts are that lie in one tensor."""
     if all(link.plugin.name == "full" for link in links_of(chain, WEIGHTS)):
         return
-    for key, parameter in model.named_parameters():
-        if parameter.ndim > 2 and min(parameter.shape) > 1:  # convolutions over one channel are no matrices
-            raise UserError(
-                f"{name}: {key} holds {parameter.shape[0]} matrices in one tensor, as mixtures of experts do, "
-                "which formats do not reach here: most of the model would stay as it is",
-                "audit it in full precision, or give the quantized files that are deployed",
-            )
+    tables = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    apart = {id(module.weight) for module in (*tables, model.get_output_embeddings())}  # type: ignore[operator]
+    reached = {id(layer.module.weight) for layer in linears(model)}
+    matrices = {key: p for key, p in model.named_parameters() if p.ndim > 1 and id(p) not in apart}
+    left = {key: p.numel() for key, p in matrices.items() if id(p) not in reached}
+    share = sum(left.values()) / max(1, sum(p.numel() for p in matrices.values()))
+    if share > UNREACHED:
+        largest = max(left, key=left.__getitem__)
+        raise UserError(
+            f"{name}: {share:.0%} of the weights are in no linear map, most of them in {largest}, as in mixtures of "
+            "experts that keep theirs in one tensor; formats do not reach them here: they would stay as they are",
+            "audit it in full precision, or give the quantized files that are deployed",
+        )
 
 
 def check_fixed(model: nn.Module, chain: Chain, name: str) -> None:
