@@ -18,7 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, HrmTextConfig
 
 from stillknows import scratch
 from stillknows.errors import UserError
@@ -26,6 +26,7 @@ from stillknows.formats import compress, diagnose, export
 from stillknows.formats.calibrate import sequences
 from stillknows.formats.compress import parse_variant
 from stillknows.model import checkpoints, packed, records
+from stillknows.model.layers import Linear
 from stillknows.model.packed import bitsandbytes, compressed_tensors, gguf
 from stillknows.observations import load_observations
 from stillknows.store import name_of
@@ -252,6 +253,28 @@ def test_bitsandbytes_codes_by_hand() -> None:
     for kind, codes in places.items():
         kept = packed.Kept(torch.tensor([codes]), kind, {"scales": torch.tensor([2.0])})
         assert bitsandbytes.pack(kept, torch.float32)["weight"].tolist() == expected[kind]
+
+
+@pytest.mark.parametrize("width", [16, 48, 64, 96])
+@pytest.mark.parametrize("form", ["nf4", "fp4", "nf4:double=true"])
+def test_blocks_that_cross_rows_are_read_as_they_are_written(form: str, width: int) -> None:
+    """A block holds 64 weights in a row of all, wherever the matrix's rows end."""
+    weight_OI = torch.randn(24, width, generator=torch.Generator().manual_seed(0))
+    values_OI, codes_OI, stored = compress.quantize(weight_OI, parse_variant(form))
+    assert stored is not None
+    tensors = bitsandbytes.pack(packed.Kept(codes_OI, *stored), torch.float32)
+    layer = Linear("layer", torch.nn.Linear(width, 24), transposed=False)
+    found = bitsandbytes.unpack({f"layer.{key}": value for key, value in tensors.items()}, [layer], "here")
+    assert torch.equal(found["layer.weight"], values_OI)
+
+
+def test_linear_maps_that_files_hold_otherwise_are_refused_before_they_are_written() -> None:
+    """HRM's files join the parts of a gate: what is quantized apart cannot be joined."""
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2, "head_dim": 16, "vocab_size": 32}
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(HrmTextConfig(num_hidden_layers=1, **sizes))
+    with pytest.raises(UserError, match=r"hrm_text models hold \S+gate_proj.weight under another name or joined"):
+        export.FolderWriter("nf4", torch.float32).check(model, None, "m")
 
 
 def test_a_file_that_holds_something_else_is_a_fault(

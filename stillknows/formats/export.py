@@ -297,6 +297,7 @@ class FolderWriter:
                 f"{name}: {transposed} is kept transposed (Conv1D), which compressed-tensors does not quantize",
                 "ship nf4, fp4 or int8, which bitsandbytes does",
             )
+        _check_names(model, name)
 
     def add(self, layer: Linear, kept: Kept) -> None:
         """Take one matrix."""
@@ -328,6 +329,20 @@ class FolderWriter:
         checkpoints.save_model(model.to(self.dtype), folder, state_dict=rest | self.tensors)  # type: ignore[reportArgumentType]
         tokenizer.save_pretrained(folder)
         return folder
+
+
+def _check_names(model: PreTrainedModel, name: str) -> None:
+    """Raise UserError where transformers stores linear maps under other names, or joined with others."""
+    from transformers.core_model_loading import revert_weight_conversion
+
+    own = {f"{layer.name}.weight": layer.module.weight for layer in linears(model)}
+    moved = sorted(own.keys() - revert_weight_conversion(model, dict(own)).keys())  # type: ignore[arg-type]
+    if moved:
+        raise UserError(
+            f"{name}: files of {model.config.model_type} models hold {moved[0]} under another name or joined with "
+            "others, and are not written quantized",
+            "audit the format by its name in --variants, which needs no file",
+        )
 
 
 def _narrowed(value: Tensor, dtype: torch.dtype) -> Tensor:

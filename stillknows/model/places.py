@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 from stillknows.lazy import nn
-from stillknows.model.layers import Linear, linears
+from stillknows.model.layers import Linear, blocks, linears
 
 Role = Literal[
     "embedding",
@@ -72,7 +72,8 @@ def placed(model: nn.Module) -> Iterator[tuple[Linear, Place]]:
     heads = getattr(config, "num_attention_heads", 1)
     sharing = heads // (getattr(config, "num_key_value_heads", None) or heads)
     counts = (getattr(config, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts"))
-    general = (config.num_hidden_layers, sharing, config.model_type, next(filter(None, counts), 0))
+    depth = getattr(config, "num_hidden_layers", None) or len(blocks(model))
+    general = (depth, sharing, config.model_type, next(filter(None, counts), 0))
 
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()  # type: ignore[operator]
     names = {id(module): name for name, module in model.named_modules()}

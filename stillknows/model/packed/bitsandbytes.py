@@ -114,7 +114,8 @@ def _matrix(own: Mapping[str, Tensor], place: str) -> Tensor | None:
         if parts["absmax"].dtype == torch.uint8 and "nested_absmax" not in parts:
             raise KeyError("nested_absmax")
         state = functional.QuantState.from_dict(parts, device=torch.device("cpu"))
-        state.dtype = torch.float32
-        return functional.dequantize_4bit(own["weight"], state)
+        state.dtype, shape = torch.float32, state.shape
+        state.shape = torch.Size([shape.numel()])  # its CPU code mistakes rows that are no multiple of a block
+        return functional.dequantize_4bit(own["weight"], state).reshape(shape)
     except (KeyError, RuntimeError, ValueError, AssertionError) as error:
         raise UserError(f"{place} cannot be dequantized: {error!r}", "copy or download the model again") from error
