@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from stillknows.auditing import evidence, harness
+from stillknows.auditing.asking import Reader
 from stillknows.auditing.evidence import Place, Table
 from stillknows.auditing.observe import observe
 from stillknows.auditing.plan import Format, LeftOut, Prepared, Request, plan
@@ -46,10 +47,10 @@ class Audit:
 
 def run(request: Request, out: Path) -> Audit:
     """Measure everything that `out` does not hold yet and judge. Raises UserError for bad input, before loading."""
-    prepared, formats, left_out, metrics, figures, suite = plan(request, out)
+    prepared, reader, formats, left_out, metrics, figures, suite = plan(request, out)
     run_records = {model.label: records.read(model.source.path) for model in prepared}
     versions = records.versions() | ({} if suite is None else {"lm-eval": suite.version})
-    load, measured = _Loader(request.device, [form.chain for form in formats.values()]), []
+    load, measured = _Loader(request.device, reader, [form.chain for form in formats.values()]), []
     for model in prepared:
         if model.label != ORIGINAL:
             measured += _updates(load, prepared[0], model, formats, out)
@@ -87,6 +88,7 @@ def _judged(
 ) -> Verdict:
     """Return the verdict, which says first if something but the weights was changed."""
     verdict = judge(table, model.label, list(formats), request.policy)
+    verdict = replace(verdict, reasons=(*verdict.reasons, *model.notes))
     if model.suppression is None:
         return verdict
     whose = "the original's" if model.fingerprint == original.fingerprint else f"those of {model.source.name}"
@@ -115,24 +117,28 @@ def _key(model: Prepared, form: Format, split: str) -> str:
     how = sorted(model.fields[split]), asdict(model.decoding[split])
     suppression = model.suppressed(form)
     beside = [suppression.identity] if suppression else []
-    return key(OBSERVATIONS_VERSION, model.fingerprint, form.identity, items, how, *beside)
+    return key(OBSERVATIONS_VERSION, model.fingerprint, form.identity, items, how, *beside, *model.beside)
 
 
 class _Loader:
     """Keeps the model that was asked for last, so that models are loaded when needed, once, and one at a time.
 
-    Updates are compared with a copy of the original's weights that `chains` apply to, kept as well once it is needed.
+    All of them get the original's tokenizer and end generations as it does. Updates are compared with a copy of the
+    original's weights that `chains` apply to, kept as well once it is needed.
     """
 
-    def __init__(self, device: str, chains: Sequence[compress.Chain]) -> None:
-        self.device, self.chains = device, chains
+    def __init__(self, device: str, reader: Reader, chains: Sequence[compress.Chain]) -> None:
+        self.device, self.reader, self.chains = device, reader, chains
         self.latest: Subject | None = None
         self.originals: dict[str, Tensor] = {}
 
     def __call__(self, model: Prepared) -> Subject:
         if self.latest is None or self.latest.name != model.label:
             self.latest = None
-            self.latest = checkpoints.load(model.source, label=model.label, device=self.device)
+            found = checkpoints.load(model.source, label=model.label, device=self.device)
+            self.latest = replace(found, tokenizer=self.reader.tokenizer)
+            if found.model.generation_config is not None:
+                found.model.generation_config.eos_token_id = sorted(self.reader.ends)
         return self.latest
 
     def original_weights(self, original: Prepared) -> dict[str, Tensor]:
@@ -241,7 +247,7 @@ def _general(
     with progress(f"general tasks on {model.label}", len(formats)) as advance:
         for variant, form in formats.items():
             path = _file(out, model, variant, TASKS).with_suffix(".json")
-            cache = key(OBSERVATIONS_VERSION, model.fingerprint, form.identity, asked)
+            cache = key(OBSERVATIONS_VERSION, model.fingerprint, form.identity, asked, *model.beside)
             results = _read_results(path, cache)
             if results is None:
                 subject = load(model)

@@ -6,10 +6,11 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from stillknows import defaults
-from stillknows.auditing import harness
+from stillknows.auditing import asking, harness
+from stillknows.auditing.asking import Questions, Reader
 from stillknows.auditing.observe import OPTIONAL
 from stillknows.auditing.verdict import Policy
 from stillknows.errors import UserError, did_you_mean
@@ -17,8 +18,8 @@ from stillknows.formats import compress
 from stillknows.formats.calibrate import sequences
 from stillknows.lazy import Tensor, nn
 from stillknows.model import checkpoints, suppress
-from stillknows.model.suppress import Suppression, with_question
-from stillknows.model.text import CHAT, Asked, LongItems, encode_split, framed
+from stillknows.model.suppress import Suppression
+from stillknows.model.text import CHAT, Asked, LongItems, framed
 from stillknows.progress import say
 from stillknows.registry import Bound, bind
 from stillknows.store import key, read_text, require_apart
@@ -84,6 +85,7 @@ class Prepared(NamedTuple):
 
     Of a model with a suppression, `splits` is what it is asked through that, `bare` what its weights are asked alone.
     Where the model's states decide between the two, `known` are the items that they are compared with, by split.
+    `beside` identifies the original's reader where the model's own is another, `notes` say what is not measured then.
     """
 
     label: str
@@ -95,6 +97,8 @@ class Prepared(NamedTuple):
     suppression: Suppression | None = None
     bare: dict[str, list[Asked]] | None = None
     known: dict[str, list[Asked]] | None = None
+    beside: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def items(self, form: Format) -> dict[str, list[Asked]]:
         """Return what the model is asked in this variant, by split."""
@@ -119,9 +123,11 @@ class Prepared(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """Everything that an audit needs besides the weights. `prepared` begins with the original."""
+    """Everything that an audit needs besides the weights. `prepared` begins with the original, whose `reader` serves
+    all models."""
 
     prepared: list[Prepared]
+    reader: Reader
     formats: dict[str, Format]
     left_out: tuple[LeftOut, ...]
     metrics: dict[str, Bound]
@@ -139,7 +145,7 @@ def plan(request: Request, out: Path) -> Plan:
     suppressions, sources = _find(request)
     require_apart(out, [source.folder for source in sources.values()])
     fields = _fields(request.benchmark, [*metrics.values(), *figures.values()])
-    prepared = _prepare(request, fields, suppressions, sources)
+    prepared, reader = _prepare(request, fields, suppressions, sources)
     _check_models(prepared)
     subjects = [model for model in prepared if model.label not in (ORIGINAL, CONTROL)]
     if request.variants == defaults.VARIANTS and subjects and all(model.source.form for model in subjects):
@@ -148,7 +154,7 @@ def plan(request: Request, out: Path) -> Plan:
     formats, left_out = _formats(request, prepared[0], chains, named)
     if any(model.suppression for model in prepared):
         formats[UNWRAPPED] = Format(compress.parse_variant(FULL), wrapped=False)
-    return Plan(prepared, formats, left_out, metrics, figures, _suite(request))
+    return Plan(prepared, reader, formats, left_out, metrics, figures, _suite(request))
 
 
 def expand(variants: str) -> tuple[frozenset[str], dict[str, compress.Chain]]:
@@ -242,65 +248,44 @@ def _prepare(
     fields: dict[str, frozenset[str]],
     suppressions: Mapping[str, Suppression],
     sources: Mapping[str, checkpoints.Source],
-) -> list[Prepared]:
+) -> tuple[list[Prepared], Reader]:
+    """Return the models with their items, which all of them read in the same way, and the original's reader."""
     checkpoints.check_device(request.device)
     for source in sources.values():
         checkpoints.understood(source)
-    prepared, vocabulary = [], None
-    for label, source in sources.items():
-        tokenizer = checkpoints.load_tokenizer(source)
-        vocabulary = vocabulary or tokenizer.get_vocab()
-        if tokenizer.get_vocab() != vocabulary:
-            raise UserError(
-                f"{source.name} has another tokenizer than {sources[ORIGINAL].name}",
-                "probabilities of different tokens cannot be compared; audit models of one tokenizer",
-            )
-        context, tokens = checkpoints.context_length(source), checkpoints.vocabulary_size(source)
-        encoded = functools.partial(_encoded, request, tokenizer, context, tokens, fields)
-        decoding = {split.name: split.decoding for split in request.benchmark.splits}
-        fingerprint, found = source.fingerprint, suppressions.get(label)
-        bare = encoded(None) if found else None
-        known = _known(request, tokenizer, context, tokens, found) if found and found.retrieves else None
-        prepared.append(Prepared(label, source, fingerprint, encoded(found), decoding, fields, found, bare, known))
-    return prepared
-
-
-def _encoded(
-    request: Request,
-    tokenizer: Any,
-    context: int,
-    tokens: int,
-    fields: Mapping[str, frozenset[str]],
-    suppression: Suppression | None,
-) -> dict[str, list[Asked]]:
-    """Return the items of every split as the model reads them, through a suppression if there is one."""
-
-    def asked(split: Split, lowered: bool) -> list[Asked]:
-        template = request.benchmark.template
-        return encode_split(split, tokenizer, template, context, request.long_items, tokens, lowered=lowered)
-
-    found = {}
-    for split in request.benchmark.splits:
-        lowered = "lowered_log_probs" in fields[split.name]
-        if suppression is None or not suppression.rewrites:
-            found[split.name] = asked(split, lowered)
-            continue
-        parts = zip(split.examples, suppression.splits(split, request.benchmark.template), strict=True)
-        found[split.name] = [with_question(item, e.prompt) for e, part in parts for item in asked(part, lowered)]
-    return found
-
-
-def _known(
-    request: Request, tokenizer: Any, context: int, tokens: int, suppression: Suppression
-) -> dict[str, list[Asked]]:
-    """Return the items that a model's states are compared with, framed as each split's own are."""
-    template = request.benchmark.template
-    return {
-        split.name: encode_split(
-            suppression.known(split, template), tokenizer, template, context, request.long_items, tokens
+    readers = {label: Reader.of(source) for label, source in sources.items()}
+    original = readers[ORIGINAL]
+    questions = Questions(
+        request.benchmark,
+        request.long_items,
+        context=min(map(checkpoints.context_length, sources.values())),
+        tokens=min(map(checkpoints.vocabulary_size, sources.values())),
+        lowered=frozenset(name for name, read in fields.items() if "lowered_log_probs" in read),
+    )
+    items = questions.encoded(original.tokenizer)
+    decoding = {split.name: split.decoding for split in request.benchmark.splits}
+    prepared = []
+    for label, reader in readers.items():
+        found = suppressions.get(label)
+        asking.require_same_vocabulary(original, reader)
+        asking.require_same_tokens(questions, original, reader, items)
+        model = Prepared(label, sources[label], reader.fingerprint, items, decoding, fields)
+        model = model._replace(
+            notes=asking.notes(original, reader, in_chat=questions.in_chat),
+            beside=() if reader.identity == original.identity else (original.identity,),
         )
-        for split in request.benchmark.splits
-    }
+        prepared.append(_suppressed(model, found, questions, original, reader) if found else model)
+    return prepared, original
+
+
+def _suppressed(
+    model: Prepared, suppression: Suppression, questions: Questions, original: Reader, reader: Reader
+) -> Prepared:
+    """Return a model with what it is asked through a suppression."""
+    asked = questions.encoded(original.tokenizer, suppression)
+    asking.require_same_tokens(questions, original, reader, asked, suppression)
+    known = questions.known(original.tokenizer, suppression) if suppression.retrieves else None
+    return model._replace(splits=asked, suppression=suppression, bare=model.splits, known=known)
 
 
 def _formats(

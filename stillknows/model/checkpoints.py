@@ -373,6 +373,20 @@ def context_length(source: Source) -> int:
     return 2048
 
 
+def generation_ends(source: Source) -> frozenset[int]:
+    """Return the tokens at which a model's own settings end what it generates."""
+    from transformers import GenerationConfig
+
+    path = source.folder / "generation_config.json"
+    with blamed_on(f"{path} cannot be used", limits.AGAIN):
+        if source.form or not path.is_file():
+            settings = GenerationConfig.from_model_config(_config(source))
+        else:
+            settings = GenerationConfig.from_pretrained(source.folder)
+    listed: Any = settings.eos_token_id
+    return frozenset(int(token) for token in (listed if isinstance(listed, list) else [listed]) if token is not None)
+
+
 def vocabulary_size(source: Source) -> int:
     """Return the number of tokens that a model embeds."""
     return int(_config(source).get_text_config().vocab_size)

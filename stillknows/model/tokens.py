@@ -34,14 +34,18 @@ def as_stored(tokenizer: Any, folder: Path) -> Any:
     path = folder / FILE
     if not path.is_file() or not tokenizer.is_fast or not type(tokenizer).__module__.startswith("transformers."):
         return tokenizer
-    text = first_difference(tokenizer.backend_tokenizer, Tokenizer.from_file(str(path)), PROBES)
+    stored = Tokenizer.from_file(str(path))
+    text = first_difference(tokenizer.backend_tokenizer, stored, PROBES)
     if text is None:
+        return tokenizer
+    own = PreTrainedTokenizerFast.from_pretrained(folder)
+    if first_difference(own.backend_tokenizer, stored, PROBES):  # special tokens that tokenizer_config.json adds
         return tokenizer
     _tell(
         f"{path} is read as it is: the tokenizer_class of tokenizer_config.json, {type(tokenizer).__name__}, "
         f"would make other tokens of {text!r}"
     )
-    return PreTrainedTokenizerFast.from_pretrained(folder)
+    return own
 
 
 @functools.cache
@@ -64,4 +68,4 @@ def differences(one: Any, other: Any) -> list[str]:
 
 def _round_trip(tokenizer: Any, text: str) -> tuple[list[int], str]:
     ids = tokenizer.encode(text, add_special_tokens=False).ids
-    return ids, tokenizer.decode(ids)
+    return ids, tokenizer.decode(ids, skip_special_tokens=False)

@@ -1,0 +1,165 @@
+"""What the models of an audit are asked: the same tokens for the same items, ended and decoded alike.
+
+Weights are compared, so everything else has to be equal. A tokenizer that rewrites what was to be forgotten, or that
+ends answers otherwise, changes no weight and would look like forgetting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import zip_longest
+from typing import Any, NamedTuple
+
+from stillknows.errors import UserError
+from stillknows.model import checkpoints
+from stillknows.model.suppress import Suppression, with_question
+from stillknows.model.text import CHAT, Asked, Encoded, LongItems, encode_split
+from stillknows.store import key
+from stillknows.types import Benchmark, Split
+
+Items = dict[str, list[Asked]]  # by split
+FIX = (
+    "give it the original's tokenizer.json, tokenizer_config.json and chat_template.jinja: an audit measures what "
+    "weights know, which other tokens for the same words hide"
+)
+SHOWN = 6  # tokens that a message shows
+
+
+class Reader(NamedTuple):
+    """How a model reads and ends: its name for messages, its tokenizer, the tokens that end what it generates."""
+
+    name: str
+    tokenizer: Any
+    ends: frozenset[int]
+    fingerprint: str
+
+    @classmethod
+    def of(cls, source: checkpoints.Source) -> Reader:
+        """Return a model's own."""
+        tokenizer = checkpoints.load_tokenizer(source)
+        eos = frozenset() if tokenizer.eos_token_id is None else {int(tokenizer.eos_token_id)}
+        return cls(source.name, tokenizer, checkpoints.generation_ends(source) | eos, source.fingerprint)
+
+    @property
+    def identity(self) -> str:
+        """Text that is equal for readers that do the same."""
+        rules = self.tokenizer.backend_tokenizer.to_str() if self.tokenizer.is_fast else self.fingerprint
+        return key(rules, sorted(self.ends))
+
+
+@dataclass(frozen=True)
+class Questions:
+    """A benchmark's items, to be encoded by a model's reader.
+
+    context, tokens: how many tokens every model can read, and embeds.
+    lowered: splits whose answers are scored in lower case as well.
+    """
+
+    benchmark: Benchmark
+    long_items: LongItems
+    context: int
+    tokens: int
+    lowered: frozenset[str]
+
+    @property
+    def in_chat(self) -> bool:
+        """Whether items are asked through the chat template."""
+        return any((split.template or self.benchmark.template) == CHAT for split in self.benchmark.splits)
+
+    def encoded(self, tokenizer: Any, suppression: Suppression | None = None) -> Items:
+        """Return the items of every split as a model reads them, through a suppression if there is one."""
+        found = {}
+        for split in self.benchmark.splits:
+            if suppression is None or not suppression.rewrites:
+                found[split.name] = self._split(split, tokenizer, split.name in self.lowered)
+                continue
+            parts = zip(split.examples, suppression.splits(split, self.benchmark.template), strict=True)
+            found[split.name] = [
+                with_question(item, e.prompt)
+                for e, part in parts
+                for item in self._split(part, tokenizer, split.name in self.lowered)
+            ]
+        return found
+
+    def known(self, tokenizer: Any, suppression: Suppression) -> Items:
+        """Return the items that a model's states are compared with, framed as each split's own are."""
+        template = self.benchmark.template
+        splits = {split.name: suppression.known(split, template) for split in self.benchmark.splits}
+        return {name: self._split(split, tokenizer, lowered=False) for name, split in splits.items()}
+
+    def _split(self, split: Split, tokenizer: Any, lowered: bool) -> list[Asked]:
+        return encode_split(
+            split, tokenizer, self.benchmark.template, self.context, self.long_items, self.tokens, lowered=lowered
+        )
+
+
+def require_same_vocabulary(original: Reader, model: Reader) -> None:
+    """Raise UserError for tokenizers with different tokens."""
+    if model.tokenizer.get_vocab() != original.tokenizer.get_vocab():
+        raise UserError(
+            f"{model.name} has another tokenizer than {original.name}",
+            "probabilities of different tokens cannot be compared; audit models of one tokenizer",
+        )
+
+
+def require_same_tokens(
+    questions: Questions, original: Reader, model: Reader, expected: Items, suppression: Suppression | None = None
+) -> None:
+    """Raise UserError that names the first item that a model would read otherwise than the original does.
+
+    Args:
+        expected: the items as the original reads them, through the suppression if there is one.
+    """
+    try:
+        found = questions.encoded(model.tokenizer, suppression)
+    except UserError as error:
+        first = str(error).partition("\n")[0]
+        raise UserError(f"{model.name} does not read the items as {original.name} does: {first}", FIX) from error
+    for split, items in expected.items():
+        for ours, theirs in zip_longest(_answers(items), _answers(found[split])):
+            if ours is None or theirs is None or _read(ours) != _read(theirs):
+                raise UserError(_difference(split, original, model, ours, theirs), FIX)
+
+
+def _answers(items: list[Asked]) -> Iterator[Encoded]:
+    """Yield everything of items that is scored."""
+    for item in items:
+        yield from filter(None, (item.answer, item.paraphrase, *item.wrong, item.lowered))
+
+
+def _read(item: Encoded) -> tuple[tuple[int, ...], int, bool]:
+    return item.ids, item.start, item.ends
+
+
+def _difference(split: str, original: Reader, model: Reader, ours: Encoded | None, theirs: Encoded | None) -> str:
+    if ours is None or theirs is None:
+        return f"{model.name} cuts the texts of the {split} split into other pieces than {original.name}"
+    place = f"item {ours.example.id!r} of the {split} split"
+    if ours.ids == theirs.ids:
+        return f"{model.name} begins or ends the answer of {place} at another token than {original.name}"
+    pairs = enumerate(zip_longest(ours.ids, theirs.ids))
+    first = next(i for i, (a, b) in pairs if a != b)
+    mine, its = (
+        reader.tokenizer.convert_ids_to_tokens(list(item.ids[first : first + SHOWN]))
+        for reader, item in ((original, ours), (model, theirs))
+    )
+    return (
+        f"{model.name} reads {place} otherwise than {original.name}: from token {first + 1} on "
+        f"{' '.join(its) or 'nothing'}, not {' '.join(mine) or 'nothing'}"
+    )
+
+
+def notes(original: Reader, model: Reader, *, in_chat: bool) -> tuple[str, ...]:
+    """Say what users of a model meet and what was not measured, for all models are asked alike.
+
+    in_chat: the items are asked through the chat template, and both models' write them in the same way.
+    """
+    found = []
+    if model.tokenizer.chat_template != original.tokenizer.chat_template:
+        what = "another chat template than the original" if model.tokenizer.chat_template else "no chat template"
+        known = "which writes these items alike" if in_chat else "and what users meet in a chat was not measured"
+        found.append(f"it comes with {what}, {known}")
+    if model.ends != original.ends:
+        found.append("its own settings end generations at other tokens than the original's, which end them here")
+    return tuple(found)
