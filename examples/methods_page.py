@@ -9,6 +9,7 @@ import inspect
 import re
 from pathlib import Path
 
+from stillknows import defaults
 from stillknows.registry import MethodKind, Plugin, plugins
 from stillknows.store import write_text
 from stillknows.unlearning.method import KINDS
@@ -39,10 +40,25 @@ TITLES: dict[MethodKind, str] = {
 }
 
 
+REFUSING = """
+## Refusals
+
+Parts that name `refusal_…` or `refusals` train with answers that give nothing away: those of `--refusals FILE`, one on
+each line, else the benchmark's (TOFU's idontknow.jsonl, `refusals=FILE` of your own files), else these, in English:
+
+"""
+
+
 def page() -> str:
     """Return the page."""
     assert set(TITLES) == set(KINDS)
-    return HEAD + "".join(section(kind) for kind in TITLES)
+    return HEAD + refusals() + "".join(section(kind) for kind in TITLES)
+
+
+def refusals() -> str:
+    """Return where refusals come from, and the built-in ones."""
+    last = "\nA plain text asks nothing: the refusal follows after its first half.\n"
+    return REFUSING + "".join(f"- {text}\n" for text in defaults.REFUSALS) + last
 
 
 def section(kind: MethodKind) -> str:

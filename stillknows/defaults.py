@@ -11,3 +11,20 @@ FORMATS = "int8,nf4,fp4,int4,rtn:group=0"
 METRICS = "answer_probability,exact_memorisation,extraction_strength,rouge_l"
 TOLERANCE = 0.1
 UTILITY_FLOOR = 0.9
+REFUSALS = (  # answers that give nothing away, where neither the benchmark nor the command line brings its own
+    *("I don't know.", "I do not know that.", "I'm not sure about that.", "I have no idea.", "I can't answer that."),
+    *("I don't have that information.", "I'm unable to say.", "I am not familiar with that.", "I never learned that."),
+    *(
+        "Sorry, I can't help with this one.",
+        "I'm afraid I don't know.",
+        "I cannot tell you that.",
+        "I'm at a loss here.",
+    ),
+    *("I have no knowledge of this.", "That is something I don't know.", "I'm unaware of the answer."),
+    *(
+        "My knowledge does not cover this.",
+        "I would not know.",
+        "I lack the facts to answer.",
+        "That is beyond what I know.",
+    ),
+)

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from stillknows import scratch
+from stillknows import defaults, scratch
+from stillknows.cli.terminal import chosen_benchmark
 from stillknows.errors import UserError
 from stillknows.model.text import Encoded, encode
 from stillknows.registry import bind
@@ -116,30 +117,47 @@ def test_answers_take_turns(items: Items, how: Answering) -> None:
 
 
 @pytest.mark.parametrize(
-    ("wanted", "refusals", "answers", "message"),
+    ("wanted", "answers", "message"),
     [
-        ({"refusal"}, [], ("x", "y"), r"mine has no refusals to train with\n  .*jsonl:…,refusals=FILE"),
-        ({"mismatched"}, [], ("x", "x"), "mine has one answer only"),
-        (
-            {"refusal", "alternative"},
-            ["a"],
-            ("x", ""),
-            "mine has plain texts, and alternative and refusal answers belong",
-        ),
+        ({"mismatched"}, ("x", "x"), "mine has one answer only"),
+        ({"refusal", "alternative"}, ("x", ""), "mine has plain texts, and alternative answers belong to questions"),
+        ({"refusal"}, ("x", " "), "the text '1' has no first half to refuse to continue"),
     ],
 )
 def test_what_cannot_be_made_is_told_before_a_model_is_loaded(
-    wanted: set[str], refusals: list[str], answers: tuple[str, str], message: str
+    wanted: set[str], answers: tuple[str, str], message: str
 ) -> None:
-    """The item without an answer here is a plain text: nothing else could be said in its place."""
-    examples = [Example(str(i), "q" if answer else "", answer or "text", str(i)) for i, answer in enumerate(answers)]
+    """The item without an answer here is a plain text."""
+    examples = [Example(str(i), "q" if a.strip() else "", a or "text", str(i)) for i, a in enumerate(answers)]
     items = [Encoded(example, (1, 2), 1, True) for example in examples]
     other = [Encoded(Example("o", "q", "another", "o"), (1, 2), 1, True)]
     with pytest.raises(UserError, match=message):
-        companions.check(items, frozenset(wanted), refusals, items, "mine")
-    companions.check(items, frozenset(), [], [], "mine")
+        companions.check(items, frozenset(wanted), items, "mine")
+    companions.check(items, frozenset(), [], "mine")
     if wanted == {"mismatched"}:
-        companions.check(items, frozenset(wanted), refusals, other, "mine")
+        companions.check(items, frozenset(wanted), other, "mine")
+
+
+@pytest.mark.parametrize(
+    ("text", "half"),
+    [("the dog and the cat", "the dog"), ("ab cdefgh", "ab"), ("abcdef", "abc"), ("ab", "a"), ("a", ""), (" a", "")],
+)
+def test_the_first_half_of_a_text_ends_at_a_word(text: str, half: str) -> None:
+    assert companions.first_half(text) == half
+
+
+def test_a_plain_text_is_refused_after_its_first_half(how: Answering, tokenizer: Any) -> None:
+    (item,) = encode([Example("t", "", "the dog and the cat in the river", "t")], tokenizer, TEMPLATE, 24)
+    (answers,) = companions.refusals([item], ["a b"], how)
+    words = tokenizer.convert_ids_to_tokens(answers[0].ids)
+    assert words == ["the", "dog", "and", "the", "a", "b", "</s>"]
+    assert (answers[0].start, answers[0].ends) == (4, True)
+
+
+def test_the_built_in_refusals_are_refusals() -> None:
+    """Each is another, and the metric that counts refusals knows all of them."""
+    assert len(set(defaults.REFUSALS)) == len(defaults.REFUSALS) == 20
+    assert bind("metric", "refusal_rate")(generations=defaults.REFUSALS).tolist() == [1.0] * 20
 
 
 @pytest.mark.parametrize(
@@ -220,13 +238,42 @@ def test_methods_with_other_answers_run(
     assert record["fit"]["steps"] == 3
 
 
-def test_methods_that_need_refusals_say_so(
-    mine: Callable[..., str], save_model: Callable[..., Path], tmp_path: Path, cli: Callable[..., Any]
+@pytest.mark.parametrize("method", ["idk_ap", "dpo_gd", "jensun"])
+@pytest.mark.parametrize("kind", ["questions", "texts"])
+def test_methods_with_refusals_run_where_the_benchmark_brings_none(
+    kind: str,
+    method: str,
+    mine: Callable[..., str],
+    save_model: Callable[..., Path],
+    tmp_path: Path,
+    cli: Callable[..., Any],
 ) -> None:
-    ran = cli("unlearn", save_model("model"), "--benchmark", mine(), "--method", "idk + ap", "--out", tmp_path / "out")
-    assert ran.code == 2
-    assert "has no refusals to train with" in ran.err
-    assert not (tmp_path / "out" / "run.json").exists()
+    """With the built-in ones, which is told, and with a file of one's own; MUSE and RWKU train on plain texts."""
+    model, benchmark = save_model("model"), mine()
+    if kind == "texts":
+        for name, words in (("forget", "the dog and the cat"), ("retain", "the river flows in Rome")):
+            rows = [json.dumps({"text": f"{words} {colour}"}) for colour in ("red", "blue")]
+            (tmp_path / f"{name}.jsonl").write_text("\n".join(rows))
+    few = ["--method", method, "--steps", 2, "--batch-size", 2, "--lr", 1e-3]
+    ran = cli("unlearn", model, "--benchmark", benchmark, "--out", tmp_path / "built-in", *few)
+    assert ran.code == 0, ran.err
+    assert "brings no refusals: 20 built-in ones are used" in ran.err
+    (tmp_path / "own.txt").write_text("a b\nto the dog\n")
+    own = ("--refusals", tmp_path / "own.txt", "--out", tmp_path / "own")
+    ran = cli("unlearn", model, "--benchmark", benchmark, *own, *few)
+    assert ran.code == 0, ran.err
+    assert "built-in" not in ran.err
+    plans = [json.loads((tmp_path / name / "run.json").read_text())["plan"] for name in ("built-in", "own")]
+    assert plans[0]["refusals"] != plans[1]["refusals"]
+
+
+def test_refusals_of_the_command_line_stand_before_the_benchmarks(mine: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "own.txt").write_text("a b\n")
+    benchmark = chosen_benchmark(mine("\n".join(REFUSALS)), None, None, tmp_path / "own.txt")
+    assert benchmark.refusals == ("a b",)
+    (tmp_path / "own.txt").write_text("a b\na b\n")
+    with pytest.raises(UserError, match="holds 'a b' twice"):
+        chosen_benchmark(mine(), None, None, tmp_path / "own.txt")
 
 
 def test_scrambled_answers_hold_other_tokens_at_half_of_their_places(make_items: Callable, model: Any) -> None:

@@ -160,6 +160,17 @@ def read_lines(path: Path) -> list[str]:
     return [line.strip() for line in read_text(path).split("\n") if line.strip()]
 
 
+def read_refusals(path: Path) -> tuple[str, ...]:
+    """Read a file of one refusal a line. Raises UserError for one that holds none, or one of them twice."""
+    lines = read_lines(path)
+    if not lines:
+        raise UserError(f"{path} holds no refusals", "write one on each line")
+    for number, line in enumerate(lines):
+        if line in lines[:number]:
+            raise UserError(f"{path} holds {line!r} twice", "remove one")
+    return tuple(lines)
+
+
 def read_parts(path: Path, names: Sequence[str]) -> dict[str, list[Item]]:
     """Read a file that is one JSON object, or an array that holds only this object, with a list under each name.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from stillknows.benchmarks.files import Item, read_items, read_lines, text, texts
+from stillknows.benchmarks.files import Item, read_items, read_refusals, text, texts
 from stillknows.errors import UserError
 from stillknows.registry import register
 from stillknows.types import Benchmark, Example, Split
@@ -48,17 +48,6 @@ def jsonl(
         splits.append(Split("neighbour", "neighbour", read_examples(Path(neighbour))))
     spec = f"jsonl:forget={forget},retain={retain}"
     return Benchmark(spec, tuple(splits), template, refusals=read_refusals(Path(refusals)) if refusals else ())
-
-
-def read_refusals(path: Path) -> tuple[str, ...]:
-    """Read a file of one refusal a line. Raises UserError for one that holds none, or one of them twice."""
-    lines = read_lines(path)
-    if not lines:
-        raise UserError(f"{path} holds no refusals", "write one on each line")
-    for number, line in enumerate(lines):
-        if line in lines[:number]:
-            raise UserError(f"{path} holds {line!r} twice", "remove one")
-    return tuple(lines)
 
 
 def read_examples(path: Path) -> tuple[Example, ...]:

@@ -18,6 +18,7 @@ from stillknows.cli.terminal import (
     LongItems,
     Out,
     Overwrite,
+    Refusals,
     RemoteCode,
     Template,
     app,
@@ -85,6 +86,7 @@ def unlearn(
     seed: Annotated[int, typer.Option(help="Order of the items, and stochastic rounding.")] = 0,
     data: Data = None,
     template: Template = None,
+    refusals: Refusals = None,
     long_items: LongItems = "error",
     device: Device = "cpu",
     after: Annotated[
@@ -110,7 +112,7 @@ def unlearn(
     )  # fmt: skip
     request = unlearn.Request(
         model,
-        chosen_benchmark(benchmark, data, template),
+        chosen_benchmark(benchmark, data, template, refusals),
         method,
         settings,
         long_items,
@@ -156,6 +158,7 @@ def tune(
     seed: Annotated[int, typer.Option(help="Of the search and of every trial.")] = 0,
     data: Data = None,
     template: Template = None,
+    refusals: Refusals = None,
     device: Device = "cpu",
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -168,7 +171,7 @@ def tune(
     from stillknows.training.loop import Settings
     from stillknows.unlearning import tune, unlearn
 
-    asked = chosen_benchmark(benchmark, data, template)
+    asked = chosen_benchmark(benchmark, data, template, refusals)
     settings = Settings(lr=lr, epochs=epochs, batch_size=batch_size, forget_below=forget_below, seed=seed)
     request = tune.Request(
         unlearn.Request(model, asked, method, settings, device=device),

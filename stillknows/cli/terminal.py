@@ -33,6 +33,14 @@ Template = Annotated[
     str | None,
     typer.Option("--template", help='Frame of a question, with "{prompt}"; or "chat" for the tokenizer\'s own.'),
 ]
+Refusals = Annotated[
+    Path | None,
+    typer.Option(
+        "--refusals",
+        help="Text file of answers that give nothing away, one on each line, for methods such as idk and dpo; "
+        "without it the benchmark's, or built-in ones.",
+    ),
+]
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, …")]
 
 BenchmarkSpec = Annotated[
@@ -66,15 +74,20 @@ def print_out(text: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def chosen_benchmark(spec: str, data: str | None, template: str | None) -> Benchmark:
-    """Return the benchmark that --benchmark, --data and --template name."""
+def chosen_benchmark(spec: str, data: str | None, template: str | None, refusals: Path | None = None) -> Benchmark:
+    """Return the benchmark that --benchmark, --data, --template and --refusals name."""
     from stillknows.registry import bind
 
     bound = bind("benchmark", spec)
     if data and "data" not in bound.options:
         raise UserError(f"--data does not apply to the benchmark {bound.plugin.name}", "leave it out")
     benchmark = bind("benchmark", f"{spec}:data={data}")() if data else bound()
-    return replace(benchmark, template=template) if template else benchmark
+    benchmark = replace(benchmark, template=template) if template else benchmark
+    if refusals is None:
+        return benchmark
+    from stillknows.benchmarks.files import read_refusals
+
+    return replace(benchmark, refusals=read_refusals(refusals))
 
 
 def command_line() -> str:

@@ -27,34 +27,39 @@ class Answering:
     seed: int
 
     def answers(self, item: Encoded, texts: Sequence[str]) -> tuple[Encoded, ...]:
-        """Return an item's question with other answers."""
-        examples = [replace(item.example, answer=text) for text in texts]
-        return tuple(encode(examples, self.tokenizer, self.template, self.context))
+        """Return an item's question with other answers; a plain text's first half stands in the place of a question."""
+        prompt, template = item.example.prompt, self.template
+        if not prompt:
+            prompt, template = first_half(item.example.answer), "{prompt}"
+        examples = [replace(item.example, prompt=prompt, answer=text) for text in texts]
+        return tuple(encode(examples, self.tokenizer, template, self.context))
 
     def choice(self, number: int) -> random.Random:
         """Return the source of an item's random choices."""
         return random.Random(f"{self.seed} {number}")
 
 
-def check(
-    items: Sequence[Encoded],
-    wanted: frozenset[str],
-    refusals: Sequence[str],
-    others: Sequence[Encoded],
-    benchmark: str,
-) -> None:
+def first_half(text: str) -> str:
+    """Return a text up to the last space before its middle, or to its middle; "" for a single character."""
+    half = text[: len(text) // 2]
+    return half[: half.rfind(" ")].strip() if " " in half.strip() else half.strip()
+
+
+def check(items: Sequence[Encoded], wanted: frozenset[str], others: Sequence[Encoded], benchmark: str) -> None:
     """Raise UserError when companions of these kinds cannot be made. Needs no model.
 
     Args:
         others: the items whose answers may take the place of an item's own.
     """
-    if wanted and any(not item.example.prompt for item in items):
+    texts = [item.example for item in items if not item.example.prompt]
+    if texts and (asking := sorted(wanted - {"refusal"})):
         raise UserError(
-            f"{benchmark} has plain texts, and {' and '.join(sorted(wanted))} answers belong to questions",
-            "choose a method that needs no other answers, such as npo + kl",
+            f"{benchmark} has plain texts, and {' and '.join(asking)} answers belong to questions",
+            "choose a method that needs no other answers, such as npo + kl, or refusals only, such as idk",
         )
-    if "refusal" in wanted and not refusals:
-        raise UserError(f"{benchmark} has no refusals to train with", "give a file of them: jsonl:…,refusals=FILE")
+    short = [example.id for example in texts if not first_half(example.answer)]
+    if "refusal" in wanted and short:
+        raise UserError(f"{benchmark}: the text {short[0]!r} has no first half to refuse to continue", "remove it")
     if "mismatched" in wanted and len({item.example.answer for item in (*items, *_questions(others))}) < 2:
         raise UserError(f"{benchmark} has one answer only, so no answer of another question", "add questions")
 

@@ -8,13 +8,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from stillknows import __version__
+from stillknows import __version__, defaults
 from stillknows.errors import UserError
 from stillknows.formats.compress import check_fixed, parse_variant
 from stillknows.lazy import nn, torch
 from stillknows.model import checkpoints, modelfiles, records
 from stillknows.model.layers import layer_number, matching
 from stillknows.model.text import Encoded, LongItems, encode_split, without_end
+from stillknows.progress import say
 from stillknows.store import RECORD, claim, key, require_apart, require_new
 from stillknows.training import step_pipeline
 from stillknows.training.cost import Meter, peak_memory
@@ -92,6 +93,7 @@ class _Prepared(NamedTuple):
     answering: companions.Answering
     forget: list[Encoded]
     retain: list[Encoded]
+    refusals: tuple[str, ...]  # none where the method does not train with them
 
 
 def _prepare(request: Request, chosen: Method) -> _Prepared:
@@ -113,10 +115,22 @@ def _prepare(request: Request, chosen: Method) -> _Prepared:
         for split in (_split(benchmark, "forget"), _split(benchmark, "retain"))
     )
     for kind, items in (("forget", forget), ("retain", retain)):
-        companions.check(items, _companions(chosen, kind), benchmark.refusals, retain, benchmark.spec)
+        companions.check(items, _companions(chosen, kind), retain, benchmark.spec)
     step_pipeline.check(chosen.wrappers, skeleton, len(forget))
     answering = companions.Answering(tokenizer, benchmark.template, context, request.settings.seed)
-    return _Prepared(chosen, base, source, earlier, answering, without_end(forget), retain)
+    return _Prepared(
+        chosen, base, source, earlier, answering, without_end(forget), retain, _refusals(benchmark, chosen)
+    )
+
+
+def _refusals(benchmark: Benchmark, chosen: Method) -> tuple[str, ...]:
+    """Return the refusals that a method trains with: the benchmark's, or the built-in ones, which is told."""
+    if "refusal" not in _companions(chosen, "forget") | _companions(chosen, "retain"):
+        return ()
+    if not benchmark.refusals:
+        count = len(defaults.REFUSALS)
+        say(f"{benchmark.spec} brings no refusals: {count} built-in ones are used; give others with --refusals FILE")
+    return benchmark.refusals or defaults.REFUSALS
 
 
 def _start(request: Request) -> tuple[checkpoints.Source, checkpoints.Source, sequence.Earlier]:
@@ -187,6 +201,8 @@ def _run(request: Request, prepared: _Prepared, out: Path, checkpoint: Path, res
         "settings": asdict(settings) | {"save_seconds": 0},
         "items": key([[(item.ids, item.start) for item in items] for items in (prepared.forget, prepared.retain)]),
     }
+    if prepared.refusals:
+        plan["refusals"] = key(prepared.refusals)
     outcome = _train(request, prepared, subject.model, checkpoint, key(plan))
     items = [*prepared.forget, *prepared.retain]
     record = _record(request, plan, outcome, truncated=sum(item.truncated for item in items))
@@ -209,7 +225,7 @@ def _train(request: Request, prepared: _Prepared, model: nn.Module, checkpoint: 
         if chosen.needs("reinforced"):
             given["reinforced"] = _reinforced(model, prepared.forget, settings)
         if chosen.needs("refusals"):
-            given["refusals"] = companions.refusals(prepared.forget, request.benchmark.refusals, prepared.answering)
+            given["refusals"] = companions.refusals(prepared.forget, prepared.refusals, prepared.answering)
     if terms:
         outcome = fit(
             model,
@@ -237,7 +253,7 @@ def _terms(request: Request, prepared: _Prepared, model: nn.Module) -> list[Term
     how = prepared.answering
     items = {"forget": prepared.forget, "retain": prepared.retain}
     makers: dict[str, Callable[[list[Encoded]], list[tuple[Encoded, ...]]]] = {
-        "refusal": lambda found: companions.refusals(found, request.benchmark.refusals, how),
+        "refusal": lambda found: companions.refusals(found, prepared.refusals, how),
         "mismatched": lambda found: companions.mismatched(found, prepared.retain, how),
         "alternative": lambda found: companions.alternatives(model, found, how),
     }
