@@ -452,7 +452,6 @@ def benchmark(refusals: tuple[str, ...] = ("the dog",), *, retains: bool = True)
     ("method", "source", "message"),
     [
         ("npo + nll + lunar:layer=9", benchmark(), "layer=9 does not exist"),
-        ("lunar", benchmark(refusals=()), "has no refusals"),
         ("lunar", benchmark(retains=False), "has no split to retain, which lunar"),
         ("npo + undo", benchmark(retains=False), "has no split to retain, which undo"),
         ("npo + equal_retain", benchmark(retains=False), "has no split to retain, which equal_retain"),
