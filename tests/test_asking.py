@@ -11,7 +11,7 @@ import pytest
 from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from transformers import AutoModelForCausalLM
 
-from stillknows import store
+from stillknows import observations
 from stillknows.model import checkpoints
 
 Case = Callable[..., Any]
@@ -228,7 +228,7 @@ def test_what_changes_no_weight_changes_no_number(change: Case, models: Any, run
 
 def generations(tmp_path: Path, name: str) -> Any:
     path = tmp_path / "audit" / "observations" / name / "full" / "forget.npz"
-    seen = store.load_observations(path)
+    seen = observations.load_observations(path)
     assert seen is not None
     assert seen.generations
     return seen.generations
