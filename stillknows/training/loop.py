@@ -23,7 +23,7 @@ from stillknows.model.layers import output_layer
 from stillknows.model.text import Encoded
 from stillknows.progress import progress
 from stillknows.registry import Bound, bind
-from stillknows.store import replace_file
+from stillknows.training.checkpoint import open_checkpoint, write_checkpoint
 from stillknows.training.cost import Meter, peak_memory
 from stillknows.training.objective_inputs import Inputs, Term, Visit
 from stillknows.training.scrambled_answers import scrambled
@@ -322,27 +322,19 @@ class _Loop:
         self.done.steps = self.good_step
 
     def save(self, path: Path, plan_key: str) -> None:
-        from safetensors.torch import save_file
-
-        kept = {f"weights/{name}": p.detach() for name, p in self.parameters.items()}
+        kept = {f"weights/{name}": p for name, p in self.parameters.items()}
         kept |= {f"rest/{name}": value for name, value in self.storage.rest.items()}
         kept |= {f"state/{name}": value for name, value in self.wrapping.state.items()}
         for name, p in self.parameters.items():
             kept |= {f"optimizer.{slot}/{name}": value for slot, value in self.optimizer.state[p].items()}
-        tensors = {name: value.contiguous() for name, value in kept.items()}
-        meta = {"key": plan_key, "fit": json.dumps(self.done.to_json())}
-        replace_file(path, lambda partial: save_file(tensors, partial, metadata=meta))
+        write_checkpoint(path, kept, {"key": plan_key, "fit": json.dumps(self.done.to_json())})
 
     def resume(self, path: Path, plan_key: str) -> None:
-        from safetensors import safe_open
-
-        with safe_open(path, framework="pt") as file, torch.no_grad():
-            meta = file.metadata()
-            if meta["key"] != plan_key:
+        with open_checkpoint(path) as (texts, tensors), torch.no_grad():
+            if texts["key"] != plan_key:
                 raise UserError(f"{path} belongs to a run with other settings", "repeat them, or add --overwrite")
-            for key in file.keys():  # noqa: SIM118
+            for key, value in tensors:
                 group, _, name = key.partition("/")
-                value = file.get_tensor(key)
                 if group == "weights":
                     self.parameters[name].copy_(value)
                 elif group == "rest":
@@ -352,7 +344,7 @@ class _Loop:
                 else:
                     p, slot = self.parameters[name], group.removeprefix("optimizer.")
                     self.optimizer.state[p][slot] = value if slot == "step" else value.to(p.device)
-        self.done = Fit(**json.loads(meta["fit"]))
+            self.done = Fit(**json.loads(texts["fit"]))
         self._keep()
 
 

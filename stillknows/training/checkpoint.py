@@ -1,0 +1,60 @@
+"""How far a training run has come, as one file of tensors and texts that a digest seals."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+from stillknows.errors import UserError
+from stillknows.lazy import Tensor, torch
+from stillknows.store import DIGEST, replace_file
+
+Named = Iterable[tuple[str, Tensor]]
+
+
+def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], texts: Mapping[str, str]) -> None:
+    """Write tensors and texts, by name, in one step."""
+    from safetensors.torch import save_file
+
+    kept = {name: value.detach().contiguous() for name, value in tensors.items()}
+    sealed = {**texts, DIGEST: _digest(texts, kept.items())}
+    replace_file(path, lambda partial: save_file(kept, partial, metadata=sealed))
+
+
+@contextlib.contextmanager
+def open_checkpoint(path: Path) -> Iterator[tuple[dict[str, str], Named]]:
+    """Give the texts of a checkpoint and its tensors, which are read one at a time.
+
+    Raises UserError when the file is not as it was written. Everything is read once to know that, before anything is
+    given.
+    """
+    from safetensors import safe_open
+
+    with contextlib.ExitStack() as stack:
+        try:
+            file = stack.enter_context(safe_open(path, framework="pt"))
+            texts = dict(file.metadata() or {})
+            intact = texts.pop(DIGEST, None) == _digest(texts, _tensors(file))
+        except OSError:
+            raise
+        except Exception:  # safetensors and torch raise several kinds of error for a damaged file
+            intact = False
+        if not intact:
+            raise UserError(f"{path} is damaged: it is not as it was written", "begin anew with --overwrite")
+        yield texts, _tensors(file)
+
+
+def _tensors(file) -> Named:
+    return ((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118
+
+
+def _digest(texts: Mapping[str, str], tensors: Named) -> str:
+    """Return the SHA-256 of texts and tensors: names, types, shapes and bits, whatever their order."""
+    parts = {f"text {name}": hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}
+    for name, value in tensors:
+        digest = hashlib.sha256(f"{value.dtype} {tuple(value.shape)} ".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        parts[f"tensor {name}"] = digest.hexdigest()
+    return hashlib.sha256(repr(sorted(parts.items())).encode()).hexdigest()
