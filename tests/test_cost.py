@@ -47,7 +47,10 @@ def test_memory_is_that_of_a_process_with_torch_loaded() -> None:
 
 
 def test_training_books_trained_and_forward_tokens(model: Any, make_items: Callable[..., list[Any]]) -> None:
-    """Two items of 5 tokens: 3 steps of both; the reference reads each once; one check the first."""
+    """Two items of 5 tokens: 3 steps of both; the reference reads each once; one check the first.
+
+    Whether they may share a pass is tried once, together and alone.
+    """
     items = make_items([2, 2])
     terms = [Term(bind("forget", "npo"), items)]
     settings = Settings(lr=1e-3, max_steps=3, batch_size=2, check_every=3, forget_below=1e-9)
@@ -55,7 +58,7 @@ def test_training_books_trained_and_forward_tokens(model: Any, make_items: Calla
     with Meter(model) as opening:
         loop.output_layer(model)
     assert done.tokens == 30
-    assert done.forward_tokens == 2 * opening.forward_tokens + 10 + 5  # the reference looks at its output layer too
+    assert done.forward_tokens == 2 * opening.forward_tokens + 10 + 5 + 20  # the reference has an output layer too
     weights = sum(p.numel() for name, p in model.named_parameters() if "embed_tokens" not in name)
     assert done.flops == weights * (6 * 30 + 2 * done.forward_tokens)
     assert done.peak_memory_bytes is not None
@@ -83,6 +86,6 @@ def test_a_resumed_run_adds_to_what_was_spent_before(
             fit(make_model(), terms, settings, checkpoint=path)
     resumed = fit(make_model(), terms, settings, checkpoint=path)
     opened_twice = resumed.forward_tokens - whole.forward_tokens
-    assert opened_twice == whole.forward_tokens  # nothing but the look at the output layer is read without gradients
+    assert opened_twice == whole.forward_tokens  # nothing but what is tried at the start is read without gradients
     weights = make_model().num_parameters(exclude_embeddings=True)
     assert resumed.flops == whole.flops + 2 * weights * opened_twice

@@ -110,10 +110,10 @@ def test_unshared_items_are_read_in_one_pass(model: Any, make_items: Items, monk
 def test_the_filler_is_never_seen(model: Any, make_items: Items, filler: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever token pads, even the end of sequence, and also where answers hold that token themselves."""
 
-    def padded(items: Any, device: Any) -> Tensor:
-        ids_BL = right_padded(items, device)
-        for row, item in enumerate(items):
-            ids_BL[row, len(item.ids) :] = filler
+    def padded(rows: Any, device: Any) -> Tensor:
+        ids_BL = right_padded(rows, device)
+        for b, row in enumerate(rows):
+            ids_BL[b, len(row) :] = filler
         return ids_BL
 
     items = [i for seed in range(4) for i in make_items(LENGTHS, vocabulary=6, seed=seed)]
@@ -159,19 +159,29 @@ def test_a_frozen_output_layer_stays_while_the_model_trains(family_model: Any) -
     assert not any(p.requires_grad for p in frozen.linear.parameters())
 
 
-def test_an_unknown_way_to_make_logits_is_refused(make_model: Callable[..., Any]) -> None:
-    model = make_model("cohere")
-    model.config.logit_scale = 1.0  # the layer believes the configuration; the model keeps its own copy
-    with pytest.raises(UserError, match="does not know"):
+def test_an_unknown_way_to_make_logits_is_refused(
+    make_model: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here they depend on the tokens themselves, and not on the last hidden states alone."""
+    model = make_model()
+    own = type(model).forward
+
+    def copying(self: Any, input_ids: Tensor, **others: Any) -> Any:
+        output = own(self, input_ids=input_ids, **others)
+        output.logits = output.logits + 0.1 * torch.nn.functional.one_hot(input_ids, output.logits.shape[-1])
+        return output
+
+    monkeypatch.setattr(type(model), "forward", copying)
+    with pytest.raises(UserError, match="LlamaForCausalLM computes its logits in a way that stillknows does not know"):
         output_layer(model)
 
 
-def test_soft_cap_scale_and_bias_are_all_at_work(make_model: Callable[..., Any]) -> None:
+@pytest.mark.parametrize("family", ["gemma2", "cohere", "granite", "phi"])
+def test_soft_cap_scale_and_bias_are_all_at_work(make_model: Callable[..., Any], family: str) -> None:
     """So that the families above test what they are there for."""
-    assert OutputLayer(make_model("gemma2")).cap == 1.5
-    assert OutputLayer(make_model("cohere")).scale == pytest.approx(0.3)
-    assert OutputLayer(make_model("granite")).scale == pytest.approx(1 / 3)
-    assert bool(OutputLayer(make_model("phi")).linear.bias.abs().max() > 0.1)  # type: ignore[union-attr]
+    model, hidden_TD = make_model(family), torch.randn(4, 16)
+    plain_TV = hidden_TD @ model.get_output_embeddings().weight.T
+    assert (OutputLayer(model)(hidden_TD) - plain_TV).abs().max() > 0.1
 
 
 def test_batches_hold_every_item_once_and_alike(make_items: Items) -> None:

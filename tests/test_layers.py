@@ -55,7 +55,13 @@ LIGHT = (
 )
 HEAVY = ("torch", "transformers")
 AT_ONCE = (  # classes that inherit from torch's: imported by the functions that need them
-    *("formats.straight_through", "suppressions.together", "wrappers.clipped_steps", "wrappers.low_rank"),
+    *(
+        "formats.straight_through",
+        "model.given",
+        "suppressions.together",
+        "wrappers.clipped_steps",
+        "wrappers.low_rank",
+    ),
 )
 
 

@@ -54,6 +54,13 @@ def in_batches_of(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read no item alone besides."""
+    for name in ("require_greedy_alone", "require_scores_alone"):
+        monkeypatch.setattr(observing, name, lambda *_: None)
+
+
+@pytest.fixture
 def control(make_model: Callable[..., Any]) -> Any:
     return make_model(seed=9)
 
@@ -194,6 +201,7 @@ def test_gradients_leave_no_trace(model: Any, tokenizer: Any) -> None:
 # (d) decoding
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("stops", "text"),
     [
@@ -215,6 +223,7 @@ def test_generations_are_cut_before_the_first_of_the_stops(
     assert seen.samples == (*[(text, text)] * 4, None, (text, text))
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("new_tokens", [1, 5, None])
 def test_generations_have_so_many_tokens_at_most(
     model: Any, tokenizer: Any, new_tokens: int | None, monkeypatch: pytest.MonkeyPatch
@@ -343,6 +352,7 @@ def test_no_logits_of_a_whole_batch_exist(
     assert [len(answer) for answer in seen.log_probs] == [50] * 16
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_generation_makes_logits_of_one_place_per_row(
     model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from stillknows.model.layers import hidden_states
-from stillknows.model.reading import can_share, left_padded, nothing_read, read
+from stillknows.model.reading import Shape, can_share, left_padded, nothing_read, read
 from stillknows.model.text import common_beginning
+
+SHAPE, TOKENS = Shape.of(8, [0, 20], [1, 12]), range(3, 32)
 
 
 def test_padding_on_the_left() -> None:
@@ -41,22 +43,22 @@ def test_a_row_that_has_read_nothing_yet(model: Any) -> None:
 
 
 def test_every_family_here_can_share(family_model: Any) -> None:
-    assert can_share(family_model, 40)
+    assert can_share(family_model, SHAPE, TOKENS)
 
 
 def test_a_sliding_window_forbids_longer_texts(make_model: Callable[..., Any]) -> None:
     """Fillers take places in a window, so that a token could fall out of it too early."""
     model = make_model("mistral")
     model.config.sliding_window = 16
-    assert can_share(model, 16)
-    assert not can_share(model, 17)
+    assert can_share(model, Shape.of(4, [1, 6], [2, 6]), TOKENS)
+    assert not can_share(model, Shape.of(4, [1, 6], [2, 7]), TOKENS)
 
 
 def test_a_model_with_a_cache_of_another_kind_is_read_from_the_start() -> None:
     from transformers import AutoModelForCausalLM, MambaConfig
 
     config = MambaConfig(vocab_size=32, hidden_size=16, num_hidden_layers=1, state_size=4)
-    assert not can_share(AutoModelForCausalLM.from_config(config).eval(), 10)
+    assert not can_share(AutoModelForCausalLM.from_config(config).eval(), SHAPE, TOKENS)
 
 
 def test_a_model_that_reads_otherwise_in_steps_is_found_out(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,7 +69,7 @@ def test_a_model_that_reads_otherwise_in_steps_is_found_out(model: Any, monkeypa
         return base(self, **inputs, position_ids=None if position_ids is None else position_ids * 0)
 
     monkeypatch.setattr(type(model.base_model), "forward", without_places)
-    assert not can_share(model, 10)
+    assert not can_share(model, SHAPE, TOKENS)
 
 
 def test_a_context_knows_its_size(make_model: Callable[..., Any]) -> None:

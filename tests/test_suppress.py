@@ -17,7 +17,7 @@ from stillknows.errors import UserError
 from stillknows.model import checkpoints, suppress
 from stillknows.model.forward import question_states
 from stillknows.model.layers import hidden_states, output_layer
-from stillknows.model.reading import can_share
+from stillknows.model.reading import Shape, can_share
 from stillknows.model.retrieval import finder
 from stillknows.model.text import CHAT, encode, encode_split
 from stillknows.registry import bind
@@ -170,7 +170,7 @@ def test_models_together_answer_with_the_sum_of_their_logits(make_model: Case) -
     layer = output_layer(together)
     torch.testing.assert_close(layer(hidden_states(together, ids_BL)), expected, rtol=1e-5, atol=1e-5)
     assert layer.vocabulary == 32
-    assert not can_share(together, 4)
+    assert not can_share(together, Shape.of(0, [2], [2]), range(32))
 
 
 def test_an_offset_is_observed_like_a_model(make_model: Case, tokenizer: Any) -> None:

@@ -24,7 +24,7 @@ from stillknows.progress import progress
 from stillknows.store import key, name_of, recall, write_sealed
 from stillknows.types import FULL, ORIGINAL, UNWRAPPED, WEIGHTS, Cell, Interval, Observations, Subject, Verdict
 
-OBSERVATIONS_VERSION = 2  # raise when observe() or its inputs change their meaning
+OBSERVATIONS_VERSION = 3  # raise when observe() or its inputs change their meaning
 TASKS = "tasks"  # in the place of a split's name: the file of general utility
 
 

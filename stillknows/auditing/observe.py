@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 import numpy as np
 
 from stillknows.lazy import enable_grad, nn, no_grad, torch
+from stillknows.model.alone import require_greedy_alone, require_scores_alone
 from stillknows.model.forward import ItemScores, answer_states, score_items
 from stillknows.model.generate import end_tokens, generate, greedy, sampled
 from stillknows.model.layers import OutputLayer, output_layer
@@ -30,7 +31,8 @@ def observe(
 ) -> Observations:
     """Return what the model does on the items.
 
-    One teacher-forced pass serves every likelihood metric: it scores all answers to a prompt, which is read once.
+    One teacher-forced pass serves every likelihood metric: it scores all answers to a prompt, which is read once. One
+    item in a hundred is measured alone besides; UserError where that gives other numbers.
     `fields` names what is observed besides: "generations", "samples" and "gradient_norms" cost a generation, several
     generations and a backward pass per item; "lowered_log_probs" needs the items' answers in lower case. Items
     without a prompt are not continued.
@@ -75,7 +77,9 @@ def _answers(items: Sequence[Asked]) -> Iterator[tuple[Place, Encoded]]:
 def _score(model: nn.Module, layer: OutputLayer, items: Sequence[Asked]) -> dict[Place, ItemScores]:
     places, answers = zip(*_answers(items), strict=True)
     thorough = {i for i, (_, kind, _) in enumerate(places) if kind == "answer"}
-    return {places[i]: scores for i, scores in score_items(model, layer, answers, thorough=thorough)}
+    scores = dict(score_items(model, layer, answers, thorough=thorough))
+    require_scores_alone(model, layer, answers, scores)
+    return {places[i]: scores[i] for i in range(len(places))}
 
 
 def _of_kind(scores: Mapping[Place, ItemScores], kind: str, count: int) -> tuple[Floats, ...]:
@@ -123,6 +127,8 @@ def _continued(
     prompts = [item.ids[: item.start] for item in items]
     ends = end_tokens(model, tokenizer, items)
     rows = generate(model, layer, prompts, limits, ends, pick)
+    if pick is greedy:
+        require_greedy_alone(model, layer, prompts, rows, limits, ends)
     return [_cut(tokenizer.decode(row, skip_special_tokens=True), decoding.stop) for row in rows]
 
 

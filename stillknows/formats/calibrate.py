@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from stillknows.errors import UserError
 from stillknows.lazy import Tensor, nn, no_grad, torch
-from stillknows.model.layers import Linear, blocks, linears
+from stillknows.model.layers import Linear, blocks, hidden_states, linears
 
 SEQUENCES, LENGTH = 128, 2048  # of calibration text, as GPTQ and AWQ take them
 LEAST_TOKENS = 256
@@ -114,7 +114,7 @@ def _first_inputs(model: nn.Module, found: Sequence[nn.Module], ids_NL: Tensor) 
     hidden, calls = [], []
     for ids_L in ids_NL:
         seen.clear()
-        model.base_model(input_ids=ids_L[None].to(device), use_cache=False)  # type: ignore[operator]
+        hidden_states(model, ids_L[None].to(device))
         hidden.append(seen[0][0])
         calls = calls or [call for _, call in seen]
     _remove(handles)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from stillknows.lazy import Tensor, nn, no_grad, torch
 from stillknows.model.layers import OutputLayer, block_output, hidden_states
+from stillknows.model.lengths import shared_limit
 from stillknows.model.logprobs import AnswerIndex, answer_index, token_scores
-from stillknows.model.reading import Context, can_share, nothing_read, read
+from stillknows.model.reading import Context, Shape, can_share, last_states, nothing_read, read, together
 from stillknows.model.text import Encoded, batches, common_beginning, right_padded
 
 EVALUATION_BATCH = 64
@@ -33,35 +33,38 @@ class AnswerStates(NamedTuple):
 def answer_tokens(items: Sequence[Encoded], device: torch.device | str = "cpu") -> tuple[AnswerIndex, Tensor]:
     """Return where the items' answers are, and their tokens [T]: what is known of them without a model."""
     index = answer_index([item.start for item in items], [len(item.ids) for item in items], device)
-    return index, right_padded(items, device)[index.rows_T, index.columns_T + 1]
+    return index, right_padded([item.ids for item in items], device)[index.rows_T, index.columns_T + 1]
 
 
 def answer_states(model: nn.Module, items: Sequence[Encoded], block: nn.Module | None = None) -> AnswerStates:
-    """Run the model once over the items and keep the answer positions only. Differentiable.
+    """Run the model over the items, once if they may share a pass, and keep the answer positions only. Differentiable.
 
     Args:
         block: a decoder block whose output is kept too.
     """
     device = next(model.parameters()).device
     index, targets_T = answer_tokens(items, device)
-    with block_output(block) as seen:
-        hidden_BLD = hidden_states(model, right_padded(items, device))
-    inner_TD = seen[0][index.rows_T, index.columns_T] if seen else None
-    return AnswerStates(hidden_BLD[index.rows_T, index.columns_T], targets_T, index, inner_TD)
+    places, hidden, inner = [], [], []
+    for rows in together(model, [item.ids for item in items]):
+        part = [items[i] for i in rows]
+        here, _ = answer_tokens(part, device)
+        with block_output(block) as seen:
+            hidden_BLD = hidden_states(model, right_padded([item.ids for item in part], device))
+        hidden.append(hidden_BLD[here.rows_T, here.columns_T])
+        inner += [block_BLD[here.rows_T, here.columns_T] for block_BLD in seen]
+        places.append(torch.isin(index.rows_T, torch.tensor(rows, device=device)).nonzero()[:, 0])
+    order_T = torch.cat(places).argsort()
+    inner_TD = torch.cat(inner)[order_T] if inner else None
+    return AnswerStates(torch.cat(hidden)[order_T], targets_T, index, inner_TD)
 
 
 @no_grad
 def question_states(model: nn.Module, items: Sequence[Encoded], batch_size: int = EVALUATION_BATCH) -> Tensor:
     """Return the last hidden state of the last token before each item's answer, [N, D] in float64 on the CPU."""
-    device = next(model.parameters()).device
-    tokens = BATCH_TOKENS.get(device.type, LARGE_BATCH)
-    heads = [replace(item, ids=item.ids[: item.start]) for item in items]
+    heads = [item.ids[: item.start] for item in items]
     states: dict[int, Tensor] = {}
-    for rows in batches([len(head.ids) for head in heads], batch_size, tokens):
-        hidden_BLD = hidden_states(model, right_padded([heads[i] for i in rows], device))
-        states |= {
-            i: hidden_LD[heads[i].start - 1].double().cpu() for i, hidden_LD in zip(rows, hidden_BLD, strict=True)
-        }
+    for rows in batches([len(head) for head in heads], batch_size, batch_tokens(model)):
+        states |= zip(rows, last_states(model, [heads[i] for i in rows]).double().cpu(), strict=True)
     return torch.stack([states[i] for i in range(len(items))])
 
 
@@ -90,44 +93,57 @@ def score_items(
         thorough: the items that need more than log-probabilities; None for all.
     """
     flags = [thorough is None or i in thorough for i in range(len(items))]
-    tokens = BATCH_TOKENS.get(next(model.parameters()).device.type, LARGE_BATCH)
-    beginnings = Beginnings.of(items)
-    if beginnings.saved < WORTH_SHARING or not can_share(model, beginnings.length):
-        for rows in batches([len(item.ids) for item in items], batch_size, tokens):
-            states = answer_states(model, [items[i] for i in rows])
-            counts = states.places.mask_BA.sum(1).tolist()
-            scores = _scores(layer, states.hidden_TD, states.targets_T, counts, [flags[i] for i in rows])
-            yield from zip(rows, scores, strict=True)
-        return
+    tokens, limit = batch_tokens(model), shared_limit(model)
+    near = [i for i, item in enumerate(items) if len(item.ids) <= limit]
+    beginnings = Beginnings.of({i: items[i] for i in near})
+    if beginnings.saved < WORTH_SHARING or not can_share(
+        model, beginnings.shape, {t for i in near for t in items[i].ids}
+    ):
+        near, beginnings = [], Beginnings.of({})
     for context, members in _read_beginnings(model, beginnings, batch_size, tokens):
         for part in batches([len(items[i].ids) for _, i in members], batch_size, tokens):
             parents, indices = zip(*(members[k] for k in part), strict=True)
             hidden_TD, targets_T, counts = _read_answers(model, [items[i] for i in indices], context.rows(parents))
             scores = _scores(layer, hidden_TD, targets_T, counts, [flags[i] for i in indices])
             yield from zip(indices, scores, strict=True)
+    rest = sorted(set(range(len(items))) - set(near))
+    for part in batches([len(items[i].ids) for i in rest], batch_size, tokens):
+        rows = [rest[k] for k in part]
+        states = answer_states(model, [items[i] for i in rows])
+        counts = states.places.mask_BA.sum(1).tolist()
+        scores = _scores(layer, states.hidden_TD, states.targets_T, counts, [flags[i] for i in rows])
+        yield from zip(rows, scores, strict=True)
+
+
+def batch_tokens(model: nn.Module) -> int:
+    """Return how many tokens, fillers included, a batch may have where the model is."""
+    return BATCH_TOKENS.get(next(model.parameters()).device.type, LARGE_BATCH)
 
 
 class Beginnings(NamedTuple):
     """What items share: `root`, the tokens that all of them begin with; `groups`, items by the tokens between the root
-    and the last one before the answer; `saved`, the share of all tokens that need not be read again, 0..1; `length`,
-    how many places the longest answer to the longest beginning takes."""
+    and the last one before the answer; `saved`, the share of all tokens that need not be read again, 0..1; `shape`,
+    the lengths of all that."""
 
     root: tuple[int, ...]
     groups: dict[tuple[int, ...], list[int]]
     saved: float
-    length: int
+    shape: Shape
 
     @classmethod
-    def of(cls, items: Sequence[Encoded]) -> Beginnings:
+    def of(cls, items: Mapping[int, Encoded]) -> Beginnings:
         """Find out what the items share. The last token before an answer is left to the item: it predicts the first."""
-        heads = [item.ids[: max(1, item.start) - 1] for item in items]
-        root = common_beginning(heads)
+        if not items:
+            return cls((), {}, 0.0, Shape.of(0, [0], [0]))
+        heads = {i: item.ids[: max(1, item.start) - 1] for i, item in items.items()}
+        root = common_beginning(heads.values())
         groups: dict[tuple[int, ...], list[int]] = {}
-        for i, head in enumerate(heads):
+        for i, head in heads.items():
             groups.setdefault(head[len(root) :], []).append(i)
-        again = sum(map(len, heads)) - len(root) - sum(map(len, groups))
-        answers = [len(item.ids) - len(head) for item, head in zip(items, heads, strict=True)]
-        return cls(root, groups, again / (sum(map(len, heads)) + sum(answers)), max(map(len, heads)) + max(answers))
+        read = sum(map(len, heads.values()))
+        again = read - len(root) - sum(map(len, groups))
+        answers = [len(item.ids) - len(heads[i]) for i, item in items.items()]
+        return cls(root, groups, again / (read + sum(answers)), Shape.of(len(root), map(len, groups), answers))
 
 
 def _read_beginnings(

@@ -6,8 +6,10 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 from stillknows.lazy import Tensor, nn, no_grad, torch
-from stillknows.model.layers import OutputLayer, hidden_states
-from stillknows.model.reading import Context, can_share, nothing_read, read
+from stillknows.model.forward import batch_tokens
+from stillknows.model.layers import OutputLayer
+from stillknows.model.lengths import shared_limit
+from stillknows.model.reading import Context, Shape, can_share, last_states, nothing_read, read
 from stillknows.model.text import Encoded, batches, common_beginning
 
 GENERATION_BATCH = 128
@@ -62,16 +64,12 @@ def generate(
     if not prompts:
         return []
     loop = _Loop(model, layer, [list(prompt) for prompt in prompts], limits, ends, pick)
-    lengths = [len(prompt) + limit for prompt, limit in zip(prompts, limits, strict=True)]
-    if can_share(model, max(lengths)):
-        loop.in_batches(batches(lengths, GENERATION_BATCH, CACHE_BYTES // _bytes_per_token(model)))
-    else:
-        loop.one_by_one()
+    longest = shared_limit(model) - max(limits)  # rows that have ended stay in their batch for a while
+    near = [i for i, prompt in enumerate(prompts) if len(prompt) <= longest]
+    if not near or not loop.with_cache(near):
+        near = []
+    loop.anew(sorted(set(range(len(prompts))) - set(near)))
     return loop.found
-
-
-def _bytes_per_token(model: nn.Module) -> int:
-    return read(model, [[1]], nothing_read(model, 1))[1].bytes_per_token
 
 
 class _Loop:
@@ -92,38 +90,48 @@ class _Loop:
         self.found: list[list[int]] = [[] for _ in prompts]
         self.live = set(range(len(prompts)))
 
-    def in_batches(self, parts: Sequence[list[int]]) -> None:
-        root = common_beginning([prompt[:-1] for prompt in self.prompts])
+    def with_cache(self, chosen: Sequence[int]) -> bool:
+        """Continue these prompts, each token read once; False if the model cannot be read in steps."""
+        prompts = [self.prompts[i] for i in chosen]
+        root = common_beginning([prompt[:-1] for prompt in prompts])
+        rest = [prompt[len(root) :] for prompt in prompts]
+        shape = Shape.of(len(root), map(len, rest), [self.limits[i] for i in chosen])
+        if not can_share(self.model, shape, {token for prompt in prompts for token in prompt}):
+            return False
         begun = nothing_read(self.model, 1)
         if root:
             begun = read(self.model, [root], begun)[1]
-        for rows in parts:
-            rest = [self.prompts[i][len(root) :] for i in rows]
-            self._batch(rows, *read(self.model, rest, begun.rows([0] * len(rows))))
+        lengths = [len(self.prompts[i]) + self.limits[i] for i in chosen]
+        _, context = read(self.model, [prompts[0][:1]], nothing_read(self.model, 1))
+        for part in batches(lengths, GENERATION_BATCH, CACHE_BYTES // context.bytes_per_token):
+            hidden_BLD, context = read(self.model, [rest[k] for k in part], begun.rows([0] * len(part)))
+            self._batch([chosen[k] for k in part], hidden_BLD[:, -1], context)
+        return True
 
-    def _batch(self, rows: list[int], hidden_BLD: Tensor, context: Context) -> None:
+    def anew(self, chosen: Sequence[int]) -> None:
+        """Continue these prompts, everything read from the start for each token."""
+        lengths = [len(self.prompts[i]) + self.limits[i] for i in chosen]
+        for part in batches(lengths, GENERATION_BATCH, batch_tokens(self.model)):
+            rows, step = [chosen[k] for k in part], 0
+            while rows:
+                self._next(rows, last_states(self.model, [self.prompts[i] + self.found[i] for i in rows]), step)
+                rows, step = [i for i in rows if i in self.live], step + 1
+
+    def _batch(self, rows: list[int], hidden_BD: Tensor, context: Context) -> None:
         step = 0
         while True:
-            tokens = self._next(rows, hidden_BLD, step)
+            tokens = self._next(rows, hidden_BD, step)
             live = [b for b, i in enumerate(rows) if i in self.live]
             if not live:
                 return
             if len(live) < STILL_LIVE * len(rows):
                 rows, tokens, context = [rows[b] for b in live], [tokens[b] for b in live], context.rows(live)
             hidden_BLD, context = read(self.model, [[token] for token in tokens], context)
-            step += 1
+            hidden_BD, step = hidden_BLD[:, -1], step + 1
 
-    def one_by_one(self) -> None:
-        """Read everything anew for each token: for models that keep no cache."""
-        device = next(self.model.parameters()).device
-        for i, prompt in enumerate(self.prompts):
-            while i in self.live:
-                ids_BL = torch.tensor([prompt + self.found[i]], device=device)
-                self._next([i], hidden_states(self.model, ids_BL), len(self.found[i]))
-
-    def _next(self, rows: list[int], hidden_BLD: Tensor, step: int) -> list[int]:
+    def _next(self, rows: list[int], hidden_BD: Tensor, step: int) -> list[int]:
         """Pick the rows' next tokens and keep those that belong to the text."""
-        tokens = self.pick(self.layer(hidden_BLD[:, -1]), rows, step)
+        tokens = self.pick(self.layer(hidden_BD), rows, step)
         for i, token in zip(rows, tokens, strict=True):
             if i not in self.live:
                 continue

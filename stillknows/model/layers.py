@@ -3,67 +3,105 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import fnmatch
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-from stillknows.errors import UserError
+from stillknows.errors import UserError, is_out_of_memory
 from stillknows.lazy import Tensor, nn, torch
+from stillknows.model.lengths import restart_rotations
 
 
 class OutputLayer:
     """hidden [*, D] -> logits [*, V], as the model itself computes them after its last layer.
 
-    Covers what families add to the linear map: soft-capping (Gemma 2), scaling (Cohere, Granite).
+    It is the model's own forward pass with a stand-in for the decoder, so that all that a family adds to the linear map
+    (scaling, soft-capping, a further layer) is its own code. Raises UserError for a model without an output layer.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        config = model.config.get_text_config()  # type: ignore[union-attr]
-        self.linear: nn.Module = model.get_output_embeddings()  # type: ignore[operator]
-        self.cap = getattr(config, "final_logit_softcapping", None)
-        self.scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
-        self.vocabulary = int(self.linear.weight.shape[0])  # type: ignore[union-attr]
+        from stillknows.model.given import Given
+
+        linear: nn.Module | None = model.get_output_embeddings()  # type: ignore[operator]
+        if linear is None:
+            raise UserError(f"{type(model).__name__} has no output layer that stillknows could read")
+        self.linear = linear
+        self.vocabulary = int(linear.weight.shape[0])  # type: ignore[arg-type, union-attr, index]
+        self.given = Given(decoder(model))
+        self.head = copy.copy(model)  # shares everything but the decoder
+        self.head._modules = {
+            name: self.given if part is decoder(model) else part for name, part in model._modules.items()
+        }
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        logits = self.linear(hidden)
-        if self.scale != 1.0:
-            logits = logits * self.scale
-        return logits if not self.cap else self.cap * torch.tanh(logits / self.cap)
+        self.given.hidden_BLD = hidden.reshape(1, -1, hidden.shape[-1])
+        ids_BL = torch.zeros(self.given.hidden_BLD.shape[:2], dtype=torch.long, device=hidden.device)
+        try:
+            logits_BLV = self.head(input_ids=ids_BL, use_cache=False).logits
+        finally:
+            self.given.hidden_BLD = None
+        return logits_BLV.reshape(*hidden.shape[:-1], -1)
 
     def frozen(self) -> OutputLayer:
         """Return a copy with its own weights, which stay as they are while the model is trained."""
-        copy = object.__new__(OutputLayer)
-        copy.__dict__.update(self.__dict__)
-        linear = nn.Linear(*reversed(self.linear.weight.shape), bias=self.linear.bias is not None, device="meta")  # type: ignore
-        state = {key: value.detach().clone() for key, value in self.linear.state_dict().items()}
-        linear.load_state_dict(state, assign=True)
-        copy.linear = linear.requires_grad_(False)
-        return copy
+        own = copy.deepcopy(self)
+        own.head.requires_grad_(False)
+        return own
+
+
+def decoder(model: nn.Module) -> nn.Module:
+    """Return the part of a model that makes its last hidden states.
+
+    Raises UserError for a model without such a part.
+    """
+    named: nn.Module = model.base_model  # type: ignore[assignment]
+    if named is not model:
+        return named
+    parts = [part for part in model.children() if hasattr(part, "get_input_embeddings")]
+    if len(parts) != 1:
+        raise UserError(f"{type(model).__name__} has no decoder that stillknows could read")
+    return parts[0]
 
 
 def hidden_states(model: nn.Module, ids_BL: Tensor) -> Tensor:
     """Return what the output layer reads, [B, L, D]. No mask: causality hides the fillers at the right."""
-    return model.base_model(input_ids=ids_BL, use_cache=False).last_hidden_state  # type: ignore[operator]
+    restart_rotations(model)
+    return decoder(model)(input_ids=ids_BL, use_cache=False).last_hidden_state
 
 
 def output_layer(model: nn.Module) -> OutputLayer:
     """Return the model's output layer after checking it against the model's own logits on a few tokens.
 
-    Raises UserError for an architecture whose logits are made in a way that this project does not know, or that looks
-    at tokens to the right.
+    Raises UserError for an architecture that cannot be read as a causal language model, whose logits depend on more
+    than its last hidden states, or that looks at tokens to the right.
     """
-    layer = OutputLayer(model)
+    layer, name = OutputLayer(model), type(model).__name__
     ids = torch.arange(1, 5, device=next(model.parameters()).device)[None] % layer.vocabulary
-    with torch.no_grad():
+    with torch.no_grad(), _readable(name):
         own = layer(hidden_states(model, ids)).float()
         theirs = model(input_ids=ids, use_cache=False).logits.float()
         ids[:, -1] = 0  # as long as before: another length would round otherwise, and formats of activations with it
         changed = layer(hidden_states(model, ids)).float()
     if own.shape != theirs.shape or not torch.allclose(own, theirs, rtol=1e-3, atol=1e-3):
-        raise UserError(f"{type(model).__name__} computes its logits in a way that stillknows does not know")
+        raise UserError(f"{name} computes its logits in a way that stillknows does not know")
     if not torch.allclose(own[:, :-1], changed[:, :-1], rtol=1e-3, atol=1e-3):
-        raise UserError(f"{type(model).__name__} is not causal: what it says of a token depends on later ones")
+        raise UserError(f"{name} is not causal: what it says of a token depends on later ones")
     return layer
+
+
+@contextlib.contextmanager
+def _readable(name: str) -> Iterator[None]:
+    """Run a block that reads a model; what goes wrong in its own code is a UserError."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        problem = str(error).partition("\n")[0] or type(error).__name__
+        raise UserError(f"{name} cannot be read as a causal language model: {problem}") from error
 
 
 class Linear(NamedTuple):
@@ -103,7 +141,7 @@ def blocks(model: nn.Module) -> list[nn.Module]:
 
     Raises UserError for an architecture without such a list.
     """
-    lists = [list(m) for m in model.base_model.modules() if isinstance(m, nn.ModuleList)]  # type: ignore[union-attr]
+    lists = [list(m) for m in decoder(model).modules() if isinstance(m, nn.ModuleList)]
     if not lists:
         raise UserError(f"{type(model).__name__} has no list of decoder blocks")
     return max(lists, key=lambda found: sum(isinstance(part, nn.Linear) for m in found for part in m.modules()))

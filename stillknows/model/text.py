@@ -255,10 +255,10 @@ def batches(lengths: Sequence[int], size: int, tokens: int) -> list[list[int]]:
     return found
 
 
-def right_padded(items: Sequence[Encoded], device: torch.device | str = "cpu") -> Tensor:
+def right_padded(rows: Sequence[Sequence[int]], device: torch.device | str = "cpu") -> Tensor:
     """Return ids [B, L], filled up with token 0. The filler comes after each row's last token, so a causal model
     cannot see it; which positions count is known from the lengths alone."""
-    ids_BL = torch.zeros(len(items), max(len(item.ids) for item in items), dtype=torch.long)
-    for row, item in enumerate(items):
-        ids_BL[row, : len(item.ids)] = torch.tensor(item.ids)
+    ids_BL = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
+    for b, row in enumerate(rows):
+        ids_BL[b, : len(row)] = torch.tensor(row)
     return ids_BL.to(device)

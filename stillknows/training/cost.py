@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any
 
 from stillknows.lazy import nn, torch
+from stillknows.model.layers import decoder
 
 TRAINED, FORWARD = 6, 2  # operations per weight and token: forward and backward pass, forward pass alone
 
@@ -35,7 +36,7 @@ class Meter:
             counts[TRAINED if torch.is_grad_enabled() else FORWARD] += ids_BL.numel()
 
         self.started, self.ended = time.perf_counter(), None
-        self.handle = self.model.base_model.register_forward_pre_hook(count, with_kwargs=True)  # type: ignore[union-attr]
+        self.handle = decoder(self.model).register_forward_pre_hook(count, with_kwargs=True)
         return self
 
     def __exit__(

@@ -14,7 +14,7 @@ from stillknows.errors import UserError
 from stillknows.formats.compress import WEIGHTS, Chain, check, compressed, is_calibrated, parse_variant
 from stillknows.lazy import Tensor, nn, torch
 from stillknows.model.forward import answer_states
-from stillknows.model.layers import OutputLayer, blocks, layer_number
+from stillknows.model.layers import OutputLayer, blocks, decoder, layer_number
 from stillknows.model.logprobs import token_log_probs
 from stillknows.model.text import Encoded, batches
 from stillknows.registry import register
@@ -167,8 +167,7 @@ def _shifted(model: nn.Module, block: nn.Module, shifts: Mapping[Question, Tenso
         return (hidden_BLD, *output[1:]) if isinstance(output, tuple) else hidden_BLD
 
     none = next(model.parameters()).new_zeros(0, _width(model))
-    base: nn.Module = model.base_model  # type: ignore[assignment]
-    handles = [base.register_forward_pre_hook(look, with_kwargs=True), block.register_forward_hook(add)]
+    handles = [decoder(model).register_forward_pre_hook(look, with_kwargs=True), block.register_forward_hook(add)]
     try:
         yield
     finally:

@@ -12,7 +12,7 @@ import numpy as np
 
 from stillknows.errors import UserError
 from stillknows.lazy import Tensor, torch
-from stillknows.model.layers import Linear
+from stillknows.model.layers import Linear, decoder
 from stillknows.model.packed import Kept, gguf, library
 from stillknows.model.packed.ggml import pack
 
@@ -188,7 +188,7 @@ def _rotation_factors(model: PreTrainedModel) -> Tensor | None:
     parameters: Any = model.config.rope_parameters
     if parameters["rope_type"] == "default":
         return None
-    used: Any = model.base_model.get_buffer("rotary_emb.inv_freq")
+    used: Any = decoder(model).get_buffer("rotary_emb.inv_freq")
     plain = parameters["rope_theta"] ** (torch.arange(len(used), dtype=torch.float64) / -len(used))
     return (plain / used.cpu().double()).float()
 
