@@ -5,7 +5,7 @@ ORACLES ?= .venv-oracles
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: demo test lint oracles seeds tofu paper why clean
+.PHONY: demo test lint oracles models seeds tofu paper why clean
 
 demo: $(READY)  ## the main job on the built-in example: under 5 minutes on 2 cores
 	$(BIN)/stillknows demo --out runs/demo
@@ -22,6 +22,9 @@ lint: $(READY)  ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+models: $(READY)  ## docs/models.md: every causal architecture against its own forward pass, about 10 minutes
+	$(BIN)/python -m benchmarks.families --write
 
 seeds: $(READY)  ## docs/demo-seeds.md: the demo over five seeds, about 25 minutes
 	$(BIN)/python examples/demo_seeds.py
