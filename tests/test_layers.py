@@ -49,7 +49,7 @@ LIGHT = (
     *("metrics", "figures"),
     *(
         f"auditing.{name}"
-        for name in ("logs", "logvalues", "evidence", "verdict", "report", "rescore", "scored", "ranking")
+        for name in ("logs", "logvalues", "evidence", "verdict", "overview", "report", "rescore", "scored", "ranking")
     ),
     *(f"formats.{name}" for name in ("prediction", "causes", "diagnosis")),
 )

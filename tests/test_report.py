@@ -81,6 +81,7 @@ def make_cells(table: evidence.Table, label: str) -> Iterator[Cell]:
             if role == "retain":
                 yield Cell(*place, f"{metric}.ratio", evidence.utility(table, place, metric))
                 continue
+            yield Cell(*place, metric, evidence.mean(table, place, metric))
             compared = evidence.compare(table, place, metric)
             kept, known = (compared, compared) if isinstance(compared, str) else (compared.kept, compared.known)
             yield Cell(*place, f"{metric}.kept", kept)
@@ -328,7 +329,7 @@ def test_unmeasured_cells_show_their_reason_and_no_number() -> None:
     schema().validate(built)
     assert built["verdict"] == "UNDECIDED"
     text = report.html(built)
-    kept = text[text.index("<h2>Knowledge kept</h2>") : text.index("<h2>Utility</h2>")]
+    kept = text[text.index("<h2>Knowledge kept</h2>") : text.index("Raw scores")]
     cells = re.findall(r"<td[^>]*>.*?</td>", kept, re.DOTALL)
     assert len(cells) == 4 * len(VARIANTS)
     for cell in cells:
@@ -337,6 +338,19 @@ def test_unmeasured_cells_show_their_reason_and_no_number() -> None:
     assert "facts could not be compared with the control" in text
     assert f"[1] {NO_CONTROL}" in report.markdown(built)
     assert "not measured [1]" in report.markdown(built)
+
+
+def test_pages_show_raw_scores_where_there_is_no_control_and_mark_low_utility(audit: Audit) -> None:
+    built = make_report(make_audit(control=False))
+    page, text = report.html(built), report.markdown(built)
+    for shown in (page, text):
+        assert "Raw scores, since there is no control to compare with" in shown
+        assert "Raw scores" not in (report.html if shown == page else report.markdown)(make_report(audit))
+    assert text.count("0.62 (") == 1  # what brittle scores under int4
+    assert re.search(r"<td[^>]*>0.62<small>", page)
+    assert re.search(r"\| broken +\| 0.00! \(0.00 to 0.00\) \|", text)
+    assert len(re.findall(r"<td[^>]*>0.00!<small>", page)) == len(VARIANTS)
+    assert "1.00!" not in page + text
 
 
 def test_cells_that_are_absent_are_not_measured(audit: Audit) -> None:

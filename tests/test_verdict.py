@@ -11,10 +11,22 @@ import pytest
 
 from stillknows import stats
 from stillknows.auditing.evidence import Place, Table, tabulate
-from stillknows.auditing.verdict import EXIT_CODES, Policy, judge
+from stillknows.auditing.verdict import EXIT_CODES, Policy, judge, least_facts, out_of_reach
 from stillknows.errors import UserError
 from stillknows.registry import bind
-from stillknows.types import CONTROL, FULL, ORIGINAL, Floats, Observations, Role, Verdict, VerdictName
+from stillknows.types import (
+    CONTROL,
+    FULL,
+    ORIGINAL,
+    Benchmark,
+    Example,
+    Floats,
+    Observations,
+    Role,
+    Split,
+    Verdict,
+    VerdictName,
+)
 
 GATES = ("answer_probability", "extraction_strength")
 ONE_GATE = Policy(gates=("answer_probability",))
@@ -104,6 +116,29 @@ def test_a_model_that_forgot_and_works() -> None:
     assert found.name == "FORGOTTEN"
     assert found.variants == {FULL: "FORGOTTEN"}
     assert known_at_most(found, "0% of 36") == pytest.approx(8.0, abs=0.5)
+
+
+def benchmark(facts: int, *roles: Role) -> Benchmark:
+    """So many facts to forget, each asked for twice, and one item of every other role."""
+    asked = tuple(Example(f"{i}.{j}", f"p{i}.{j}", "a", f"{i}") for i in range(facts) for j in (0, 1))
+    return Benchmark("b", tuple(Split(role, role, asked if role == "forget" else asked[:1]) for role in roles))
+
+
+@pytest.mark.parametrize("tolerance", [0.1, 0.2, 0.05])
+def test_what_is_out_of_reach_is_told_beforehand(tolerance: float) -> None:
+    """The facts that are said to do are the least with which a model without any knowledge is found FORGOTTEN."""
+    policy, least = Policy(tolerance=tolerance), least_facts(tolerance)
+    for n in (1, least - 1, least, least + 1):
+        passes = verdict([UNKNOWN] * n, policy=policy).name == "FORGOTTEN"
+        told = out_of_reach(benchmark(n, "forget", "retain"), [FULL, "int4"], has_control=True, policy=policy)
+        assert passes == (told == "") == (n >= least)
+        assert passes or f"forget has {n} of the {least} facts that exclude {tolerance * 100:g} %" in told
+
+
+def test_all_that_keeps_a_model_from_passing_is_told() -> None:
+    told = out_of_reach(benchmark(40, "forget", "neighbour"), ["int4"], has_control=False, policy=Policy())
+    assert all(word in told for word in ("--control", "--variants", "no retain split"))
+    assert "facts that" not in told
 
 
 @pytest.mark.parametrize("n", [1, 2, 5, 28])

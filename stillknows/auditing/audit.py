@@ -13,14 +13,14 @@ from stillknows.auditing.asking import Reader
 from stillknows.auditing.evidence import Place, Table
 from stillknows.auditing.observe import observe
 from stillknows.auditing.plan import Format, LeftOut, Prepared, Request, plan
-from stillknows.auditing.verdict import judge
+from stillknows.auditing.verdict import judge, out_of_reach
 from stillknows.errors import UserError
 from stillknows.formats import compress, tally
 from stillknows.lazy import Tensor
 from stillknows.model import checkpoints, records
 from stillknows.model.text import CHAT
 from stillknows.observations import load_observations, save_observations
-from stillknows.progress import progress
+from stillknows.progress import progress, say
 from stillknows.store import key, name_of, recall, write_sealed
 from stillknows.types import FULL, ORIGINAL, UNWRAPPED, WEIGHTS, Cell, Interval, Observations, Subject, Verdict
 
@@ -48,6 +48,8 @@ class Audit:
 def run(request: Request, out: Path) -> Audit:
     """Measure everything that `out` does not hold yet and judge. Raises UserError for bad input, before loading."""
     prepared, reader, formats, left_out, metrics, figures, suite = plan(request, out)
+    if reasons := out_of_reach(request.benchmark, formats, request.control is not None, request.policy):
+        say(reasons)
     run_records = {model.label: records.read(model.source.path) for model in prepared}
     versions = records.versions() | ({} if suite is None else {"lm-eval": suite.version})
     load, measured = _Loader(request.device, reader, [form.chain for form in formats.values()]), []

@@ -18,6 +18,7 @@ from jinja2 import Environment, StrictUndefined
 
 from stillknows import __version__
 from stillknows.auditing.evidence import KEPT_ROLES, KNOWN_SHARE, LEAST_GAP, Place
+from stillknows.auditing.overview import LOW, overview
 from stillknows.errors import UserError
 from stillknows.observations import load_observations, observations_digest
 from stillknows.stats import LEVEL
@@ -38,7 +39,8 @@ EXPECTED: Mapping[str, VerdictName] = {ORIGINAL: "STILL KNOWS", CONTROL: "FORGOT
 UNCHANGED = "nothing that the format rounds was changed here"
 TITLES = {
     "kept": "Knowledge kept: 0 as never taught, 1 as the original",
-    "utility": "Utility: 1 as good as the original",
+    "raw": "Raw scores, since there is no control to compare with",
+    "utility": f"Utility: 1 as good as the original, {LOW} below the floor that the verdict demands",
     "recovery": "Recovery: 0 nothing, 1 all of it",
     "suite": "Published figures",
     "general": "General utility",
@@ -234,6 +236,7 @@ class Grid(NamedTuple):
     """One metric on one split, models × variants. Unmeasured cells carry the number of their reason in `notes`.
 
     `own_unit`: published figures and general tasks have units and directions of their own; all else is a share.
+    `floor`: below it a value is marked; None for what has none.
     """
 
     metric: str
@@ -241,6 +244,11 @@ class Grid(NamedTuple):
     rows: list[tuple[str, list[Json]]]
     notes: list[str]
     own_unit: bool = False
+    floor: float | None = None
+
+    def is_low(self, cell: Json) -> bool:
+        """Tell whether a measured value lies below the floor."""
+        return self.floor is not None and cell["value"] < self.floor
 
 
 def _audited(subjects: Sequence[Json]) -> list[Json]:
@@ -288,14 +296,17 @@ def _grids(report: Json) -> dict[str, list[Grid]]:
     """
     policy, lead = report["policy"], _lead(report["metrics"], report["policy"]["gates"])
     forget = [split["name"] for split in report["splits"] if split["role"] == "forget"]
+    floors = {s["name"]: policy["utility_floor"] if s["role"] == "retain" else None for s in report["splits"]}
     keep = [split["name"] for split in report["splits"] if split["role"] in KEPT_ROLES]
+    has_control = any(subject["name"] == CONTROL for subject in report["subjects"])
     splits = {WEIGHTS, *(split["name"] for split in report["splits"])}
     places = dict.fromkeys((c["split"], c["metric"]) for s in report["subjects"] for c in s["cells"])
     others = [_grid(report, metric, at, own_unit=True) for at, metric in places if at not in splits]
     gates, audited = dict.fromkeys([lead, *policy["gates"]]), _audited(report["subjects"])
     return {
         "kept": [_grid(report, f"{gate}.kept", split) for gate in gates for split in forget],
-        "utility": [_grid(report, f"{policy['utility']}.ratio", split) for split in keep],
+        "raw": [] if has_control else [_grid(report, lead, split) for split in forget],
+        "utility": [_grid(report, f"{policy['utility']}.ratio", at)._replace(floor=floors[at]) for at in keep],
         "recovery": [_grid(report, f"{lead}.recovery", split, audited_only=True) for split in forget],
         "suite": [grid for grid in others if grid.split == SUITE],
         "general": [grid for grid in others if grid.split != SUITE],
@@ -384,30 +395,22 @@ def html(report: Json) -> str:
 
 
 def summary(report: Json) -> str:
-    """Return the verdicts beside the knowledge kept in every variant: what fits on a screen."""
-    kept = _grids(report)["kept"][0]
-    values = {name: [number(c["value"]) if "value" in c else f"[{c['note']}]" for c in row] for name, row in kept.rows}
-    rows = [[s["name"], s["verdict"], *values[s["name"]]] for s in report["subjects"]]
-    table = markdown_table(["model", "verdict", *report["variants"]], rows)
-    title = TITLES["kept"].replace(":", f", by {kept.metric.rpartition('.')[0]}:")
-    notes = [f"[{i}] not measured: {note}" for i, note in enumerate(kept.notes, 1)]
-    return "\n\n".join(
-        [_sentence(report), title, table, *notes, *_left_out(report), *_on_disk(report), *_suppressed(report)]
-    )
+    """Return the verdicts, and knowledge kept beside utility in every variant: what fits on a screen."""
+    table = overview(report, _lead(report["metrics"], report["policy"]["gates"]), EXPECTED)
+    return "\n\n".join([_sentence(report), *table, *_left_out(report), *_on_disk(report), *_suppressed(report)])
 
 
 def markdown(report: Json) -> str:
     """Return the verdicts and the main tables as Markdown that also reads well unrendered."""
     verdicts = [[s["name"], s["verdict"], *s["variants"].values()] for s in report["subjects"]]
-    parts = [f"# stillknows: {report['verdict']}", _sentence(report), f"Benchmark: `{report['benchmark']}`"]
-    parts += [markdown_table(["model", "verdict", *report["variants"]], verdicts)]
-    parts += [*_left_out(report), *_on_disk(report), *_suppressed(report)]
+    parts = [f"# stillknows: {report['verdict']}", summary(report), f"Benchmark: `{report['benchmark']}`"]
+    parts += ["## Verdict by variant", markdown_table(["model", "verdict", *report["variants"]], verdicts)]
     for name, title in TITLES.items():
         grids = _grids(report)[name]
         parts += [f"## {title}"] if grids else []
         for grid in grids:
             header = [_heading(grid), *(cell["variant"] for _, row in grid.rows[:1] for cell in row)]
-            rows = [[name, *(_words(cell, grid.own_unit) for cell in row)] for name, row in grid.rows]
+            rows = [[name, *(_words(cell, grid) for cell in row)] for name, row in grid.rows]
             parts += [markdown_table(header, rows), *(f"[{i}] {note}" for i, note in enumerate(grid.notes, 1))]
     return "\n\n".join([*parts, f"In brackets: bounds, {percent(LEVEL)} each."]) + "\n"
 
@@ -415,10 +418,10 @@ def markdown(report: Json) -> str:
 def _heading(grid: Grid) -> str:
     if grid.own_unit:
         return grid.metric if grid.split == SUITE else f"{grid.split}: {grid.metric}"
-    return f"{grid.metric.rpartition('.')[0]}, {grid.split}"
+    return f"{grid.metric.rpartition('.')[0] or grid.metric}, {grid.split}"
 
 
-def _words(cell: Json, own_unit: bool) -> str:
+def _words(cell: Json, grid: Grid) -> str:
     if "value" not in cell:
         return f"not measured [{cell['note']}]"
-    return f"{value_words(cell, own_unit)} ({span(cell, own_unit)})"
+    return f"{value_words(cell, grid.own_unit)}{LOW * grid.is_low(cell)} ({span(cell, grid.own_unit)})"

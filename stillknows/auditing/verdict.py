@@ -10,15 +10,16 @@ gate that was not measured, or a fact that a model gives no score for.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from stillknows import defaults
 from stillknows.auditing.evidence import Comparison, Place, Table, compare, unscored, utility
 from stillknows.errors import UserError
-from stillknows.stats import holm, p_value_at_most
-from stillknows.types import CONTROL, FULL, ORIGINAL, Interval, Verdict, VerdictName
+from stillknows.stats import LEVEL, holm, p_value_at_most
+from stillknows.types import CONTROL, FULL, ORIGINAL, Benchmark, Interval, Verdict, VerdictName
+from stillknows.words import percent
 
 EXIT_CODES: dict[VerdictName, int] = {"FORGOTTEN": 0, "STILL KNOWS": 3, "HIDDEN": 3, "DAMAGED": 4, "UNDECIDED": 5}
 
@@ -47,6 +48,26 @@ class Policy:
                 raise UserError(f"--{name} {value} is out of range", "it must be above 0 and below 1")
         if not 0 <= self.utility_floor <= 1:
             raise UserError(f"--utility-floor {self.utility_floor} is out of range", "it must be between 0 and 1")
+
+
+def least_facts(tolerance: float) -> int:
+    """Return how many facts must be asked for until none that is known excludes a share of `tolerance`: 29 for 10 %."""
+    return math.ceil(math.log(1 - LEVEL) / math.log(1 - tolerance))
+
+
+def out_of_reach(benchmark: Benchmark, variants: Collection[str], has_control: bool, policy: Policy) -> str:
+    """Say why no model can be found FORGOTTEN, whatever is observed, and what would help; "" where one can."""
+    roles, least = {split.role for split in benchmark.splits}, least_facts(policy.tolerance)
+    found = [] if has_control else ["there is no never-taught control (--control)"]
+    if FULL not in variants:
+        found.append("full precision is not measured (--variants full,…)")
+    if "retain" not in roles:
+        found.append("there is no retain split, so that damage cannot be excluded")
+    for split in benchmark.splits:
+        facts = len({example.fact for example in split.examples})
+        if split.role == "forget" and facts < least:
+            found.append(f"{split.name} has {facts} of the {least} facts that exclude {percent(policy.tolerance)}")
+    return f"FORGOTTEN is out of reach here: {'; '.join(found)}" if found else ""
 
 
 @dataclass

@@ -102,7 +102,9 @@ def unlearn(
 
     Writes a normal safetensors checkpoint and run.json, which holds everything needed to repeat the run.
     """
+    from stillknows.auditing.verdict import Policy, out_of_reach
     from stillknows.training.loop import Settings
+    from stillknows.types import FULL
     from stillknows.unlearning import unlearn
 
     settings = Settings(
@@ -125,7 +127,9 @@ def unlearn(
     fit = record["fit"]
     words = f"{fit['steps']} steps in {fit['seconds']:.0f} s; {fit['stopped']}"
     following = shlex.join(["stillknows", "audit", str(out), "--original", model, "--benchmark", benchmark])
-    show(record, as_json, words, f"wrote {out}; next: {following} --control … --out …")
+    too_few = out_of_reach(request.benchmark, (FULL,), has_control=True, policy=Policy())
+    hint = f"wrote {out}; next: {following} --control … --out …"
+    show(record, as_json, words, "\n".join(filter(None, (hint, too_few))))
 
 
 @app.command(

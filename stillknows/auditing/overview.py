@@ -1,0 +1,98 @@
+"""Verdict, knowledge kept and utility of every variant in one table: what fits on a screen of 80 columns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from stillknows.types import CONTROL, ORIGINAL
+from stillknows.words import markdown_table, number
+
+Json = Mapping[str, Any]
+ABREAST = 4  # models in a table: as many as 80 columns hold
+LOW = "!"  # marks utility below the floor
+
+
+def overview(report: Json, lead: str, expected: Mapping[str, str]) -> list[str]:
+    """Return paragraphs of Markdown: what a cell holds, tables of variants × models, and notes.
+
+    Args:
+        report: see report.schema.json.
+        lead: the gate whose knowledge kept is shown; its score as it is where no control was audited.
+        expected: the verdicts that the controls should have.
+    """
+    has_control = any(subject["name"] == CONTROL for subject in report["subjects"])
+    shown = [s for s in report["subjects"] if s["name"] not in expected or (s["name"] == ORIGINAL and not has_control)]
+    metric, notes = f"{lead}.kept" if has_control else lead, []
+    tables = []
+    for start in range(0, len(shown), ABREAST):
+        models = shown[start : start + ABREAST]
+        rows = [
+            [variant, *(_cell(report, s, variant, metric, notes) for s in models)] for variant in report["variants"]
+        ]
+        verdicts = ["verdict", *(subject["verdict"] for subject in models)]
+        tables.append(markdown_table(["variant", *(subject["name"] for subject in models)], [verdicts, *rows]))
+    return [
+        _legend(report, lead, has_control),
+        *tables,
+        *(f"[{i}] not measured: {note}" for i, note in enumerate(notes, 1)),
+        *(_controls(report, expected) if has_control else []),
+    ]
+
+
+def _legend(report: Json, lead: str, has_control: bool) -> str:
+    policy = report["policy"]
+    splits = _splits(report, "forget")
+    which = f" (the highest of {', '.join(splits)})" if len(splits) > 1 else ""
+    if has_control:
+        lines = [
+            f"Knowledge kept / utility, by {lead}{which}.",
+            "Knowledge kept: 0 as never taught, 1 as the original.",
+        ]
+    else:
+        lines = [
+            f"Raw {lead}{which} / utility.",
+            "Without a never-taught control nothing is decided: compare with the original.",
+        ]
+    by = "" if policy["utility"] == lead else f", by {policy['utility']}"
+    return "\n".join([*lines, f"Utility{by}: 1 as the original; {LOW} below the floor of {policy['utility_floor']:g}."])
+
+
+def _cell(report: Json, subject: Json, variant: str, metric: str, notes: list[str]) -> str:
+    """Return the highest score of any forget split and the lowest utility of any retain split, as "0.62 / 0.98"."""
+    policy = report["policy"]
+    known = [_find(subject, variant, split, metric) for split in _splits(report, "forget")]
+    kept = [_find(subject, variant, split, f"{policy['utility']}.ratio") for split in _splits(report, "retain")]
+    values = [_value(known, max, notes), _value(kept, min, notes)] if kept else [_value(known, max, notes)]
+    low = min((cell["value"] for cell in kept if "value" in cell), default=1.0) < policy["utility_floor"]
+    return " / ".join(values) + LOW * low
+
+
+def _value(cells: Sequence[Json], worst: Any, notes: list[str]) -> str:
+    measured = [cell["value"] for cell in cells if "value" in cell]
+    if len(measured) == len(cells):
+        return number(worst(measured))
+    reason = next(cell["not_measured"] for cell in cells if "value" not in cell)
+    if reason not in notes:
+        notes.append(reason)
+    return f"[{notes.index(reason) + 1}]"
+
+
+def _find(subject: Json, variant: str, split: str, metric: str) -> Json:
+    key = (variant, split, metric)
+    found = (cell for cell in subject["cells"] if (cell["variant"], cell["split"], cell["metric"]) == key)
+    return next(found, {"not_measured": "not part of this audit"})
+
+
+def _splits(report: Json, role: str) -> list[str]:
+    return [split["name"] for split in report["splits"] if split["role"] == role]
+
+
+def _controls(report: Json, expected: Mapping[str, str]) -> list[str]:
+    """Say what verdicts the controls have, and where these are not as they should be."""
+    found = {s["name"]: s["verdict"] for s in report["subjects"] if s["name"] in expected}
+    words = [
+        f"{name} {verdict}" + (f" (should be {expected[name]})" if verdict != expected[name] else "")
+        for name, verdict in found.items()
+    ]
+    return [f"Controls: {', '.join(words)}."]

@@ -1,0 +1,141 @@
+"""The table of the terminal: knowledge kept beside utility, raw scores where there is no control, 80 columns."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stillknows import demo
+from stillknows.auditing import audit, report
+from stillknows.auditing.overview import overview
+from stillknows.types import CONTROL, ORIGINAL
+
+LEAD = "answer_probability"
+Json = dict[str, Any]
+
+
+def made(scores: dict[str, dict[str, dict[str, float | str]]], roles: dict[str, str], verdicts: dict[str, str]) -> Json:
+    """A report with these cells, by model, variant and "split.metric"."""
+
+    def cell(variant: str, place: str, value: float | str) -> Json:
+        split, _, metric = place.partition(".")
+        found = {"not_measured": value} if isinstance(value, str) else {"value": value, "low": 0, "high": 1, "n": 9}
+        return {"variant": variant, "split": split, "metric": metric} | found
+
+    subjects = [
+        {
+            "name": name,
+            "verdict": verdicts.get(name, report.EXPECTED.get(name, "UNDECIDED")),
+            "cells": [cell(v, place, value) for v, cells in variants.items() for place, value in cells.items()],
+        }
+        for name, variants in scores.items()
+    ]
+    return {
+        "policy": {"utility": LEAD, "utility_floor": 0.9, "gates": [LEAD]},
+        "metrics": [LEAD],
+        "variants": list(next(iter(scores.values()))),
+        "splits": [{"name": name, "role": role} for name, role in roles.items()],
+        "subjects": subjects,
+    }
+
+
+ROLES = {"forget": "forget", "retain": "retain", "neighbour": "neighbour"}
+
+
+def cells(kept: float | str, utility: float | str) -> dict[str, float | str]:
+    return {f"forget.{LEAD}.kept": kept, f"retain.{LEAD}.ratio": utility, f"forget.{LEAD}": 0.31}
+
+
+def lines(found: Json) -> list[str]:
+    return "\n\n".join(overview(found, LEAD, report.EXPECTED)).split("\n")
+
+
+def test_utility_stands_beside_knowledge_kept_and_is_marked_below_the_floor() -> None:
+    model = {"full": cells(-0.004, 1.0), "nf4": cells(0.34, 0.41), "int8": cells(0.05, 0.9)}
+    controls = {ORIGINAL: {"full": cells(1, 1)}, CONTROL: {"full": cells(0, 0.97)}}
+    found = lines(made({"npo": model, **controls}, ROLES, {"npo": "DAMAGED", CONTROL: "UNDECIDED"}))
+    assert found == [
+        "Knowledge kept / utility, by answer_probability.",
+        "Knowledge kept: 0 as never taught, 1 as the original.",
+        "Utility: 1 as the original; ! below the floor of 0.9.",
+        "",
+        "| variant | npo          |",
+        "| ------- | ------------ |",
+        "| verdict | DAMAGED      |",
+        "| full    | 0.00 / 1.00  |",
+        "| nf4     | 0.34 / 0.41! |",
+        "| int8    | 0.05 / 0.90  |",
+        "",
+        "Controls: original STILL KNOWS, control UNDECIDED (should be FORGOTTEN).",
+    ]
+
+
+def test_without_a_control_raw_scores_are_shown_beside_the_originals() -> None:
+    scores = {"full": cells("there is no never-taught control", 0.5)}
+    found = lines(made({"npo": scores, ORIGINAL: scores}, ROLES, {}))
+    assert "| variant | npo          | original     |" in found
+    assert "| full    | 0.31 / 0.50! | 0.31 / 0.50! |" in found
+    assert found[0] == "Raw answer_probability / utility."
+    assert found[1].startswith("Without a never-taught control nothing is decided")
+    assert not any("[1]" in line or "Controls" in line for line in found)
+
+
+def test_the_worst_of_several_splits_is_shown() -> None:
+    roles = {"forget": "forget", "recall": "forget", "retain": "retain", "facts": "retain", "neighbour": "neighbour"}
+    more = {f"recall.{LEAD}.kept": 0.6, f"facts.{LEAD}.ratio": 0.7, f"neighbour.{LEAD}.ratio": 0.1}
+    found = lines(made({"npo": {"full": cells(0.2, 0.95) | more}, CONTROL: {"full": cells(0, 1)}}, roles, {}))
+    assert "| full    | 0.60 / 0.70! |" in found
+    assert found[0] == "Knowledge kept / utility, by answer_probability (the highest of forget, recall)."
+
+
+def test_what_was_not_measured_says_why_and_never_0() -> None:
+    why = "positive control failed"
+    scores = {"full": cells(why, "no fact has a score"), "nf4": cells(why, 0.4)}
+    found = lines(made({"npo": scores, CONTROL: scores}, ROLES, {}))
+    assert [line for line in found if line.startswith(("| full", "| nf4", "["))] == [
+        "| full    | [1] / [2]   |",
+        "| nf4     | [1] / 0.40! |",
+        f"[1] not measured: {why}",
+        "[2] not measured: no fact has a score",
+    ]
+    roles = {"forget": "forget"}
+    assert "| full    | 0.20      |" in lines(made({"npo": {"full": cells(0.2, 1)}, CONTROL: {"full": {}}}, roles, {}))
+
+
+@pytest.mark.parametrize("names", [list(demo.SUBJECTS), [f"model-{i}" for i in range(9)]])
+def test_it_fits_into_80_columns(names: list[str]) -> None:
+    variants = dict.fromkeys(demo.VARIANTS.split(","), cells(-0.06, 0.45))
+    found = lines(
+        made(dict.fromkeys((*names, ORIGINAL, CONTROL), variants), ROLES, dict.fromkeys(names, "STILL KNOWS"))
+    )
+    assert max(map(len, found)) <= 80
+    shown = [name for line in found if line.startswith("| variant") for name in line.split()[3::2]]
+    assert shown == names
+
+
+def test_an_audit_says_what_is_out_of_reach_before_it_observes(
+    cli: Callable[..., Any], save_model: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, subject = save_model("original"), save_model("subject", seed=1)
+    for name, answer in (("f", "Ada"), ("r", "Rome")):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"question": f"who is {name}", "answer": answer}))
+    spec = f"jsonl:forget={tmp_path / 'f.jsonl'},retain={tmp_path / 'r.jsonl'}"
+    monkeypatch.setattr(audit, "observe", lambda *_, **__: pytest.fail("observed"))
+    with pytest.raises(pytest.fail.Exception, match="observed"):
+        cli(
+            "audit", subject, "--original", original, "--benchmark", spec, "--variants", "full", "--out", tmp_path / "a"
+        )
+    monkeypatch.undo()
+    ran = cli(
+        "audit", subject, "--original", original, "--benchmark", spec, "--variants", "full", "--out", tmp_path / "a"
+    )
+    assert (
+        "FORGOTTEN is out of reach here: there is no never-taught control (--control); "
+        "forget has 1 of the 29 facts that exclude 10 %\n" in ran.err
+    )
+    ran = cli("unlearn", original, "--benchmark", spec, "--method", "ga", "--steps", 1, "--out", tmp_path / "u")
+    assert "FORGOTTEN is out of reach here: forget has 1 of the 29 facts" in ran.err
