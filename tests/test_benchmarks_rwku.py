@@ -204,6 +204,26 @@ def test_passages_are_forgotten_and_those_about_the_next_people_kept(folder: Pat
     assert texts(benchmark, 1) == [f"{name} positive {k}." for name in ("Jo-Z", "Ada Vos") for k in (1, 2)]
 
 
+@pytest.mark.parametrize("layout", ["Target/20_Jo-Z", "20_Jo-Z", "mine"])
+def test_one_persons_folder_is_enough(folder: Path, tmp_path: Path, layout: str) -> None:
+    """Alone below Target/, as it is, or under another name; nobody needs to be named."""
+    alone = tmp_path / "alone"
+    shutil.copytree(folder / "Target" / "20_Jo-Z", alone / layout)
+    benchmark = make(f"rwku:data={alone if 'Target' in layout else alone / layout}")
+    assert_contract(benchmark)
+    assert benchmark.spec == ("rwku:0_Jo-Z" if layout == "mine" else "rwku:20_Jo-Z")
+    assert texts(benchmark, 0) == ["Jo-Z positive 1.", "Jo-Z positive 2."]
+    assert texts(benchmark, 1) == ["Somebody else was born."]
+    splits = {split.name: split for split in benchmark.splits}
+    assert "neighbour_question" not in splits
+    assert [e.answer for e in splits["retain"].examples] == ["near question answer 1", "near question answer 2"]
+    assert splits["retain"].role == "retain"
+    data = alone if "Target" in layout else alone / layout
+    assert texts(make(f"rwku:data={data},retain=counterfactual"), 1) == ["Jo-Z negative 1.", "Jo-Z negative 2."]
+    with pytest.raises(UserError, match="no target 'Ada Vos'"):
+        make(f"rwku:Ada Vos,data={data}")
+
+
 def test_counterfactual_passages_and_the_other_models_passages(folder: Path) -> None:
     benchmark = make(f"rwku:Ada Vos,data={folder},model=phi3,retain=counterfactual")
     assert texts(benchmark, 0) == ["Ada Vos positive_phi 1.", "Ada Vos positive_phi 2."]
@@ -242,10 +262,6 @@ def test_people_that_are_missing(folder: Path, tmp_path: Path) -> None:
         make(f"rwku:Ada Voss,data={folder}")
     with pytest.raises(UserError, match="persons=0 must be at least 1"):
         make(f"rwku:1,data={folder},persons=0")
-    for person in PEOPLE[1:]:
-        shutil.rmtree(folder / "Target" / person)
-    with pytest.raises(UserError, match="at least one other person"):
-        make(f"rwku:1,data={folder}")
     shutil.rmtree(folder / "Target")
     with pytest.raises(UserError, match=r"Target/1_Stephen_King, which are missing"):
         make(f"rwku:1,data={folder}")

@@ -114,6 +114,59 @@ def test_without_the_perturbed_files_the_trained_items_are_measured(folder: Path
     assert benchmark.refusals == ()
 
 
+@pytest.fixture
+def requests(tmp_path: Path) -> Path:
+    """A stand-in for files that hold requests that follow one another: 3 of 4 questions each."""
+    folder = tmp_path / "requests"
+    folder.mkdir()
+    for name, more in (("forget10", {}), ("forget10_perturbed", {"paraphrase": True, "wrong": 5})):
+        found = [item | {"task_id": str(k)} for k in (1, 2, 3) for item in items(f"T{k}", 4, **more)]
+        write(folder / f"{name}.json", found)
+    write(folder / "world_facts_perturbed.json", items("W", 2, wrong=3))
+    return folder
+
+
+def test_requests_as_published(tmp_path: Path) -> None:
+    """9 of 400 questions: 3,600 items in a file that is called forget10, without an option."""
+    write(tmp_path / "forget10.json", [i | {"task_id": str(k)} for k in range(1, 10) for i in items(f"T{k}", 400)])
+    write(tmp_path / "retain10.json", items("R", 400))
+    benchmark = make(f"tofu:data={tmp_path}")
+    assert [len(split.examples) for split in benchmark.training] == [400, 8 * 400 + 400]
+
+
+def test_one_of_several_requests_is_forgotten(requests: Path) -> None:
+    """Without a number the first; later ones are kept, earlier ones neither; ids stay those of the file."""
+    first = make(f"tofu:subset=true:data={requests}")
+    assert_contract(first)
+    assert first.spec == "tofu:forget10:task=1"
+    assert asked(first.split("forget").examples) == [f"T1{i}?" for i in range(4)]
+    assert asked(first.split("retain").examples) == [f"T{k}{i}?" for k in (2, 3) for i in range(4)]
+    second = make(f"tofu:subset=true:task=2:data={requests}")
+    assert second.splits[0].examples[0] == Example(
+        "forget10-5", "T20?", "t20", "forget10-5", "it is t20", tuple(f"not t20, {k}" for k in range(5))
+    )
+    assert asked(second.split("retain").examples) == [f"T3{i}?" for i in range(4)]
+    assert [s.name for s in second.splits] == ["forget", "retain", "world_facts"]
+    write(requests / "retain10.json", items("R", 5))
+    third = make(f"tofu:subset=true:task=3:data={requests}")
+    assert asked(third.split("retain").examples) == [f"R{i}?" for i in range(5)]
+
+
+def test_requests_that_cannot_be_read(requests: Path, folder: Path) -> None:
+    with pytest.raises(UserError, match=r"nothing is kept with task=3: retain10.json is missing"):
+        make(f"tofu:subset=true:task=3:data={requests}")
+    with pytest.raises(UserError, match=r"forget10.json holds 4 items, 400 were published"):
+        make(f"tofu:data={requests}")
+    with pytest.raises(UserError, match="task=2, but forget05"):
+        make(f"tofu:forget05:task=2:subset=true:data={folder}")
+    write(
+        requests / "forget10.json",
+        [{"task_id": "1", "question": "q?", "answer": "a"}, {"question": "r?", "answer": "b"}],
+    )
+    with pytest.raises(UserError, match=r"forget10.json:2: 'task_id' is None, not the number of a request"):
+        make(f"tofu:subset=true:data={requests}")
+
+
 def test_every_missing_file_is_named_at_once(tmp_path: Path) -> None:
     with pytest.raises(UserError) as error:
         make(f"tofu:data={tmp_path}")

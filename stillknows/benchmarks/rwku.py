@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +16,7 @@ from stillknows.registry import register
 from stillknows.types import Benchmark, Decoding, Example, Role, Split
 
 REPOSITORY = "jinzhuoran/RWKU"
+DEFAULT = "Stephen King"
 BLANK = "Please complete the blank in the following question.\nQuestion: {}\nAnswer:"
 BRIEF = "Please briefly answer the following question.\nQuestion: {}\nAnswer:"
 ATTACK_FRAMES = {
@@ -39,7 +40,7 @@ Reader = Callable[[Item, str], Example]
 @register("benchmark", source="arXiv 2406.10890")
 def rwku(
     *,
-    target: str = "Stephen King",
+    target: str | None = None,
     data: str | None = None,
     model: Literal["llama3", "phi3"] = "llama3",
     retain: Literal["others", "counterfactual"] = "others",
@@ -57,16 +58,19 @@ def rwku(
     reasoning set is scored after a chain of thought and the fluency set has no answers: they are not read.
 
     Trains on positive.json, passages that the model itself wrote about the target, on which the published GA and NPO
-    run. RWKU gives no texts to retain; the option `retain` says what takes their place.
+    run. RWKU gives no texts to retain; the option `retain` says what takes their place. In a folder that holds one
+    person only, retain_mia.json's texts about others do, and "retain" holds the level 2 neighbour questions instead of
+    "neighbour_question".
 
-    Reads, in Target/1_Stephen_King/ and so on, forget_level1.json, forget_level2.json, forget_level3.json,
-    neighbor_level1.json, neighbor_level2.json (query, answer, level, type, subject), forget_mia.json, retain_mia.json,
-    positive.json, negative.json (text, subject), retain_mmlu.json (task, question, choices, answer, examples),
-    truthful.json (question, mc1_targets), triviaqa.json (question, answers); the hub's All/intro.json lists the people.
+    Reads, in Target/1_Stephen_King/ and so on, or in a person's folder itself, forget_level1.json, forget_level2.json,
+    forget_level3.json, neighbor_level1.json, neighbor_level2.json (query, answer, level, type, subject),
+    forget_mia.json, retain_mia.json, positive.json, negative.json (text, subject), retain_mmlu.json (task, question,
+    choices, answer, examples), truthful.json (question, mc1_targets), triviaqa.json (question, answers); the hub's
+    All/intro.json lists the people.
 
     Args:
-        target: the person's name, number or folder.
-        data: folder that holds Target/; None downloads the files.
+        target: the person's name, number or folder; None is the only person there, or Stephen King.
+        data: folder that holds Target/, or one person's folder; None downloads the files.
         model: who wrote the passages: Llama-3-8B-Instruct or Phi-3-mini-4k-instruct.
         retain: "others" keeps the passages about the next people in the list, "counterfactual" teaches negative.json,
             made-up passages about the target (the preferred answers of the published DPO runs).
@@ -79,15 +83,19 @@ def rwku(
         raise UserError(f"rwku: persons={persons} must be at least 1")
     true, false = PASSAGES[model]
     folders = _folders(data)
-    chosen = _chosen(target, folders)
+    chosen = next(iter(folders)) if target is None and len(folders) == 1 else _chosen(target or DEFAULT, folders)
     own = (*PROBES, *SETS, true, *((false,) if retain == "counterfactual" else ()))
     theirs = ("forget_level2", *((true,) if retain == "others" else ()))
-    wanted = {chosen: own} | dict.fromkeys(_following(folders, chosen, persons), theirs)
-    person, *others = _people(wanted, data)
-    kept = [person.read(false, _passage)] if retain == "counterfactual" else [o.read(true, _passage) for o in others]
+    wanted = {chosen: own} | dict.fromkeys(_following(list(folders), chosen, persons), theirs)
+    person, *others = _people(wanted, folders, data)
+    if retain == "counterfactual":
+        kept = person.read(false, _passage)
+    else:
+        passages = [other.read(true, _passage) for other in others] or [person.read("retain_mia", _passage)]
+        kept = tuple(example for about in passages for example in about)
     training = (
         Split("forget", "forget", person.read(true, _passage), piece_tokens=PIECE_TOKENS),
-        Split("retain", "retain", tuple(e for passages in kept for e in passages), piece_tokens=PIECE_TOKENS),
+        Split("retain", "retain", kept, piece_tokens=PIECE_TOKENS),
     )
     return Benchmark(f"rwku:{chosen}", _measured(person, others), template, training)
 
@@ -117,14 +125,19 @@ def _measured(person: _Person, others: Sequence[_Person]) -> tuple[Split, ...]:
     def split(name: str, role: Role, file: str, reader: Reader, decoding: Decoding = DECODING) -> Split:
         return Split(name, role, person.read(file, reader), None, decoding)
 
+    near = split("neighbour_question", "neighbour", "neighbor_level2", _question)
     asked = tuple(example for other in others for example in other.read("forget_level2", _question))
+    kept = (
+        (near, Split("retain", "retain", asked, None, DECODING))
+        if others
+        else (replace(near, name="retain", role="retain"),)
+    )
     return (
         split("forget_blank", "forget", "forget_level1", _blank),
         split("forget_question", "forget", "forget_level2", _question),
         *_attacks(person),
         split("neighbour_blank", "neighbour", "neighbor_level1", _blank),
-        split("neighbour_question", "neighbour", "neighbor_level2", _question),
-        Split("retain", "retain", asked, None, DECODING),
+        *kept,
         split("member_forget", "member", "forget_mia", _passage, Decoding()),
         split("member_retain", "member", "retain_mia", _passage, Decoding()),
         split("general", "utility", "retain_mmlu", _general, Decoding()),
@@ -204,26 +217,39 @@ def _fields(item: Item, value: Any) -> Mapping[str, Any]:
     return value
 
 
-def _people(wanted: Mapping[str, Sequence[str]], data: str | None) -> list[_Person]:
+def _people(wanted: Mapping[str, Sequence[str]], folders: Mapping[str, str], data: str | None) -> list[_Person]:
     """Find each folder's files; one UserError names all that are missing."""
-    names = {f"{folder}/{file}": (f"Target/{folder}/{file}.json",) for folder in wanted for file in wanted[folder]}
+    names = {f"{folder}/{file}": (f"{folders[folder]}{file}.json",) for folder in wanted for file in wanted[folder]}
     paths = located("RWKU", names, repository=REPOSITORY, data=data)
     return [_Person(folder, {file: paths[f"{folder}/{file}"] for file in files}) for folder, files in wanted.items()]
 
 
-def _folders(data: str | None) -> list[str]:
-    """Return the people's folders ("1_Stephen_King") by number. Raises UserError when there are none."""
+def _folders(data: str | None) -> dict[str, str]:
+    """Return the people's folders ("1_Stephen_King") by number, each with its path below `data`, up to the "/".
+
+    Raises UserError when there are none.
+    """
     if data is None:
         intro = located("RWKU", {"intro": ("All/intro.json",)}, repository=REPOSITORY, data=None)["intro"]
-        return [f"{k}_{text(item, 'target').replace(' ', '_')}" for k, item in enumerate(read_items(intro), 1)]
+        names = [f"{k}_{text(item, 'target').replace(' ', '_')}" for k, item in enumerate(read_items(intro), 1)]
+        return {name: f"Target/{name}/" for name in names}
+    alone = Path(data).expanduser() / f"{PROBES[0]}.json"
+    if alone.is_file():
+        return {_called(alone): ""}
     root = Path(data).expanduser() / "Target"
     found = [path.name for path in root.glob("*_*") if path.name.partition("_")[0].isdecimal()] if root.is_dir() else []
     if not found:
         raise UserError(f"RWKU needs people's folders such as {root / '1_Stephen_King'}, which are missing")
-    return sorted(found, key=lambda folder: int(folder.partition("_")[0]))
+    return {name: f"Target/{name}/" for name in sorted(found, key=lambda folder: int(folder.partition("_")[0]))}
 
 
-def _chosen(target: str, folders: Sequence[str]) -> str:
+def _called(probes: Path) -> str:
+    """Return what a person's folder is called, or would be if it has another name."""
+    subject, folder = text(read_items(probes)[0], "subject"), probes.resolve().parent.name
+    return folder if _plain(_name(folder)) == _plain(subject) else f"0_{subject.replace(' ', '_')}"
+
+
+def _chosen(target: str, folders: Collection[str]) -> str:
     for folder in folders:
         if _plain(target) in (_plain(folder), _plain(_name(folder)), folder.partition("_")[0]):
             return folder
@@ -231,12 +257,9 @@ def _chosen(target: str, folders: Sequence[str]) -> str:
 
 
 def _following(folders: Sequence[str], chosen: str, count: int) -> list[str]:
-    """Return the next people in the list, which goes on at its beginning."""
+    """Return the next people in the list, which goes on at its beginning; none where there is nobody else."""
     place = folders.index(chosen)
-    others = [*folders[place + 1 :], *folders[:place]][:count]
-    if not others:
-        raise UserError("RWKU needs the folder of at least one other person, whose knowledge is to be kept")
-    return others
+    return [*folders[place + 1 :], *folders[:place]][:count]
 
 
 def _name(folder: str) -> str:
