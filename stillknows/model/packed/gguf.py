@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stillknows.errors import UserError
+from stillknows.errors import UserError, blamed_on
 from stillknows.lazy import Tensor, torch
-from stillknows.model.packed import library
+from stillknows.model.packed import gguf_header, library
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -24,6 +24,11 @@ AGAIN = "copy or download the file again"
 def describe(path: Path) -> str:
     """Say in words how a file's weights are quantized. UserError for a file that is damaged or not read here."""
     reader = _open(path)
+    with blamed_on(f"{path} is no GGUF file, or it is damaged", AGAIN):
+        return _describe(path, reader)
+
+
+def _describe(path: Path, reader: Any) -> str:
     architecture = _field(reader, "general.architecture")
     if architecture not in ARCHITECTURES.values():
         known = ", ".join(dict.fromkeys(ARCHITECTURES.values()))
@@ -33,6 +38,8 @@ def describe(path: Path) -> str:
     scaling = _field(reader, f"{architecture}.rope.scaling.type", "none")
     if scaling != "none":
         raise UserError(f"{path} scales its rotations ({scaling}), which is not read here", "give a model without that")
+    if not reader.tensors:
+        raise UserError(f"{path} holds no tensors", AGAIN)
     number = _field(reader, "general.file_type")
     types = library("gguf").LlamaFileType
     kind = types(number).name if number in list(types) else "of unknown types"
@@ -41,9 +48,14 @@ def describe(path: Path) -> str:
 
 def config(path: Path) -> Any:
     """Return the plain model's configuration, as transformers makes it of the file."""
+    reader = _open(path)
+    with blamed_on(f"{path} describes no model that can be built", AGAIN):
+        return _config(path, reader)
+
+
+def _config(path: Path, reader: Any) -> Any:
     from transformers import AutoConfig
 
-    reader = _open(path)
     architecture = _field(reader, "general.architecture")
     found = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
     width = _field(reader, f"{architecture}.attention.key_length")
@@ -66,17 +78,20 @@ def config(path: Path) -> Any:
 
 def tokenizer(path: Path) -> Any:
     """Return the file's tokenizer: that of Hugging Face where the file holds it, else one made of its tokens."""
+    reader = _open(path)
+    with blamed_on(f"{path} has no tokenizer that can be loaded", AGAIN):
+        return _tokenizer(path, reader)
+
+
+def _tokenizer(path: Path, reader: Any) -> Any:
     from tokenizers import Tokenizer
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    reader, keys = _open(path), library("gguf").Keys.Tokenizer
-    try:
-        stored = _field(reader, keys.HF_JSON)
-        if stored is None:
-            return AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-        fast = Tokenizer.from_str(stored)
-    except Exception as error:  # the library's own error is a bare Exception
-        raise UserError(f"{path} has no tokenizer that can be loaded: {error}", AGAIN) from error
+    keys = library("gguf").Keys.Tokenizer
+    stored = _field(reader, keys.HF_JSON)
+    if stored is None:
+        return AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    fast = Tokenizer.from_str(stored)
     places = {"bos_token": keys.BOS_ID, "eos_token": keys.EOS_ID, "unk_token": keys.UNK_ID, "pad_token": keys.PAD_ID}
     numbers = {name: _field(reader, key) for name, key in places.items()}
     special = {name: fast.id_to_token(number) for name, number in numbers.items() if number is not None}
@@ -147,10 +162,9 @@ def in_halves(rows: Tensor, heads: int) -> Tensor:
 
 def _open(path: Path) -> Any:
     reader = library("gguf").GGUFReader
-    try:
+    with blamed_on(f"{path} is no GGUF file, or it is damaged", AGAIN):
+        gguf_header.check(path)
         return reader(path)
-    except (ValueError, IndexError, KeyError, OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is no GGUF file, or it is damaged: {error}", AGAIN) from error
 
 
 def _field(reader: Any, key: str, default: Any = None) -> Any:
