@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from stillknows.errors import UserError
 from stillknows.formats.activations import CACHED, INPUTS, attention_name, head_width, rounded_cache, rounded_inputs
@@ -297,8 +297,14 @@ def _running(model: nn.Module, chain: Chain) -> Iterator[None]:
 def weights(model: nn.Module, *chains: Chain) -> dict[str, Tensor]:
     """Return copies of the weights that any of the chains applies to, by layer, [O, I] each, on the CPU.
 
-    Without a chain: of all that formats can apply to, which is more by the embedding and the output layer.
+    Without a chain: of all that formats can apply to, which is more by the embedding and the output layer. A matrix
+    that these share is there under both names.
     """
     wider = not chains or any(is_placed(link) for chain in chains for link in chain)
-    layers = (layer for layer, _ in placed(model)) if wider else linears(model)
-    return {layer.name: layer.read().detach().to("cpu", copy=True) for layer in layers}
+    layers = [layer for layer, _ in placed(model)] if wider else [*linears(model)]
+    found = {layer.name: layer.read().detach().to("cpu", copy=True) for layer in layers}
+    if wider:
+        embedding: Any = model.get_input_embeddings()  # type: ignore[operator]
+        name = next(name for name, module in model.named_modules() if module is embedding)
+        found.setdefault(name, found[layers[-1].name])
+    return found

@@ -56,11 +56,12 @@ def run(
     wanted = {spec.strip(): _of_weights(spec.strip()) for spec in formats.split(",")}
     found = [locate(name, trust_remote_code) for name in (original, unlearned)]
     sources = [checkpoints.understood(source) for source in found]
-    skeleton = checkpoints.require_same_shapes(*sources, ties=True)
+    skeletons = checkpoints.require_same_shapes(*sources)
+    skeleton = max(skeletons, key=lambda model: sum(1 for _ in model.parameters()))  # with the fewest shared matrices
     chains = _fitted(skeleton, wanted, named=formats != defaults.FORMATS)
     places = {spec: {layer.name: at for layer, at in matrices(skeleton, chain)} for spec, chain in chains.items()}
     layers = {layer.name: layer for chain in chains.values() for layer, _ in matrices(skeleton, chain)}
-    before, after = (stored(source, skeleton, layers.values()) for source in sources)
+    before, after = (stored(*pair, layers.values()) for pair in zip(sources, skeletons, strict=True))
     settings, curve = _settings(sources[1].folder), Curve.published()
     exponents = torch.zeros(EXPONENTS, dtype=torch.int64) if _is_rounded(settings) else None
     tallies = _count(before, after, chains, places, sizes, exponents)

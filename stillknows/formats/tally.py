@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from stillknows.formats.compress import Chain, matrices, quantize
 from stillknows.lazy import Tensor, inference_mode, nn, torch
+from stillknows.model.layers import Linear
 from stillknows.model.places import Place
 
 Counts = NDArray[np.int64]
@@ -150,12 +151,24 @@ def by_layer(tallies: Mapping[str, Tally]) -> dict[str, Tally]:
 
 
 def tallies(model: nn.Module, original: Mapping[str, Tensor], chain: Chain) -> dict[str, Tally]:
-    """Compare a model with the original's `compress.weights` under a format, by matrix, without a forward pass."""
+    """Compare a model with the original's `compress.weights` under a format, by matrix, without a forward pass.
+
+    A matrix that two layers share here and not in the original is compared with both of the original's.
+    """
     found = {}
     for layer, place in matrices(model, chain):
-        before_OI, after_OI = original[layer.name].to(layer.read().device), layer.read()
-        found |= compare(before_OI, after_OI, {layer.name: Format(chain, place)})
+        after_OI = layer.read()
+        for name, before_OI in _before(model, layer, original).items():
+            found |= compare(before_OI.to(after_OI.device), after_OI, {name: Format(chain, place)})
     return found
+
+
+def _before(model: nn.Module, layer: Linear, original: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the original's matrices, each once, of all layers that share this one's weights in a model."""
+    names = [name for name in original if model.get_parameter(f"{name}.weight") is layer.module.weight]
+    names.sort(key=lambda name: name != layer.name)
+    distinct = {id(original[name]): name for name in reversed(names)}
+    return {name: original[name] for name in distinct.values()}
 
 
 @inference_mode

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stillknows.errors import UserError, blamed_on, first_line
-from stillknows.lazy import nn, torch
+from stillknows.lazy import Tensor, nn, torch
 from stillknows.model import limits, tokens
 from stillknows.model.modelfiles import (
     WEIGHTS,
@@ -180,9 +180,9 @@ def _check_weights(folder: Path, allow_pickle: bool) -> None:
         limits.count_tensors(file)
 
 
-def require_same_shapes(original: Source, other: Source, *, ties: bool = False) -> PreTrainedModel:
-    """Return the original's `skeleton`. Raises UserError when the other's differs in the names or shapes of weights, or
-    where `ties` are looked at, in which layers share them."""
+def require_same_shapes(original: Source, other: Source) -> tuple[PreTrainedModel, PreTrainedModel]:
+    """Return both `skeleton`s. Raises UserError when they differ in the names or shapes of weights; which layers share
+    them may differ."""
     built, beside = skeleton(original), skeleton(other)
     first, second = _shapes(built), _shapes(beside)
     for key in [*first, *second]:
@@ -192,12 +192,7 @@ def require_same_shapes(original: Source, other: Source, *, ties: bool = False) 
                 f"{key} is {second.get(key, 'missing')}, not {first.get(key, 'missing')}",
                 "give models of one architecture and size; the original is the one that the others were unlearned from",
             )
-    if ties and len(list(built.parameters())) != len(list(beside.parameters())):
-        raise UserError(
-            f"{original.name} and {other.name} differ in whether the output layer shares the embedding's weights",
-            "save both with one tie_word_embeddings in their config.json",
-        )
-    return built
+    return built, beside
 
 
 def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
@@ -205,14 +200,55 @@ def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 def skeleton(source: Source) -> PreTrainedModel:
-    """Return the model that the configuration describes, with shapes but without weights (on the meta device)."""
+    """Return the model that the configuration describes, with shapes but without weights (on the meta device).
+
+    Its output layer has weights of its own where the files hold them, as when it is loaded, whatever the configuration
+    says of ties.
+    """
+    config = _config(source)
+    model = _built(source, config)
+    if _holds_untied(source, model):
+        _untie(config)
+        model = _built(source, config)
+    return model
+
+
+def _built(source: Source, config: Any) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM
 
     place = str(source.gguf or source.folder / "config.json")
     with blamed_on(f"{place} describes no model that can be built", limits.AGAIN), torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(_config(source), trust_remote_code=source.trust_remote_code)
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=source.trust_remote_code)
     limits.require_weights(model, [source.gguf] if source.gguf else weight_files(source.folder), place)
     return model
+
+
+def _holds_untied(source: Source, model: PreTrainedModel) -> bool:
+    """Tell whether safetensors files hold two different matrices where the configuration has one for two layers."""
+    from safetensors import safe_open
+
+    pairs: dict[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
+    files = [] if source.gguf or not pairs else weight_files(source.folder)
+    if _is_pickled(files):
+        return False
+    prefix = f"{model.base_model_prefix}."
+    names = {alias: name for pair in pairs.items() for name in pair for alias in (name, name.removeprefix(prefix))}
+    places: dict[str, tuple[Path, str]] = {}
+    for file in files:
+        with safe_open(file, framework="pt") as tensors:
+            places |= {names[key]: (file, key) for key in tensors.keys() if key in names}  # noqa: SIM118 (no mapping)
+
+    def read(name: str) -> Tensor:
+        file, key = places[name]
+        with safe_open(file, framework="pt") as tensors:
+            return tensors.get_tensor(key)
+
+    return any(not torch.equal(*map(read, pair)) for pair in pairs.items() if places.keys() >= {*pair})
+
+
+def _untie(config: Any) -> None:
+    for part in (config, config.get_text_config()):
+        part.tie_word_embeddings = False
 
 
 def check_device(name: str) -> None:
@@ -245,6 +281,9 @@ def load(source: Source, *, label: str | None = None, device: str = "cpu") -> Su
         raise UserError(f"{name} changed while it was read", "leave its files alone meanwhile, and run it again")
     _check_fit(model, info, name)
     check_finite(model, name)
+    head: Any = model.get_output_embeddings()
+    if head is not None and head.weight is not model.get_input_embeddings().weight:
+        _untie(model.config)  # so that it is saved as it is
     model.eval().requires_grad_(False).to(device)  # type: ignore[reportArgumentType]
     return Subject(label or Path(name).name, model, tokenizer, source.path, expected)
 
@@ -269,7 +308,7 @@ def _load_packed(source: Source) -> tuple[PreTrainedModel, dict[str, Any]]:
     else:
         stored = read_object(source.folder / "config.json")["quantization_config"]
         tensors = folders.weights(weight_files(source.folder), stored, model, str(source.folder))
-    return type(model).from_pretrained(None, config=_config(source), state_dict=tensors, **LOADING)  # type: ignore[reportReturnType]
+    return type(model).from_pretrained(None, config=model.config, state_dict=tensors, **LOADING)  # type: ignore[reportReturnType]
 
 
 def _check_fit(model: nn.Module, info: dict[str, Any], name: str) -> None:

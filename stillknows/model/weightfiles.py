@@ -51,6 +51,8 @@ def locate(name: str, trust_remote_code: bool) -> checkpoints.Source:
 def stored(source: checkpoints.Source, model: nn.Module, layers: Iterable[Linear]) -> dict[str, Stored]:
     """Find each layer's matrix in a checkpoint. UserError for one that is missing, of another shape, or quantized.
 
+    model: the checkpoint's own skeleton; `layers` may be those of another with the same names, which share less.
+
     A checkpoint names a matrix that two layers share after one of them, and may leave out the base model's prefix.
     """
     found, headers = {}, _headers(source)
@@ -59,7 +61,7 @@ def stored(source: checkpoints.Source, model: nn.Module, layers: Iterable[Linear
         aliases.setdefault(id(parameter), []).append(name)
     prefix = f"{model.base_model_prefix}."
     for layer in layers:
-        names = aliases[id(layer.module.weight)]
+        names = aliases[id(model.get_parameter(f"{layer.name}.weight"))]
         key = next((k for name in names for k in (name, name.removeprefix(prefix)) if k in headers), None)
         if key is None:
             raise UserError(
