@@ -31,7 +31,7 @@ from stillknows.model import checkpoints
 from stillknows.model.text import Asked, Encoded, encode_split
 from stillknows.observations import load_observations, save_observations
 from stillknows.progress import progress, say
-from stillknows.registry import Bound, Plugin, bind, plugins
+from stillknows.registry import Bound, Plugin, bind, bind_all, plugins
 from stillknows.stats import LEVEL
 from stillknows.store import claim, key, name_of, once, require_new, write_json, write_text
 from stillknows.training.finetune import finetune
@@ -199,7 +199,7 @@ def metrics_to_judge(specs: str | None) -> dict[str, Bound]:
     if specs is None:
         suited = [name for name, plugin in plugins("metric").items() if plugin.measures != "behaviour"]
         return {name: bind("metric", name) for name in suited}
-    found = {spec.strip(): bind("metric", spec) for spec in specs.split(",")}
+    found = bind_all("metric", specs)
     for spec, metric in found.items():
         if metric.plugin.measures == "behaviour":
             raise UserError(

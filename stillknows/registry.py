@@ -11,13 +11,13 @@ import functools
 import importlib
 import inspect
 import math
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
-from stillknows import needs
+from stillknows import needs, specs
 from stillknows.errors import UserError, did_you_mean
+from stillknows.specs import Call
 
 MethodKind = Literal[
     "forget", "retain", "mask", "adversary", "combination", "optimizer", "adapter", "curriculum", "edit", "recipe"
@@ -43,8 +43,7 @@ FOLDERS: Mapping[Kind, str] = {
     "benchmark": "benchmarks",
 }
 _plugins: dict[Kind, dict[str, Plugin]] = {kind: {} for kind in get_args(Kind)}
-READABLE = "use int, float, bool, str or Literal words, one of these | None, or Annotated with Limits"
-_OPTION = re.compile(r"[:,](?=[A-Za-z_]\w*=)")
+READABLE = "use int, float, bool, str or Literal words, one of these | None, or Annotated with Limits or Names"
 
 
 class Limits(NamedTuple):
@@ -54,14 +53,33 @@ class Limits(NamedTuple):
     most: float = math.inf
     above: bool = False
 
-    def require(self, name: str, value: float | None) -> None:
-        """Raise UserError for a number outside; None, which some options may be, is not one."""
+    def read(self, name: str, value: float | None) -> float | None:
+        """Return the number. Raises UserError for one outside; None, which some options may be, is not one."""
         if value is None or self.least < value <= self.most or (value == self.least and not self.above):
-            return
+            return value
         words = f"{'more than' if self.above else 'at least'} {self.least:g}"
         raise UserError(
             f"{name}={value:g} is out of range", f"give {words}{f', at most {self.most:g}' * (self.most < math.inf)}"
         )
+
+
+class Names(NamedTuple):
+    """An option that names plug-ins of a kind, or chains of them, as in `formats: Annotated[str, Names("quantizer")]`.
+
+    `many` allows several, in square brackets or separated by "|"; `specs.alternatives` takes them apart.
+    """
+
+    kind: Kind
+    many: bool = False
+
+    def read(self, name: str, text: str) -> str:
+        """Return the text in its canonical spelling. Raises UserError for a name or an option that is not known."""
+        found = []
+        for chain in specs.alternatives(text) if self.many else [text]:
+            for call in specs.chained(chain):
+                bind(self.kind, call)
+            found.append("+".join(specs.parse(call).nested() for call in specs.chained(chain)))
+        return f"[{', '.join(found)}]" if self.many and any("(" in chain for chain in found) else "|".join(found)
 
 
 @dataclass(frozen=True)
@@ -140,8 +158,8 @@ class Bound:
     def respelled(self, **changed: Any) -> str:
         """Return the spec of the same plug-in with some options changed; those that are as by default are not named."""
         options = {k: v for k, v in (self.options | changed).items() if v != self.plugin.options[k] or k in changed}
-        words = {k: str(v).lower() if isinstance(v, bool) else v for k, v in options.items()}
-        return ":".join([self.plugin.name, *(f"{k}={word}" for k, word in words.items())])
+        words = {k: str(v).lower() if isinstance(v, bool) else str(v) for k, v in options.items()}
+        return str(Call(self.plugin.name, tuple(words.items())))
 
 
 def register(
@@ -201,7 +219,7 @@ def _is_readable(kind: Any) -> bool:
     """Tell whether `convert` knows an annotated type."""
     if get_origin(kind) is Annotated:
         inner, *limits = get_args(kind)
-        return _is_readable(inner) and len(limits) == 1 and isinstance(limits[0], Limits)
+        return _is_readable(inner) and len(limits) == 1 and isinstance(limits[0], Limits | Names)
     if get_origin(kind) is Literal:
         return all(isinstance(word, str) for word in get_args(kind))
     if type(None) in get_args(kind):
@@ -216,44 +234,56 @@ def plugins(kind: Kind) -> dict[str, Plugin]:
 
 
 def bind(kind: Kind, spec: str) -> Bound:
-    """Parse "name:option=value:…" (or with commas) and check every option against the function's signature.
+    """Parse "name(option=value, …)" or "name:option=value:…" and check every option against the function's signature.
 
-    A first value without a name belongs to the first option: "tofu:forget10" is "tofu:split=forget10".
+    A first value without a name belongs to the first option: "tofu:forget10" is "tofu(split=forget10)".
     Raises UserError for unknown names, unknown options and values of the wrong type.
     """
-    name, _, rest = spec.strip(" ").partition(":")
-    known = plugins(kind)
-    if name not in known:
-        raise UserError(f"no {kind} named {name!r}{did_you_mean(name, known)}", f"stillknows list {FOLDERS[kind]}")
-    plugin = known[name]
-    given = _read_options(plugin, rest)
-    return Bound(plugin, plugin.options | given, spec.strip(" "))
+    call, known = specs.parse(spec), plugins(kind)
+    if call.name not in known:
+        raise UserError(
+            f"no {kind} named {call.name!r}{did_you_mean(call.name, known)}", f"stillknows list {FOLDERS[kind]}"
+        )
+    plugin = known[call.name]
+    return Bound(plugin, plugin.options | _read_options(plugin, call), str(call))
 
 
-def _read_options(plugin: Plugin, text: str) -> dict[str, Any]:
+def bind_all(kind: Kind, text: str) -> dict[str, Bound]:
+    """Parse a list of specs, separated by commas; return each by its canonical spelling. Raises UserError."""
+    return {spec: bind(kind, spec) for spec in specs.spelled(text)}
+
+
+def _read_options(plugin: Plugin, call: Call) -> dict[str, Any]:
     given: dict[str, Any] = {}
-    for index, part in enumerate(_OPTION.split(text) if text else ()):
-        key, equals, value = part.partition("=")
-        if not equals:
+    for index, (key, value) in enumerate(call.given):
+        if not key:
             if index or not plugin.options:
-                raise UserError(f"{plugin.name}: expected option=value, got {part!r}")
-            key, value = next(iter(plugin.options)), part
+                raise UserError(f"{plugin.name}: expected option=value, got {value!r}")
+            key = next(iter(plugin.options))
         if key not in plugin.options:
-            raise UserError(f"no option {key!r} of {plugin.name}{did_you_mean(key, plugin.options)}")
+            nearest = did_you_mean(key, plugin.options)
+            raise UserError(f"no option {key!r} of {plugin.name}{nearest}", _nesting(plugin, call))
         given[key] = convert(f"{plugin.name}:{key}", value, plugin.types[key])
     return given
 
 
+def _nesting(plugin: Plugin, call: Call) -> str:
+    """Say how options are given to what an option of a call names; "" where none names anything."""
+    for i, (key, value) in enumerate(call.given):
+        if any(isinstance(part, Names) for part in get_args(plugin.types.get(key))):
+            inner = Call(value, call.given[i + 1 :]).bracketed()
+            return f"options of what {key} names stand in brackets: {call.name}({key}={inner})"
+    return ""
+
+
 def convert(name: str, text: str, kind: Any) -> Any:
-    """Read a value of the annotated type: int, float, bool, str, a Literal, one of these | None, or with Limits.
+    """Read a value of the annotated type: int, float, bool, str, a Literal, one of these | None, with Limits or Names.
 
     Raises UserError.
     """
     if get_origin(kind) is Annotated:
         kind, limits = get_args(kind)
-        value = convert(name, text, kind)
-        limits.require(name, value)
-        return value
+        return limits.read(name, convert(name, text, kind))
     if get_origin(kind) is Literal:
         if text not in get_args(kind):
             raise UserError(f"{name}={text} is not known{did_you_mean(text, get_args(kind))}")

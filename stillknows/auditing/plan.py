@@ -21,7 +21,8 @@ from stillknows.model import checkpoints, suppress
 from stillknows.model.suppress import Suppression
 from stillknows.model.text import CHAT, Asked, LongItems, framed
 from stillknows.progress import say
-from stillknows.registry import Bound, bind
+from stillknows.registry import Bound, bind_all
+from stillknows.specs import spelled
 from stillknows.store import key, read_text, require_apart
 from stillknows.types import CONTROL, FULL, ORIGINAL, SUITE, UNWRAPPED, WEIGHTS, Benchmark, Decoding, Split
 
@@ -138,9 +139,9 @@ class Plan(NamedTuple):
 def plan(request: Request, out: Path) -> Plan:
     """Check and encode everything. Raises UserError for bad input."""
     named, chains = expand(request.variants)
-    metrics = {spec.strip(): bind("metric", spec) for spec in request.metrics.split(",")}
-    wanted = request.benchmark.figures if request.figures is None else request.figures.split(",")
-    figures = {spec.strip(): bind("figure", spec) for spec in wanted if spec.strip()}
+    metrics = bind_all("metric", request.metrics)
+    wanted = ",".join(request.benchmark.figures) if request.figures is None else request.figures
+    figures = bind_all("figure", wanted) if wanted.strip() else {}
     _check_request(request, metrics)
     suppressions, sources = _find(request)
     require_apart(out, [source.folder for source in sources.values()])
@@ -163,7 +164,7 @@ def expand(variants: str) -> tuple[frozenset[str], dict[str, compress.Chain]]:
     "deployed" stands for defaults.DEPLOYED, less what the list itself names; the full model then comes first. The
     default list names nothing: nobody asked for it. Raises UserError for a variant that cannot be parsed.
     """
-    words = [word.strip() for word in variants.split(",")]
+    words = spelled(variants)
     named = {word: compress.parse_variant(word) for word in words if word != DEPLOYED}
     if DEPLOYED not in words:
         return frozenset() if variants == defaults.VARIANTS else frozenset(named), named

@@ -21,6 +21,7 @@ from stillknows.auditing.evidence import KEPT_ROLES, KNOWN_SHARE, LEAST_GAP, Pla
 from stillknows.auditing.overview import LOW, overview
 from stillknows.errors import UserError
 from stillknows.observations import load_observations, observations_digest
+from stillknows.specs import spelled
 from stillknows.stats import LEVEL
 from stillknows.store import AGAIN, name_of, parse_json, read_sealed, write_sealed, write_text
 from stillknows.types import CONTROL, FULL, ORIGINAL, SUITE, UNWRAPPED, WEIGHTS, Cell, Interval, VerdictName
@@ -54,7 +55,7 @@ def build(audit: Audit, command: str) -> Json:
     `command` is what the user typed, to repeat the audit.
     """
     request = audit.request
-    metrics = [spec.strip() for spec in request.metrics.split(",")]
+    metrics = spelled(request.metrics)
     lead = _lead(metrics, request.policy.gates)
     subjects = [
         {

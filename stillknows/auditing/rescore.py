@@ -30,7 +30,7 @@ from stillknows.auditing.scored import (
 from stillknows.errors import UserError
 from stillknows.measure import score
 from stillknows.observations import load_observations
-from stillknows.registry import bind
+from stillknows.registry import bind, bind_all
 from stillknows.scores import mean_log_probs, normalised_probability, truth_ratio
 from stillknows.stats import auc, mean_interval
 from stillknows.store import name_of
@@ -63,8 +63,8 @@ def saved(folder: Path, metrics: str, figures: str = "") -> Json:
     Returns {"cells": …}, one for every model, variant, split and metric, with the mean over facts and its bounds or the
     reason why it was not measured. Raises UserError when there are none or a file cannot be read.
     """
-    scored = {spec.strip(): bind("metric", spec) for spec in metrics.split(",") if spec.strip()}
-    suites = {spec.strip(): bind("figure", spec) for spec in figures.split(",") if spec.strip()}
+    scored = bind_all("metric", metrics) if metrics.strip() else {}
+    suites = bind_all("figure", figures) if figures.strip() else {}
     observations = _load(folder)
     table = evidence.tabulate(observations, scored, {})
     cells = [Cell(*place, name, evidence.mean(table, place, name)) for place in observations for name in scored]

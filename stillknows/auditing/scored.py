@@ -10,6 +10,7 @@ import numpy as np
 
 from stillknows.errors import NotMeasured
 from stillknows.registry import bind
+from stillknows.specs import parse
 from stillknows.types import Floats, Interval, Observations
 
 Json = dict[str, Any]
@@ -59,7 +60,7 @@ def measured(spec: str, subject: Mapping[str, Observations], control: Mapping[st
     try:
         numbers = bind("figure", spec)(subject=subject, control=control)
     except NotMeasured as reason:
-        return {spec.partition(":")[0]: not_measured(reason)}
+        return {parse(spec).name: not_measured(reason)}
     return {name: as_json(number) for name, number in numbers.items()}
 
 

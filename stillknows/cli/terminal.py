@@ -81,7 +81,7 @@ def chosen_benchmark(spec: str, data: str | None, template: str | None, refusals
     bound = bind("benchmark", spec)
     if data and "data" not in bound.options:
         raise UserError(f"--data does not apply to the benchmark {bound.plugin.name}", "leave it out")
-    benchmark = bind("benchmark", f"{spec}:data={data}")() if data else bound()
+    benchmark = bind("benchmark", bound.respelled(data=data))() if data else bound()
     benchmark = replace(benchmark, template=template) if template else benchmark
     if refusals is None:
         return benchmark

@@ -10,7 +10,7 @@ from stillknows.formats.compress import Chain, check_fixed, matrices, parse_vari
 from stillknows.lazy import Tensor, nn, no_grad, torch
 from stillknows.model.places import Place
 from stillknows.progress import say
-from stillknows.registry import Limits, register
+from stillknows.registry import Limits, Names, register
 
 FARTHER = (1.0, 1.5, 2.0, 3.0)  # floors, in units of the asked one, for weights that keep their code at it
 
@@ -21,7 +21,7 @@ def floor(
     model: nn.Module,
     original: Mapping[str, Tensor],
     *,
-    format: str = "nf4",
+    format: Annotated[str, Names("quantizer")] = "nf4",
     share: Annotated[float, Limits(0, 1)] = 0.1,
     bins: Annotated[float, Limits(0, above=True)] = 1.0,
 ) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 from stillknows.errors import NotMeasured, UserError, did_you_mean
 from stillknows.measure import judged, observed, score
 from stillknows.registry import Bound, bind, plugins, register
+from stillknows.specs import alternatives, chained, parse
 from stillknows.stats import auc, draws, interval, resampled_auc, resampled_top_auc, resampled_tpr_at_fpr, tpr_at_fpr
 from stillknows.types import Floats, Interval, Observations
 
@@ -63,13 +64,13 @@ def membership(
 
 def _attacks(names: str) -> list[Bound]:
     known = [name for name, plugin in plugins("metric").items() if plugin.measures == "membership"]
-    chosen = names.split("+") if names else known
-    for name in chosen:
+    chosen = [call for part in alternatives(names) for call in chained(part)] if names else known
+    for name in (parse(spec).name for spec in chosen):
         if name not in known:
             raise UserError(
                 f"no membership metric named {name!r}{did_you_mean(name, known)}", "stillknows list metrics"
             )
-    return [bind("metric", name) for name in chosen]
+    return [bind("metric", spec) for spec in chosen]
 
 
 def _judge(

@@ -19,6 +19,7 @@ from stillknows.model.layers import Linear, linears
 from stillknows.model.places import Place, placed
 from stillknows.progress import say
 from stillknows.registry import Bound, bind
+from stillknows.specs import chained
 
 Chain = tuple[Bound, ...]  # formats, applied from left to right
 WEIGHTS = "weight_OI"  # what a format of weights is given
@@ -58,7 +59,7 @@ class Quantized(NamedTuple):
 
 def parse_variant(spec: str) -> tuple[Bound, ...]:
     """Parse "rtn:bits=4" or a chain "bf16+rtn:bits=4", applied from left to right. Raises UserError."""
-    chain = tuple(bind("quantizer", part) for part in spec.split("+"))
+    chain = tuple(bind("quantizer", part) for part in chained(spec))
     if any(map(is_calibrated, chain)) and any(map(is_placed, chain)):
         raise UserError(f"{spec}: a file format cannot be chained with a calibrated one", "audit them one by one")
     return chain

@@ -23,6 +23,7 @@ from stillknows.model import checkpoints, records
 from stillknows.model.places import Place
 from stillknows.model.weightfiles import Stored, locate, stored
 from stillknows.progress import progress, say
+from stillknows.specs import spelled
 
 Json = dict[str, Any]
 
@@ -53,7 +54,7 @@ def run(
     Raises UserError, before anything is quantized: unknown or unsuitable formats, models that differ in shape, weights
     that are pickled, quantized or missing. While matrices are read: weights that are not finite.
     """
-    wanted = {spec.strip(): _of_weights(spec.strip()) for spec in formats.split(",")}
+    wanted = {spec: _of_weights(spec) for spec in spelled(formats)}
     found = [locate(name, trust_remote_code) for name in (original, unlearned)]
     sources = [checkpoints.understood(source) for source in found]
     skeletons = checkpoints.require_same_shapes(*sources)

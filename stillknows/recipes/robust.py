@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from stillknows.registry import Limits, register
+from stillknows.registry import Limits, Names, register
 
 
 @register("recipe", source="this project; parts from arXiv 2404.05868, 2410.16454, 2502.05374, 2605.02196, 2506.12618")
@@ -13,7 +13,7 @@ def robust(
     beta: Annotated[float, Limits(0, above=True)] = 0.1,
     alpha: Annotated[float, Limits(0)] = 1.0,
     rho: Annotated[float, Limits(0)] = 0.01,
-    formats: str = "nf4|fp4",
+    formats: Annotated[str, Names("quantizer", many=True)] = "nf4|fp4",
     floor: Annotated[float, Limits(0, 1, above=True)] = 0.95,
 ) -> str:
     """Unlearning that rounding does not undo: NPO under rounding and at the worst point nearby, what is kept held fast.
@@ -31,5 +31,5 @@ def robust(
         formats: what the weights are rounded to, separated by "|".
         floor: share of the retain items' answer probability that must stay, above 0 and up to 1.
     """
-    forget = f"npo:beta={beta} + ste:formats={formats} + sam:rho={rho}"
+    forget = f"npo:beta={beta} + ste(formats={formats}) + sam:rho={rho}"
     return f"{forget} + nll:weight={alpha} + kl:weight={alpha} + equal_retain:floor={floor}"

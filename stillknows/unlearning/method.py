@@ -9,6 +9,8 @@ from typing import get_args
 
 from stillknows.errors import UserError, did_you_mean
 from stillknows.registry import Bound, MethodKind, Plugin, bind, plugins
+from stillknows.specs import Call, chained
+from stillknows.specs import parse as parse_call
 from stillknows.training.objective_inputs import Need
 from stillknows.training.step_pipeline import KINDS as WRAPPERS
 
@@ -71,15 +73,29 @@ def known() -> dict[str, Plugin]:
 def _parts(spec: str) -> Iterator[Bound]:
     """Yield the parts of a method, with recipes replaced by what they stand for."""
     names = known()
-    for part in (part.strip() for part in spec.split("+")):
-        name = part.partition(":")[0].strip()
-        if name not in names:
-            raise UserError(f"no method named {name!r}{did_you_mean(name, names)}", "stillknows list methods")
-        bound = bind(names[name].kind, part)
+    before: Call | None = None
+    for part in chained(spec):
+        call = parse_call(part)
+        if call.name not in names:
+            fix = _as_format(before, part) if call.name in plugins("quantizer") else ""
+            raise UserError(
+                f"no method named {call.name!r}{did_you_mean(call.name, names)}", fix or "stillknows list methods"
+            )
+        before, bound = call, bind(names[call.name].kind, part)
         if bound.plugin.kind == "recipe":
             yield from _parts(bound())
         else:
             yield bound
+
+
+def _as_format(before: Call | None, part: str) -> str:
+    """Say how a format is named that stands as a part of its own behind an option; "" where no option is before it."""
+    if before is None or not before.given:
+        return ""
+    *given, (key, value) = before.given
+    chain = Call(before.name, (*given, (key, f"[{value}+{part}]"))).bracketed()
+    several = Call(before.name, (*given, (key, f"[{value}, {part}]"))).bracketed()
+    return f"{part} is a format: write {chain} for one after the other, or {several} for either"
 
 
 def _check(spec: str, parts: Sequence[Bound], forget: Sequence[Bound], edits: Sequence[Bound], wrappers: list[Bound]):

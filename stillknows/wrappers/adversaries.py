@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 from stillknows.errors import UserError
 from stillknows.formats.compress import WEIGHTS, Chain, check, compressed, is_calibrated, parse_variant
@@ -17,7 +17,8 @@ from stillknows.model.forward import answer_states
 from stillknows.model.layers import OutputLayer, blocks, decoder, layer_number
 from stillknows.model.logprobs import token_log_probs
 from stillknows.model.text import Encoded, batches
-from stillknows.registry import register
+from stillknows.registry import Names, register
+from stillknows.specs import alternatives
 
 ATTACKED = 2**12  # tokens that are attacked at a time, to bound the memory
 Gradients = Callable[[], dict[str, Tensor]]
@@ -50,15 +51,22 @@ def sam(gradients: Gradients, parameters: Mapping[str, Tensor], *, rho: float = 
 
 
 @register("adversary", source="arXiv 1308.3432 (straight-through); for unlearning arXiv 2605.02196")
-def ste(gradients: Gradients, model: nn.Module, random: torch.Generator, *, formats: str = "nf4") -> dict[str, Tensor]:
+def ste(
+    gradients: Gradients,
+    model: nn.Module,
+    random: torch.Generator,
+    *,
+    formats: Annotated[str, Names("quantizer", many=True)] = "nf4",
+) -> dict[str, Tensor]:
     """Straight-through: the gradient at the quantized weights is applied to the full ones, ∇L_forget(Q(θ)).
 
     Only linear maps are quantized, and embedding and output layer where the format is one of files.
 
     Args:
-        formats: formats of weights that need no calibration, separated by "|"; each step takes one of them by the seed.
+        formats: formats of weights that need no calibration, separated by "|" or in a list, as in
+            [nf4, rtn(bits=3)]; each step takes one of them by the seed.
     """
-    chains = [_chain(text, model) for text in formats.split("|")]
+    chains = [_chain(text, model) for text in alternatives(formats)]
     number = int(torch.randint(len(chains), (1,), generator=random, device=random.device))
     with compressed(model, chains[number]):
         return gradients()
