@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from stillknows.model.text import Encoded
 from stillknows.types import Benchmark
+from stillknows.unlearning import companions
 
 
 def assert_contract(benchmark: Benchmark) -> None:
-    """Splits with items, ids that are unique, texts without loose spaces, something to forget and something to keep."""
+    """Splits with items, ids that are unique, texts without loose spaces, something to forget and something to keep.
+
+    Methods that train with refusals can train on it: each question and each plain text can be answered by one.
+    """
     benchmark.require_usable()
+    for role in ("forget", "retain"):
+        items = [Encoded(example, (1, 2), 1, True) for example in benchmark.split(role).examples]
+        companions.check(items, frozenset({"refusal"}), [], benchmark.spec)
     names = [split.name for split in benchmark.splits]
     assert len(set(names)) == len(names)
     assert benchmark.split("forget").examples

@@ -158,11 +158,13 @@ def test_two_masks_let_move_what_each_of_them_does(pair: tuple[str, str], make_m
     for seed, kind in enumerate(("forget", "retain")):
         generator = torch.Generator().manual_seed(seed)
         gradients[kind] = {n: torch.randn(p.shape, generator=generator) for n, p in model.named_parameters()}
+    alike = {n: g for n, g in gradients["forget"].items() if "self_attn" in n}  # which memflex leaves as they are
+    gradients["retain"] |= alike
 
     def free(*names: str) -> Weights:
         masks = [bind("mask", SPECS[name]) for name in names]
         wrapping = Wrapping(make_model(layers=2), masks, steps=1, seed=0)
-        wrapping.begin(lambda kind: gradients[kind])
+        wrapping.begin(lambda name: gradients[name.removesuffix("_scrambled")])
         trained = {n: torch.ones_like(p, dtype=torch.bool) for n, p in wrapping.parameters.items()}
         held = {n: mask for n, (mask, _) in wrapping.held.items()}
         return {n: (trained | held).get(n, torch.zeros_like(p, dtype=torch.bool)) for n, p in model.named_parameters()}
@@ -189,7 +191,10 @@ def test_the_loss_is_the_terms_own(name: str, make_model: Make, made: Callable) 
         ("sure:percentile=-1", "below 100"),
         ("memflex:similarity=1.5", "-1 to 1"),
         ("memflex:magnitude=-1", "from 0"),
-        ("wagle:share=0", "at most 1"),
+        ("wagle:share=0", "above 0 and below 1"),
+        ("wagle:share=1", "above 0 and below 1"),
+        ("sure:percentile=0", "more than 0"),
+        ("only:names=*", "every tensor"),
         ("wagle:mu=0", "mu above 0"),
         ("sam:rho=-0.1", "at least 0"),
         ("ste:formats=gptq", "without calibration"),
@@ -276,7 +281,6 @@ GRADIENTS = {"m": float64([[3, 4], [0, 1], [0, 0]]), "v": float64([2, 0])}  # no
         ("percentile=50", {"m": [1, 1, 0], "v": [1, 0]}),  # γ = 1
         ("percentile=60", {"m": [1, 0, 0], "v": [1, 0]}),  # γ = 1.4
         ("percentile=80", {"m": [1, 0, 0], "v": [0, 0]}),  # γ = 2.6
-        ("percentile=0", {"m": [1, 1, 1], "v": [1, 1]}),
         ("percentile=50:unit=matrix", {"m": [1, 1, 1], "v": [0, 0]}),  # √26 and 2
     ],
 )
@@ -386,12 +390,10 @@ def test_memflex_goes_with_terms_that_are_at_their_least() -> None:
 @pytest.mark.parametrize(
     ("spec", "share"),
     [
-        ("sure:percentile=0", "100 %"),
+        ("sure:percentile=1e-9", "100 %"),
         ("memflex:magnitude=1e6", "(0 %)"),
         ("memflex:magnitude=0:similarity=1", "100 %"),
-        ("wagle:share=1", "100 %"),
         ("wagle:share=1e-9", "(0 %)"),
-        ("only:names=*", "100 %"),
     ],
 )
 def test_options_that_let_nothing_or_everything_move_are_refused(

@@ -156,6 +156,7 @@ def diagnose(
         "stillknows score eval_log_aggregated.json --format tofu --reference retain90/eval_log_aggregated.json",
         "stillknows score privleak/log.json --format muse --corpus news --json",
         "stillknows score TOFU_EVAL.json --format openunlearning --reference retain90/TOFU_EVAL.json",
+        "stillknows score results/1_Stephen_King --format rwku --json",
     )
 )
 def score(

@@ -30,12 +30,12 @@ def sure(
     embeddings of words that no item holds, γ is 0 and everything would move, which is refused.
 
     Args:
-        percentile: share of units, in percent, that stay as they are; 0 ≤ percentile < 100. Published: 90 and 99.
+        percentile: share of units, in percent, that stay as they are; 0 < percentile < 100. Published: 90 and 99.
         unit: what has one norm and moves or stays as a whole. "row": a neuron, that is a row of a matrix or an entry of
             a vector, as the published code has it. "matrix": a whole tensor.
     """
-    if not 0 <= percentile < 100:
-        raise UserError(f"sure: percentile={percentile} is out of range", "give at least 0 and below 100")
+    if not 0 < percentile < 100:
+        raise UserError(f"sure: percentile={percentile} is out of range", "give more than 0 and below 100")
     norms = {
         name: g.float().flatten(1).norm(dim=1) if unit == "row" and g.dim() > 1 else _whole(g.float(), unit)
         for name, g in forget_gradients.items()
@@ -94,12 +94,12 @@ def wagle(
     """Weight attribution: the share of single weights with the largest |(θ − g_r/μ)·g_f| moves.
 
     Args:
-        share: of all weights, 0 < share ≤ 1, rounded down to a whole number of them; of equal ones the first move.
+        share: of all weights, 0 < share < 1, rounded down to a whole number of them; of equal ones the first move.
         mu: μ > 0, the curvature of the retain loss, taken to be the same for all weights. Published gradients are sums
             over the batches, these are means: for the same mask, divide the published μ by the number of batches.
     """
-    if not 0 < share <= 1 or not mu > 0:
-        raise UserError("wagle: an option is out of range", "give a share above 0 and at most 1, and mu above 0")
+    if not 0 < share < 1 or not mu > 0:
+        raise UserError("wagle: an option is out of range", "give a share above 0 and below 1, and mu above 0")
     scores = {
         name: ((w - retain_gradients[name] / mu) * forget_gradients[name]).abs().float() for name, w in weights.items()
     }
@@ -140,4 +140,6 @@ def only(weights: Mapping[str, Tensor], *, names: str = "*mlp*") -> dict[str, Te
     for pattern in patterns:
         if not any(fnmatch(name, pattern) for name in weights):
             raise UserError(f"only: no tensor is called {pattern!r}", f"names look like {next(iter(weights))}")
+    if all(chosen.values()):
+        raise UserError(f"only: names={names} is every tensor (100 %): that is no mask", "leave it out, or name some")
     return {name: torch.full_like(w, chosen[name], dtype=torch.bool) for name, w in weights.items()}
