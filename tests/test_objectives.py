@@ -563,7 +563,7 @@ def test_published_ways_to_judge_the_wrong_places_are_seen(name: str, make_model
     items = make_items(LENGTHS, vocabulary=128)
     model, reference = make_model(vocabulary=128), make_model(vocabulary=128)
     move(model)
-    ids_BL = right_padded(items)
+    ids_BL = right_padded([item.ids for item in items])
     labels_BL = torch.full_like(ids_BL, -100)
     for row, item in enumerate(items):
         labels_BL[row, item.start : len(item.ids)] = ids_BL[row, item.start : len(item.ids)]

@@ -589,7 +589,7 @@ def test_shifts_go_with_questions(make_model: Make, make_items: Items) -> None:
     for shifts in ({question: torch.ones(3, 16)}, {question: torch.zeros(3, 16)}):
         with _shifted(model, block, shifts), block_output(block) as outputs, torch.no_grad():
             answer_states(model, rows)
-        seen.append(outputs[0])
+        seen.append(outputs[-1])  # before it: whether these rows may share a pass
     difference_BLD = seen[0] - seen[1]
     expected_BLD = torch.zeros_like(difference_BLD)
     expected_BLD[[0, 2], :3] = 1
