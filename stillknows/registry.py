@@ -157,7 +157,7 @@ class Bound:
 
     def respelled(self, **changed: Any) -> str:
         """Return the spec of the same plug-in with some options changed; those that are as by default are not named."""
-        options = {k: v for k, v in (self.options | changed).items() if v != self.plugin.options[k] or k in changed}
+        options = {k: v for k, v in {**self.options, **changed}.items() if v != self.plugin.options[k] or k in changed}
         words = {k: str(v).lower() if isinstance(v, bool) else str(v) for k, v in options.items()}
         return str(Call(self.plugin.name, tuple(words.items())))
 

@@ -87,6 +87,13 @@ def test_formats_without_groups_stay_as_they_are(widths: tuple[int, int]) -> Non
                 compress.check(model, chain, spec)
 
 
+@pytest.mark.parametrize("widths", WIDTHS)
+def test_the_default_method_rounds_to_formats_that_fit_every_model(widths: tuple[int, int]) -> None:
+    assert defaults.METHOD == "robust"
+    for spec in plugins("recipe")["robust"].options["formats"].split("|"):
+        compress.check(bare(*widths), parse_variant(spec), spec)
+
+
 def test_a_chain_fits_as_a_whole() -> None:
     name, _ = compress.fitted(bare(96, 192), parse_variant("bf16+int4+kv:bits=4"), "mine", exact=False)
     assert name == "bf16+int4:group=16+kv:bits=4:group=16"  # heads of 48 numbers

@@ -7,7 +7,7 @@ charged to nobody. Letters: s, c, o are a fact's score under the subject, the ne
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -157,7 +157,7 @@ def compare(table: Table, place: Place, metric: str) -> Comparison | str:
     return Comparison(kept, Interval(known / trials, low, high, trials), resamples)
 
 
-def unscored(table: Table, models: Sequence[str], place: Place, metric: str) -> list[str]:
+def unscored(table: Table, models: Collection[str], place: Place, metric: str) -> list[str]:
     """Say of each model how many of a split's facts have no score under it, such as NaN; nothing where all have one."""
     found = []
     for model in models:

@@ -237,7 +237,8 @@ def _worst(cells: Sequence[Json], gates: Sequence[str]) -> list[float]:
     kept = [cell for cell in cells if cell["metric"] in {f"{gate}.kept" for gate in gates}]
     unknown = [1.0, 0.0, 1.0]
     bounds = [[cell.get(name) for name in ("value", "low", "high")] for cell in kept]
-    return max((unknown if None in found else found for found in bounds), key=lambda found: found[2], default=unknown)
+    known: list[list[Any]] = [unknown if None in found else found for found in bounds]
+    return max(known, key=lambda found: found[2], default=unknown)
 
 
 def _utility(cells: Sequence[Json], request: audit.Request) -> float:

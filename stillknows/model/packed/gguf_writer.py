@@ -207,6 +207,6 @@ def _said(key: str, value: Any, read: dict[str, Any]) -> bool:
     """Tell whether a file gives a value back; None, and "no" where the file has no word for it, say nothing."""
     if value is None or (key not in UNDECLARED | read and not value):
         return True
-    found = (UNDECLARED | read).get(key)
+    found: Any = (UNDECLARED | read).get(key)
     numbers = isinstance(value, float) and isinstance(found, float)
     return math.isclose(value, found, rel_tol=1e-6) if numbers else value == found
