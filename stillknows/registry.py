@@ -10,13 +10,15 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
-from stillknows import needs, specs
+from stillknows import extensions, needs, specs
 from stillknows.errors import UserError, did_you_mean
+from stillknows.options import READABLE, convert, is_readable
+from stillknows.options import Limits as Limits
 from stillknows.specs import Call
 
 MethodKind = Literal[
@@ -43,24 +45,6 @@ FOLDERS: Mapping[Kind, str] = {
     "benchmark": "benchmarks",
 }
 _plugins: dict[Kind, dict[str, Plugin]] = {kind: {} for kind in get_args(Kind)}
-READABLE = "use int, float, bool, str or Literal words, one of these | None, or Annotated with Limits or Names"
-
-
-class Limits(NamedTuple):
-    """The numbers that an option may be, as in `alpha: Annotated[float, Limits(0, 1)]`; `above` leaves out `least`."""
-
-    least: float
-    most: float = math.inf
-    above: bool = False
-
-    def read(self, name: str, value: float | None) -> float | None:
-        """Return the number. Raises UserError for one outside; None, which some options may be, is not one."""
-        if value is None or self.least < value <= self.most or (value == self.least and not self.above):
-            return value
-        words = f"{'more than' if self.above else 'at least'} {self.least:g}"
-        raise UserError(
-            f"{name}={value:g} is out of range", f"give {words}{f', at most {self.most:g}' * (self.most < math.inf)}"
-        )
 
 
 class Names(NamedTuple):
@@ -209,28 +193,38 @@ def _check_options(plugin: Plugin) -> None:
     except (NameError, TypeError, AttributeError, SyntaxError) as error:
         raise UserError(f"{who}: the type of an option cannot be read: {error}", READABLE) from error
     for name, kind in types.items():
-        if not _is_readable(kind):
+        if not is_readable(kind):
             raise UserError(f"{who}: no text can give its option {name!r}, which is of type {kind}", READABLE)
     for name in plugin.options.keys() - types.keys():
         raise UserError(f"{who} says no type of its option {name!r}", READABLE)
 
 
-def _is_readable(kind: Any) -> bool:
-    """Tell whether `convert` knows an annotated type."""
-    if get_origin(kind) is Annotated:
-        inner, *limits = get_args(kind)
-        return _is_readable(inner) and len(limits) == 1 and isinstance(limits[0], Limits | Names)
-    if get_origin(kind) is Literal:
-        return all(isinstance(word, str) for word in get_args(kind))
-    if type(None) in get_args(kind):
-        return len(get_args(kind)) == 2 and any(map(_is_readable, get_args(kind)))
-    return kind in (int, float, bool, str)
-
-
 def plugins(kind: Kind) -> dict[str, Plugin]:
-    """Return all plug-ins of a kind by name, importing their folder on first use."""
+    """Return all plug-ins of a kind by name; their folder, and packages that bring more, are imported on first use."""
     importlib.import_module(f"stillknows.{FOLDERS[kind]}")
+    if extensions.packages():
+        load_packages()
     return _plugins[kind]
+
+
+@functools.cache
+def load_packages() -> None:
+    """Import the packages that bring plug-ins. Raises UserError for one that cannot be."""
+    load_own()
+    for entry in extensions.packages():
+        extensions.load_package(entry)
+
+
+def load_file(path: Path) -> None:
+    """Run a file of plug-ins, as `--plugin` does. Raises UserError for one that is missing or broken."""
+    load_own()
+    extensions.load_file(path)
+
+
+def load_own() -> None:
+    """Import all plug-ins of this package, so that another's of the same name is the one that is refused."""
+    for folder in dict.fromkeys(FOLDERS.values()):
+        importlib.import_module(f"stillknows.{folder}")
 
 
 def bind(kind: Kind, spec: str) -> Bound:
@@ -274,29 +268,3 @@ def _nesting(plugin: Plugin, call: Call) -> str:
             inner = Call(value, call.given[i + 1 :]).bracketed()
             return f"options of what {key} names stand in brackets: {call.name}({key}={inner})"
     return ""
-
-
-def convert(name: str, text: str, kind: Any) -> Any:
-    """Read a value of the annotated type: int, float, bool, str, a Literal, one of these | None, with Limits or Names.
-
-    Raises UserError.
-    """
-    if get_origin(kind) is Annotated:
-        kind, limits = get_args(kind)
-        return limits.read(name, convert(name, text, kind))
-    if get_origin(kind) is Literal:
-        if text not in get_args(kind):
-            raise UserError(f"{name}={text} is not known{did_you_mean(text, get_args(kind))}")
-        return text
-    if type(None) in get_args(kind):
-        if text.lower() == "none":
-            return None
-        kind = next(t for t in get_args(kind) if t is not type(None))
-    if kind is bool:
-        if text.lower() not in ("true", "false"):
-            raise UserError(f"{name}={text} is not true or false")
-        return text.lower() == "true"
-    try:
-        return kind(text)
-    except ValueError:
-        raise UserError(f"{name}={text} is not of type {kind.__name__}") from None

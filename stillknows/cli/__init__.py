@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
@@ -18,13 +19,22 @@ app.add_typer(shards, name="shards")
 
 @app.callback(invoke_without_command=True)
 def _start(
-    context: typer.Context, version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    plugin: Annotated[
+        list[Path] | None, typer.Option(help="Python file with plug-ins of your own, which is run: repeat it.")
+    ] = None,
 ) -> None:
     if version:
         from stillknows import __version__
 
         print_out(__version__)
         raise typer.Exit
+    if plugin:
+        from stillknows.registry import load_file
+
+        for path in plugin:
+            load_file(path)
     if context.invoked_subcommand is None:
         print_out(context.get_help())
 

@@ -17,8 +17,9 @@ from stillknows.auditing import audit, report
 from stillknows.auditing.plan import plan
 from stillknows.errors import UserError, did_you_mean
 from stillknows.model import checkpoints
+from stillknows.options import convert
 from stillknows.progress import say
-from stillknows.registry import Bound, convert
+from stillknows.registry import Bound
 from stillknows.store import claim, key, read_sealed, remove, require_new, sealed, write_sealed
 from stillknows.training.loop import Settings
 from stillknows.unlearning import method, unlearn

@@ -1,0 +1,123 @@
+"""Plug-ins of other packages and files are found, checked and run; a broken one is one message."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable, Iterator
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from stillknows import extensions, registry
+from stillknows.errors import UserError
+from stillknows.formats.compress import parse_variant, quantize
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "examples" / "plugin_package"
+FILE = PACKAGE / "stillknows_example" / "__init__.py"
+BROKEN = {  # a file: what is said of it
+    "from stillknows.registry import register\n\n\n@register('metric', source='x')\ndef m(log_prob): ...": (
+        "line 4: the metric 'm' asks for 'log_prob', which nothing provides; did you mean 'log_probs'?"
+    ),
+    "from stillknows.registry import register\nregister('metric', source='x')(lambda hits: hits)\n1 / 0": (
+        "line 3: ZeroDivisionError: division by zero"
+    ),
+    "import no_such_module": "line 1: ModuleNotFoundError: No module named 'no_such_module'",
+    "def f(:": "SyntaxError: invalid syntax",
+    "from stillknows.registry import register\n\n\n@register('metric', source='x')\ndef rouge_l(answers): ...": (
+        "line 4: metric 'rouge_l' is registered twice"
+    ),
+}
+
+
+@pytest.fixture(autouse=True)
+def sandbox() -> Iterator[None]:
+    """Take away what a test registers."""
+    registry.load_own()
+    before = {kind: dict(known) for kind, known in registry._plugins.items()}
+    yield
+    for kind, known in before.items():
+        registry._plugins[kind].clear()
+        registry._plugins[kind].update(known)
+
+
+def test_an_installed_package_is_found_by_its_entry_point(tmp_path: Path) -> None:
+    """Installed by hand, as pip would: the package beside its metadata, with the entry points of its pyproject.toml."""
+    project = tomllib.loads((PACKAGE / "pyproject.toml").read_text())["project"]
+    [(group, entries)] = project["entry-points"].items()
+    metadata = tmp_path / "stillknows_example-0.1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: 0.1.0\n")
+    (metadata / "entry_points.txt").write_text(f"[{group}]\n" + "".join(f"{k} = {v}\n" for k, v in entries.items()))
+    (tmp_path / "stillknows_example").symlink_to(PACKAGE / "stillknows_example")
+    ran = subprocess.run(
+        [sys.executable, "-c", "from stillknows.cli import main; main()", "list", "--json"],
+        env=os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    listed = {kind: {entry["name"] for entry in found} for kind, found in json.loads(ran.stdout).items()}
+    for kind, name in (
+        *(("methods", "bounded_ascent"), ("quantizers", "ternary"), ("metrics", "first_token")),
+        ("benchmarks", "primes"),
+    ):
+        assert name in listed[kind]
+        assert len(listed[kind]) > 1
+
+
+def test_a_file_of_plugins_is_run_by_an_option(cli: Callable[..., Any]) -> None:
+    assert "first_token" not in cli("list", "metrics").out
+    ran = cli("--plugin", FILE, "list", "metrics")
+    assert ran.code == 0
+    assert "first_token\n      Probability of the answer's first token" in ran.out
+
+
+def test_plugins_of_the_example_do_what_they_say() -> None:
+    registry.load_file(FILE)
+    log_probs, mask = torch.tensor([[-1.0, -5.0, 0.0]], requires_grad=True), torch.tensor([[True, True, False]])
+    loss = registry.bind("forget", "bounded_ascent(least=2)")(log_probs=log_probs, mask=mask)
+    loss.sum().backward()
+    assert loss.item() == 0.5
+    assert log_probs.grad is not None
+    assert log_probs.grad.tolist() == [[0.5, 0.0, 0.0]]
+    row = quantize(torch.tensor([[0.1, -1.0, 3.0, 0.0]]), parse_variant("ternary(threshold=0.5)"))
+    assert row.values_OI.tolist() == [[0.0, -2.0, 2.0, 0.0]]
+    scores = registry.bind("metric", "first_token")(log_probs=(np.log([0.25, 1.0]),))
+    assert scores.tolist() == pytest.approx([0.25])
+    benchmark = registry.bind("benchmark", "primes:11")()
+    assert benchmark.split("forget").examples[0].answer == "13"
+    assert len(benchmark.split("retain").examples) == 23
+
+
+@pytest.mark.parametrize("code", BROKEN)
+def test_a_broken_file_is_one_message(code: str, cli: Callable[..., Any], tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(code)
+    ran = cli("--plugin", path, "list", "metrics")
+    assert (ran.code, ran.out) == (2, "")
+    assert ran.err.startswith(f"stillknows: {path}")
+    assert BROKEN[code] in ran.err
+
+
+def test_a_missing_file_is_named(cli: Callable[..., Any], tmp_path: Path) -> None:
+    ran = cli("--plugin", tmp_path / "no.py", "list")
+    assert (ran.code, f"no file {tmp_path / 'no.py'}" in ran.err) == (2, True)
+    (tmp_path / "notes.txt").write_text("notes")
+    assert "is no Python file" in cli("--plugin", tmp_path / "notes.txt", "list").err
+
+
+def test_a_broken_package_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = EntryPoint("mine", "no_such_module", extensions.GROUP)
+    monkeypatch.setattr(extensions, "packages", lambda: (entry,))
+    registry.load_packages.cache_clear()
+    with pytest.raises(UserError, match="the plug-ins of no_such_module cannot be loaded: ModuleNotFoundError"):
+        registry.plugins("metric")
