@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from stillknows.errors import UserError, blamed_on
 from stillknows.lazy import Tensor, torch
-from stillknows.model.packed import gguf_header, library
+from stillknows.model.packed import gguf_header, gguf_tokenizer, library
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -47,7 +48,7 @@ def _describe(path: Path, reader: Any) -> str:
 
 
 def config(path: Path) -> Any:
-    """Return the plain model's configuration, as transformers makes it of the file."""
+    """Return the plain model's configuration, as transformers makes it of the file; what ends a text is the file's."""
     reader = _open(path)
     with blamed_on(f"{path} describes no model that can be built", AGAIN):
         return _config(path, reader)
@@ -58,6 +59,8 @@ def _config(path: Path, reader: Any) -> Any:
 
     architecture = _field(reader, "general.architecture")
     found = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
+    ends = gguf_tokenizer.ends(functools.partial(_field, reader))
+    found.eos_token_id = ends[0] if len(ends) == 1 else ends or None
     width = _field(reader, f"{architecture}.attention.key_length")
     if width is not None:
         found.head_dim = width
@@ -77,27 +80,10 @@ def _config(path: Path, reader: Any) -> Any:
 
 
 def tokenizer(path: Path) -> Any:
-    """Return the file's tokenizer: that of Hugging Face where the file holds it, else one made of its tokens."""
+    """Return the file's tokenizer; see gguf_tokenizer."""
     reader = _open(path)
     with blamed_on(f"{path} has no tokenizer that can be loaded", AGAIN):
-        return _tokenizer(path, reader)
-
-
-def _tokenizer(path: Path, reader: Any) -> Any:
-    from tokenizers import Tokenizer
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
-
-    keys = library("gguf").Keys.Tokenizer
-    stored = _field(reader, keys.HF_JSON)
-    if stored is None:
-        return AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    fast = Tokenizer.from_str(stored)
-    places = {"bos_token": keys.BOS_ID, "eos_token": keys.EOS_ID, "unk_token": keys.UNK_ID, "pad_token": keys.PAD_ID}
-    numbers = {name: _field(reader, key) for name, key in places.items()}
-    special = {name: fast.id_to_token(number) for name, number in numbers.items() if number is not None}
-    found = PreTrainedTokenizerFast(tokenizer_object=fast, **special)
-    found.chat_template = _field(reader, keys.CHAT_TEMPLATE)
-    return found
+        return gguf_tokenizer.read(functools.partial(_field, reader), str(path))
 
 
 def weights(path: Path, model: PreTrainedModel) -> dict[str, Tensor]:
@@ -161,10 +147,17 @@ def in_halves(rows: Tensor, heads: int) -> Tensor:
 
 
 def _open(path: Path) -> Any:
-    reader = library("gguf").GGUFReader
+    """Return a reader. The latest is kept: making one takes seconds, and a file is opened for each thing it holds."""
     with blamed_on(f"{path} is no GGUF file, or it is damaged", AGAIN):
-        gguf_header.check(path)
-        return reader(path)
+        state = path.stat()
+        return _reader(path, (state.st_mtime_ns, state.st_size, state.st_ino))
+
+
+@functools.lru_cache(maxsize=1)
+def _reader(path: Path, state: tuple[int, ...]) -> Any:
+    reader = library("gguf").GGUFReader
+    gguf_header.check(path)
+    return reader(path)
 
 
 def _field(reader: Any, key: str, default: Any = None) -> Any:

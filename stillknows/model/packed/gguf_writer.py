@@ -15,14 +15,12 @@ from stillknows.lazy import Tensor, torch
 from stillknows.model.layers import Linear, decoder
 from stillknows.model.packed import Kept, gguf, library
 from stillknows.model.packed.ggml import pack
+from stillknows.model.packed.gguf_tokenizer import LLAMA_3, QWEN_2
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# How text is cut before merges, by llama.cpp's names: the regular expression of the tokenizer's first step.
-_LETTERS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
-_REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-CUTS = {f"{_LETTERS}\\p{{N}}{_REST}": "qwen2", f"{_LETTERS}\\p{{N}}{{1,3}}{_REST}": "llama-bpe"}
+CUTS = {QWEN_2: "qwen2", LLAMA_3: "llama-bpe"}  # llama.cpp's names, by the pattern of the tokenizer's first step
 GPT2 = "gpt-2"
 # Parts of a configuration that no answer depends on, or that the rest of the file says. A test changes each.
 UNSAID = {
