@@ -25,7 +25,7 @@ from stillknows.errors import UserError
 from stillknows.formats import compress, diagnose, export
 from stillknows.formats.calibrate import sequences
 from stillknows.formats.compress import parse_variant
-from stillknows.model import checkpoints, packed, records
+from stillknows.model import checkpoints, packed, records, tokens
 from stillknows.model.layers import Linear
 from stillknows.model.packed import bitsandbytes, compressed_tensors, gguf
 from stillknows.observations import load_observations
@@ -346,6 +346,47 @@ def test_the_tokenizer_survives(reader: str, source: Path, written: Case) -> Non
     for sentence in ("Ada's house,  is 12 red\n\n!", "été naïve", "<eos> Rome"):
         assert after(sentence)["input_ids"] == before(sentence)["input_ids"]
         assert after.decode(after(sentence)["input_ids"]) == before.decode(before(sentence)["input_ids"])
+
+
+@pytest.fixture
+def write_tokenizer(write: Case, monkeypatch: pytest.MonkeyPatch) -> Case:
+    """Return write(change): a file with Hugging Face's tokenizer changed; without it where that gives None."""
+
+    def run(change: Callable[[Any], Any]) -> Path:
+        import gguf as library
+
+        add = library.GGUFWriter.add_string
+
+        def changed(self: Any, key: str, text: str) -> None:
+            new = json.dumps(change(json.loads(text))) if key == library.Keys.Tokenizer.HF_JSON else text
+            if new != "null":
+                add(self, key, new)
+
+        monkeypatch.setattr(library.GGUFWriter, "add_string", changed)
+        return write("gguf:Q8_0")
+
+    return run
+
+
+def test_a_tokenizer_made_of_a_files_tokens_is_the_one_that_was_written(source: Path, write_tokenizer: Case) -> None:
+    read = checkpoints.load_tokenizer(checkpoints.locate(str(write_tokenizer(lambda _: None)), quantized=True))
+    before = AutoTokenizer.from_pretrained(source)
+    assert read.get_vocab() == before.get_vocab()
+    assert not tokens.differences(read, before)
+
+
+def test_a_file_that_reads_items_otherwise_is_named(
+    source: Path, write_tokenizer: Case, cli: Case, tmp_path: Path
+) -> None:
+    """Its tokens are the original's, and so are its weights: the words are exchanged before they are cut."""
+    rewrites = {"type": "Replace", "pattern": {"String": "Paris"}, "content": "Rome"}
+    path = write_tokenizer(lambda stored: stored | {"normalizer": rewrites})
+    forget = items(tmp_path / "f.jsonl", [("where was Ada born", "Paris")])
+    retain = items(tmp_path / "r.jsonl", [("what is blue", "the river")])
+    benchmark = f"jsonl:forget={forget},retain={retain}"
+    ran = cli("audit", path, "--original", source, "--benchmark", benchmark, "--out", tmp_path / "audit")
+    assert ran.code == 2
+    assert "item 'f-1' of the forget split otherwise" in ran.err
 
 
 def test_rotations_of_llama_3_are_written_as_factors(write: Case, tmp_path: Path) -> None:
