@@ -26,6 +26,8 @@ FULL = "full"  # the variant in which nothing is done to the model; the others a
 UNWRAPPED = "unwrapped"  # the variant in which nothing stands before or beside the weights: see suppress.py
 WEIGHTS = "weights"  # in the place of a split: numbers that come from the weights alone
 SUITE = "suite"  # in the place of a split: figures that a benchmark makes of several splits
+CHAT = "chat"  # in the place of a template: the tokenizer's own chat template
+PLACE = "{prompt}"  # of the question in a template
 ORIGINAL, CONTROL = "original", "control"  # names of the two controls in tables and reports
 
 
@@ -78,6 +80,19 @@ class Split:
     piece_tokens: int | None = None
 
 
+def require_place(template: str) -> None:
+    """Raise UserError for a template in words that does not show the question, or that no file could hold."""
+    if template != CHAT and PLACE not in template:
+        raise UserError(
+            f"the template {template!r} does not show the question",
+            f'write "{PLACE}" where it belongs, as in --template "Question: {PLACE}\\nAnswer:"',
+        )
+    try:
+        template.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"the template {template!r} holds half a character", "correct it") from error
+
+
 @dataclass(frozen=True)
 class Benchmark:
     """What to forget, what to keep, and how both are asked for.
@@ -103,7 +118,8 @@ class Benchmark:
         raise LookupError(f"{self.spec} has no {role} split")
 
     def require_usable(self) -> None:
-        """Raise UserError for splits without items and for items that are to be forgotten and kept."""
+        """Raise UserError for splits without items, for items that are to be forgotten and kept, and for templates
+        that `require_place` refuses."""
         splits = (*self.training, *self.splits)
         for split in splits:
             if not split.examples:
@@ -116,6 +132,8 @@ class Benchmark:
                     f"{len(both)} items are in the forget and in the {split.name} split, the first: {both[0]!r}",
                     "an item cannot be forgotten and kept; remove it from one of them",
                 )
+            if any(example.prompt for example in split.examples):
+                require_place(split.template or self.template)
 
 
 @dataclass(frozen=True)

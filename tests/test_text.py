@@ -109,7 +109,7 @@ def test_a_token_over_the_border_belongs_to_the_answer() -> None:
 
 def test_a_template_that_ends_in_a_space_keeps_the_whole_answer() -> None:
     tokenizer = byte_level()
-    [item] = encode([example(answer="Paris")], tokenizer, "Answer: ", 500)
+    [item] = encode([example(answer="Paris")], tokenizer, "{prompt} Answer: ", 500)
     assert tokenizer.decode(item.ids[item.start : -1]).strip() == "Paris"
 
 

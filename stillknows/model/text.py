@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Literal
 
 from stillknows.errors import UserError
 from stillknows.lazy import Tensor, torch
-from stillknows.types import Example, Split
+from stillknows.model import chat
+from stillknows.types import CHAT, PLACE, Example, Split, require_place
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 LongItems = Literal["error", "truncate"]
-CHAT = "chat"
 CHARACTERS = 10  # that twice as many tokens take up nearly always
 ANSWER = "\ue000"  # stands for the answer where a chat template is asked how it writes one; no template holds it
 
@@ -123,6 +123,11 @@ def encode(
             "the tokenizer has no end-of-sequence token, so no answer can end",
             'add "eos_token" to its tokenizer_config.json',
         )
+    questions = [example.prompt for example in examples if example.prompt]
+    if questions:
+        require_place(template)
+    if questions and template == CHAT:
+        chat.require_questions(tokenizer, (_beginning(question, tokenizer, context) for question in questions))
     items = [_encode_one(example, tokenizer, template, context, long_items) for example in examples]
     for item in items:
         if vocabulary is not None and max(item.ids) >= vocabulary:
@@ -192,7 +197,7 @@ def _join(example: Example, tokenizer: PreTrainedTokenizerBase, template: str) -
 
 def framed(prompt: str, template: str) -> str:
     """Put a prompt in the place of the template's last "{prompt}": in-context examples may hold the same text."""
-    before, _, after = template.rpartition("{prompt}")
+    before, _, after = template.rpartition(PLACE)
     return f"{before}{prompt}{after}"
 
 
@@ -207,11 +212,8 @@ def _chat(question: str, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str, 
     The last two are read off the template's rendering of an answer: some write " Paris" (Llama 2, Mistral), and some
     end a turn with another token than the tokenizer's end of sequence (Gemma, Phi-3).
     """
-    if not tokenizer.chat_template:
-        raise UserError("the tokenizer has no chat template", "leave out --template chat")
-    turns = [{"role": "user", "content": question}, {"role": "assistant", "content": ANSWER}]
-    prompt = str(tokenizer.apply_chat_template(turns[:1], tokenize=False, add_generation_prompt=True))
-    before, _, after = str(tokenizer.apply_chat_template(turns, tokenize=False)).partition(ANSWER)
+    prompt = chat.render(tokenizer, question)
+    before, _, after = chat.render(tokenizer, question, ANSWER).partition(ANSWER)
     space = before.removeprefix(prompt)
     following = _plain_ids(tokenizer, after.lstrip())[:1]
     end = following if following and following[0] in tokenizer.added_tokens_decoder else [tokenizer.eos_token_id]
