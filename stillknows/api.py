@@ -124,9 +124,7 @@ def audit(
     folder = _out(out)
     with claim(folder):
         require_new(folder / report.JSON, overwrite=overwrite)
-        result = report.build(auditing.run(request, folder), command)
-        report.write(result, folder)
-    return Report(result)
+        return Report(report.write(report.build(auditing.run(request, folder), command), folder))
 
 
 def finetune(

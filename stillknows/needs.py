@@ -62,6 +62,7 @@ NEEDS: Mapping[str, tuple[Form, ...]] = {
         _form("activations_TI"),
         _form("cached_TD"),
     ),
+    "attack": (_form("split", "template"), _form("decoding"), _form("model", optional=("taught",))),
     "metric": (_form(optional=_names(("", "reference"), OBSERVED)),),
     "figure": (_form("subject", "control"),),
     "benchmark": (_form(),),

@@ -14,7 +14,7 @@ import numpy as np
 from stillknows.store import DIGEST, parse_json, replace_file
 from stillknows.types import Observations, Ragged
 
-TEXTS = ("ids", "facts", "prompts", "answers", "generations", "samples")
+TEXTS = ("ids", "facts", "prompts", "answers", "generations", "samples", "wordings")
 ARRAYS = ("ends", "gradient_norms")
 RAGGED = ("log_probs", "hits", "entropies", "spreads", "paraphrase_log_probs", "lowered_log_probs")
 NESTED = "wrong_log_probs"

@@ -24,7 +24,7 @@ from stillknows.specs import Call
 MethodKind = Literal[
     "forget", "retain", "mask", "adversary", "combination", "optimizer", "adapter", "curriculum", "edit", "recipe"
 ]
-Kind = Literal[MethodKind, "suppression", "quantizer", "metric", "figure", "benchmark"]
+Kind = Literal[MethodKind, "suppression", "quantizer", "attack", "metric", "figure", "benchmark"]
 Measures = Literal["knowledge", "membership", "behaviour"]
 F = TypeVar("F", bound=Callable[..., Any])
 FOLDERS: Mapping[Kind, str] = {
@@ -40,6 +40,7 @@ FOLDERS: Mapping[Kind, str] = {
     "recipe": "recipes",
     "suppression": "suppressions",
     "quantizer": "quantizers",
+    "attack": "attacks",
     "metric": "metrics",
     "figure": "figures",
     "benchmark": "benchmarks",

@@ -11,7 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
 
@@ -324,7 +324,17 @@ def file_digest(*files: Path) -> str:
     return digest.hexdigest()
 
 
+class Serialized(NamedTuple):
+    """A part of keys that is written out once, since writing it takes long and many keys have it."""
+
+    text: str
+
+    @classmethod
+    def of(cls, part: Any) -> Serialized:
+        return cls(json.dumps(part, sort_keys=True, ensure_ascii=False, default=str))
+
+
 def key(*parts: Any) -> str:
-    """Return a short hash of JSON-able parts: equal inputs, equal key."""
-    text = json.dumps(parts, sort_keys=True, ensure_ascii=False, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:24]
+    """Return a short hash of JSON-able parts: equal inputs, equal key, serialized before or not."""
+    written = (part if isinstance(part, Serialized) else Serialized.of(part) for part in parts)
+    return hashlib.sha256(f"[{', '.join(part.text for part in written)}]".encode()).hexdigest()[:24]

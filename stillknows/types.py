@@ -158,6 +158,8 @@ class Observations:
     (empty where there are none), `lowered_log_probs` for the answer in lower case. `generations[i]` is the greedy
     continuation of the prompt, `samples[i]` are sampled ones. `gradient_norms[i]` is |∇θ NLL| of the answer.
 
+    `wordings[i]` names how an attack words the prompt; of a fact's wordings the one counts that shows most.
+
     None where it was not observed, for the whole split or for one item.
     """
 
@@ -176,6 +178,7 @@ class Observations:
     gradient_norms: Floats | None = None
     generations: tuple[str | None, ...] | None = None
     samples: tuple[tuple[str, ...] | None, ...] | None = None
+    wordings: tuple[str, ...] | None = None
 
 
 class Interval(NamedTuple):

@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from stillknows import registry
+from stillknows.auditing.variants import parse_variant as parse_attack
 from stillknows.errors import NotMeasured
 from stillknows.formats.compress import parse_variant, quantize
 from stillknows.training.loop import Settings, fit
 from stillknows.training.objective_inputs import Term
-from stillknows.types import Observations
+from stillknows.types import Example, Observations, Split
 
 ROOT = Path(__file__).parents[1]
 
@@ -36,7 +37,7 @@ def examples():
 
 def test_there_is_an_example_of_each_kind(examples):
     kinds = {re.search(r'@register\("(\w+)"', block).group(1) for block in examples}
-    assert kinds == {"forget", "mask", "quantizer", "metric", "figure", "benchmark"}
+    assert kinds == {"forget", "mask", "quantizer", "attack", "metric", "figure", "benchmark"}
 
 
 def test_the_term_is_an_objective(examples):
@@ -61,6 +62,12 @@ def test_the_mask_lets_vectors_move_alone(examples, make_model, make_items):
 def test_the_quantizer_is_a_variant(examples):
     values = quantize(torch.tensor([[1.0, -3.0]]), parse_variant("bf16+binary")).values_OI
     assert values.tolist() == [[2.0, -2.0]]
+
+
+def test_the_attack_words_questions_otherwise(examples):
+    split = Split("forget", "forget", (Example("a", "Who?", "Ada", "a"),))
+    found = parse_attack("slowly:words=Please.").worded(split, "{prompt}")
+    assert [framed.examples[0].prompt for framed in found.values()] == ["Who? Please."]
 
 
 def test_the_metric_scores(examples):

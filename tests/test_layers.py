@@ -32,6 +32,7 @@ LAYERS = (
         "edits/",
         "recipes/",
         "quantizers/",
+        "attacks/",
         "metrics/",
         "benchmarks/",
         "figures/",

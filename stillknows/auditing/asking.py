@@ -7,10 +7,11 @@ ends answers otherwise, changes no weight and would look like forgetting.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from typing import Any, NamedTuple
 
+from stillknows.auditing.variants import Variant
 from stillknows.errors import UserError
 from stillknows.model import checkpoints
 from stillknows.model.suppress import Suppression, with_question
@@ -81,6 +82,20 @@ class Questions:
                 for item in self._split(part, tokenizer, split.name in self.lowered)
             ]
         return found
+
+    def attacked(self, variant: Variant, tokenizer: Any, suppression: Suppression | None = None) -> Items:
+        """Return the items to be forgotten as an attack asks for them; nothing else is asked under attack."""
+        found: Items = {}
+        for split in self.benchmark.splits:
+            if split.role == "forget":
+                wordings = variant.worded(split, self.benchmark.template)
+                asked = [self._only(wording).encoded(tokenizer, suppression) for wording in wordings.values()]
+                pairs = zip(wordings, (items[split.name] for items in asked), strict=True)
+                found[split.name] = [replace(item, wording=name) for name, items in pairs for item in items]
+        return found
+
+    def _only(self, split: Split) -> Questions:
+        return replace(self, benchmark=replace(self.benchmark, splits=(split,)))
 
     def known(self, tokenizer: Any, suppression: Suppression) -> Items:
         """Return the items that a model's states are compared with, framed as each split's own are."""

@@ -12,16 +12,17 @@ from stillknows.auditing import evidence, harness
 from stillknows.auditing.asking import Reader
 from stillknows.auditing.evidence import Place, Table
 from stillknows.auditing.observe import observe
-from stillknows.auditing.plan import Format, LeftOut, Prepared, Request, plan
+from stillknows.auditing.plan import LeftOut, Prepared, Request, plan
+from stillknows.auditing.variants import Variant
 from stillknows.auditing.verdict import judge, out_of_reach
 from stillknows.errors import UserError
 from stillknows.formats import compress, tally
 from stillknows.lazy import Tensor
 from stillknows.model import checkpoints, records
-from stillknows.model.text import CHAT
+from stillknows.model.text import CHAT, Asked
 from stillknows.observations import load_observations, save_observations
 from stillknows.progress import progress, say
-from stillknows.store import key, name_of, recall, write_sealed
+from stillknows.store import Serialized, key, name_of, recall, write_sealed
 from stillknows.types import FULL, ORIGINAL, UNWRAPPED, WEIGHTS, Cell, Interval, Observations, Subject, Verdict
 
 OBSERVATIONS_VERSION = 3  # raise when observe() or its inputs change their meaning
@@ -47,29 +48,31 @@ class Audit:
 
 def run(request: Request, out: Path) -> Audit:
     """Measure everything that `out` does not hold yet and judge. Raises UserError for bad input, before loading."""
-    prepared, reader, formats, left_out, metrics, figures, suite = plan(request, out)
-    if reasons := out_of_reach(request.benchmark, formats, request.control is not None, request.policy):
+    prepared, reader, variants, left_out, metrics, figures, suite = plan(request, out)
+    if reasons := out_of_reach(request.benchmark, variants, request.control is not None, request.policy):
         say(reasons)
     run_records = {model.label: records.read(model.source.path) for model in prepared}
     versions = records.versions() | ({} if suite is None else {"lm-eval": suite.version})
-    load, measured = _Loader(request.device, reader, [form.chain for form in formats.values()]), []
+    deployments = {name: variant for name, variant in variants.items() if variant.role == "deployment"}
+    keys = _Keys()
+    load, measured = _Loader(request.device, reader, [variant.chain for variant in variants.values()]), []
     for model in prepared:
         if model.label != ORIGINAL:
-            measured += _updates(load, prepared[0], model, formats, out)
-        _observe_missing(load, model, formats, out)
+            measured += _updates(load, prepared[0], model, deployments, out)
+        _observe_missing(load, model, variants, keys, out)
         if suite is not None:
-            measured += _general(load, model, formats, suite, request, out)
+            measured += _general(load, model, deployments, suite, request, out)
     observations = {
-        Place(model.label, variant, split): _read(out, model, variant, split, form)
+        Place(model.label, name, split): _read(out, model, name, split, keys(model, variant, split))
         for model in prepared
-        for variant, form in formats.items()
-        for split in model.splits
+        for name, variant in variants.items()
+        for split in model.items(variant)
     }
     table = evidence.tabulate(observations, metrics, {s.name: s.role for s in request.benchmark.splits})
     labels = [model.label for model in prepared]
-    cells = [cell for label in labels for cell in evidence.cells(table, label, formats, metrics)]
-    cells += [cell for label in labels for cell in evidence.suite_cells(observations, label, formats, figures)]
-    verdicts = tuple(_judged(table, model, prepared[0], formats, request) for model in prepared)
+    cells = [cell for label in labels for cell in evidence.cells(table, label, variants, metrics)]
+    cells += [cell for label in labels for cell in evidence.suite_cells(observations, label, deployments, figures)]
+    verdicts = tuple(_judged(table, model, prepared[0], variants, request) for model in prepared)
     return Audit(
         request,
         {p.label: p.source for p in prepared},
@@ -86,10 +89,11 @@ def run(request: Request, out: Path) -> Audit:
 
 
 def _judged(
-    table: Table, model: Prepared, original: Prepared, formats: Mapping[str, Format], request: Request
+    table: Table, model: Prepared, original: Prepared, variants: Mapping[str, Variant], request: Request
 ) -> Verdict:
     """Return the verdict, which says first if something but the weights was changed."""
-    verdict = judge(table, model.label, list(formats), request.policy)
+    attacks = {name: v.gates(request.policy.gates) for name, v in variants.items() if v.role == "attack"}
+    verdict = judge(table, model.label, list(variants), request.policy, attacks)
     verdict = replace(verdict, reasons=(*verdict.reasons, *model.notes))
     if model.suppression is None:
         return verdict
@@ -106,20 +110,35 @@ def _file(out: Path, model: Prepared, variant: str, split: str) -> Path:
     return out / "observations" / model.label / name_of(variant) / f"{split}.npz"
 
 
-def _read(out: Path, model: Prepared, variant: str, split: str, form: Format) -> Observations:
-    seen = load_observations(_file(out, model, variant, split), _key(model, form, split))
+def _read(out: Path, model: Prepared, variant: str, split: str, cache: str) -> Observations:
+    seen = load_observations(_file(out, model, variant, split), cache)
     if seen is None:
         raise UserError(f"{_file(out, model, variant, split)} vanished while the audit ran", "run it again")
     return seen
 
 
-def _key(model: Prepared, form: Format, split: str) -> str:
-    """Identify observations by everything that they depend on."""
-    items = [asdict(item) for item in model.candidates(form, split)]
-    how = sorted(model.fields[split]), asdict(model.decoding[split])
-    suppression = model.suppressed(form)
-    beside = [suppression.identity] if suppression else []
-    return key(OBSERVATIONS_VERSION, model.fingerprint, form.identity, items, how, *beside, *model.beside)
+class _Keys:
+    """Identify observations by everything that they depend on; items are written out once for all variants."""
+
+    def __init__(self) -> None:
+        self.items: dict[tuple[str, bool, str, str], Serialized] = {}
+
+    def __call__(self, model: Prepared, variant: Variant, split: str) -> str:
+        place = model.label, variant.wrapped, variant.asking, split
+        if place not in self.items:
+            self.items[place] = Serialized.of([_described(item) for item in model.candidates(variant, split)])
+        fields, decoding = model.observed(variant, split)
+        suppression = model.suppressed(variant)
+        beside = [suppression.identity] if suppression else []
+        how = sorted(fields), asdict(decoding)
+        taught = [[item.ids for item in model.taught(variant)]] if variant.teaches else []
+        parts = OBSERVATIONS_VERSION, model.fingerprint, variant.identity, self.items[place], how, *beside
+        return key(*parts, *model.beside, *taught)
+
+
+def _described(item: Asked) -> dict[str, Any]:
+    """Return everything of an item, its wording where it has one."""
+    return {name: value for name, value in asdict(item).items() if name != "wording" or value}
 
 
 class _Loader:
@@ -148,43 +167,41 @@ class _Loader:
         return self.originals
 
 
-def _observe_missing(load: _Loader, model: Prepared, formats: Mapping[str, Format], out: Path) -> None:
+def _observe_missing(load: _Loader, model: Prepared, variants: Mapping[str, Variant], keys: _Keys, out: Path) -> None:
     """Make the observations of one model that the folder does not hold yet, one file after another."""
     todo = {
-        variant: [
-            s for s in model.splits if load_observations(_file(out, model, variant, s), _key(model, form, s)) is None
+        name: [
+            split
+            for split in model.items(variant)
+            if load_observations(_file(out, model, name, split), keys(model, variant, split)) is None
         ]
-        for variant, form in formats.items()
-        if form.wrapped or model.suppression or FULL not in formats
+        for name, variant in variants.items()
+        if variant.wrapped or model.suppression or FULL not in variants
     }
     with progress(f"observing {model.label}", sum(map(len, todo.values()))) as advance:
-        for variant, splits in todo.items():
+        for name, splits in todo.items():
             if not splits:
                 continue
-            subject, form = load(model), formats[variant]
-            suppression = model.suppressed(form)
-            with compress.compressed(subject.model, form.chain, form.ids_NL):
+            subject, variant = load(model), variants[name]
+            suppression = model.suppressed(variant)
+            with variant.applied(subject.model, model.taught(variant)):
                 served = suppression.wrap(subject.model, load.device) if suppression else subject.model
                 for split in splits:
-                    seen = observe(
-                        served,
-                        subject.tokenizer,
-                        model.asked(form, split, subject.model),
-                        fields=model.fields[split],
-                        decoding=model.decoding[split],
-                    )
-                    save_observations(_file(out, model, variant, split), _key(model, form, split), seen)
-                    advance(1, f"{variant}, {split}")
+                    fields, decoding = model.observed(variant, split)
+                    items = model.asked(variant, split, subject.model)
+                    seen = observe(served, subject.tokenizer, items, fields=fields, decoding=decoding)
+                    save_observations(_file(out, model, name, split), keys(model, variant, split), seen)
+                    advance(1, f"{name}, {split}")
 
 
 def _updates(
-    load: _Loader, original: Prepared, model: Prepared, formats: Mapping[str, Format], out: Path
+    load: _Loader, original: Prepared, model: Prepared, variants: Mapping[str, Variant], out: Path
 ) -> Iterator[Cell]:
     """Yield what each format leaves of a model's update, as a whole and by layer, measured on the weights alone.
 
     Of a layer that has no update there is no number, and none is asked for.
     """
-    for variant, form in formats.items():
+    for variant, form in variants.items():
         on_disk = model.source.form or original.source.form
         unknown = on_disk or form.ids_NL is not None
         whole, layers = (None, {}) if unknown else _damage(load, original, model, variant, form, out)
@@ -219,7 +236,7 @@ class Damage(NamedTuple):
 
 
 def _damage(
-    load: _Loader, original: Prepared, model: Prepared, variant: str, form: Format, out: Path
+    load: _Loader, original: Prepared, model: Prepared, variant: str, form: Variant, out: Path
 ) -> tuple[Damage, dict[str, Damage]]:
     """Return the damage as a whole and by layer."""
     path = _file(out, model, variant, WEIGHTS).with_suffix(".json")
@@ -238,7 +255,7 @@ def _damage(
 def _general(
     load: _Loader,
     model: Prepared,
-    formats: Mapping[str, Format],
+    variants: Mapping[str, Variant],
     suite: harness.Suite,
     request: Request,
     out: Path,
@@ -246,14 +263,14 @@ def _general(
     """Yield general utility under each format, with the task in the place of a split."""
     chat = request.benchmark.template == CHAT
     asked = suite.identity, request.task_limit, harness.BATCH_SIZE, harness.SEED, chat
-    with progress(f"general tasks on {model.label}", len(formats)) as advance:
-        for variant, form in formats.items():
+    with progress(f"general tasks on {model.label}", len(variants)) as advance:
+        for variant, form in variants.items():
             path = _file(out, model, variant, TASKS).with_suffix(".json")
             cache = key(OBSERVATIONS_VERSION, model.fingerprint, form.identity, asked, *model.beside)
             results = _read_results(path, cache)
             if results is None:
                 subject = load(model)
-                with compress.compressed(subject.model, form.chain, form.ids_NL):
+                with form.applied(subject.model):
                     results = harness.measure(
                         subject.model, subject.tokenizer, suite, limit=request.task_limit, chat=chat
                     )

@@ -21,6 +21,7 @@ from stillknows.types import CONTROL, FULL, ORIGINAL, SUITE, Cell, Floats, Inter
 
 KNOWN_SHARE = 0.5  # a fact is known when its score is more than half-way from the control's to the original's
 KEPT_ROLES = ("retain", "neighbour", "utility")  # what must stay as good as the original's
+OTHER_FACTS = "the attack teaches some of the facts and is judged by the others, full precision by all"
 LEAST_GAP = 0.1  # the original must beat the control by this much on average, or the probe shows nothing
 
 
@@ -64,8 +65,18 @@ def tabulate(
 
 
 def _by_fact(seen: Observations, values: Floats) -> Floats:
-    _, rows = np.unique(seen.facts, return_inverse=True)
-    return np.bincount(rows, values) / np.bincount(rows)
+    """Return each fact's mean over its examples; where an attack words them in several ways, that of its worst wording.
+
+    A fact with an example that has no score has none, in whatever wording.
+    """
+    facts, rows = np.unique(seen.facts, return_inverse=True)
+    if seen.wordings is None:
+        return np.bincount(rows, values) / np.bincount(rows)
+    wordings, columns = np.unique(seen.wordings, return_inverse=True)
+    cells, shape = rows * len(wordings) + columns, (len(facts), len(wordings))
+    counts = np.bincount(cells, minlength=len(facts) * len(wordings)).reshape(shape)
+    sums = np.bincount(cells, values, minlength=len(facts) * len(wordings)).reshape(shape)
+    return np.where(counts > 0, sums / np.maximum(counts, 1), -np.inf).max(1)
 
 
 def cells(table: Table, label: str, variants: Collection[str], metrics: Mapping[str, Bound]) -> Iterator[Cell]:
@@ -74,6 +85,8 @@ def cells(table: Table, label: str, variants: Collection[str], metrics: Mapping[
         for split, role in table.roles.items():
             place = Place(label, variant, split)
             for name, metric in metrics.items():
+                if (place, name) not in table.scores:  # attacks are tried on what was to be forgotten
+                    continue
                 yield Cell(*place, name, mean(table, place, name))
                 if metric.plugin.measures != "knowledge":
                     continue
@@ -178,7 +191,10 @@ def recovery(table: Table, place: Place, metric: str) -> Interval | str:
         return "recovery is measured against full precision"
     if (full, metric) not in table.scores:
         return "the variant 'full' was not measured"
-    rows = np.stack([table.scores[at, metric] for at in (full, place, place._replace(model=ORIGINAL))])
+    columns = [table.scores[at, metric] for at in (full, place, place._replace(model=ORIGINAL))]
+    if len(columns[0]) != len(columns[1]):
+        return OTHER_FACTS
+    rows = np.stack(columns)
     s, s_v, o_v = rows[:, ~np.isnan(rows).any(0)]
     if len(s) == 0 or _gap_low(s, o_v) <= LEAST_GAP:
         return "nothing to recover: in full precision it scores like the original does here"
@@ -202,7 +218,10 @@ def share(table: Table, place: Place, metric: str, base: str) -> Interval | str:
     original = place._replace(model=ORIGINAL, variant=base)
     if (original, metric) not in table.scores:
         return f"the variant {base!r} was not measured"
-    rows = np.stack([table.scores[place, metric], table.scores[original, metric]])
+    columns = [table.scores[place, metric], table.scores[original, metric]]
+    if len(columns[0]) != len(columns[1]):
+        return OTHER_FACTS
+    rows = np.stack(columns)
     s, o = rows[:, ~np.isnan(rows).any(0)]
     if len(o) == 0:
         return "no fact has a score under both models"

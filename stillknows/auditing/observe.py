@@ -60,6 +60,7 @@ def observe(
         gradient_norms=_gradient_norms(model, layer, items) if "gradient_norms" in fields else None,
         generations=texts,
         samples=samples,
+        wordings=tuple(item.wording for item in items) if any(item.wording for item in items) else None,
     )
 
 

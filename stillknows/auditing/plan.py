@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 from stillknows import defaults
 from stillknows.auditing import asking, harness
-from stillknows.auditing.asking import Questions, Reader
+from stillknows.auditing.asking import Items, Questions, Reader
 from stillknows.auditing.observe import OPTIONAL
+from stillknows.auditing.variants import Variant, expand, parse_variant
 from stillknows.auditing.verdict import Policy
 from stillknows.errors import UserError, did_you_mean
 from stillknows.formats import compress
@@ -19,14 +21,11 @@ from stillknows.formats.calibrate import sequences
 from stillknows.lazy import Tensor, nn
 from stillknows.model import checkpoints, suppress
 from stillknows.model.suppress import Suppression
-from stillknows.model.text import CHAT, Asked, LongItems, framed
+from stillknows.model.text import CHAT, Asked, Encoded, LongItems, framed
 from stillknows.progress import say
-from stillknows.registry import Bound, bind_all
-from stillknows.specs import spelled
-from stillknows.store import key, read_text, require_apart
+from stillknows.registry import Bound, bind, bind_all
+from stillknows.store import read_text, require_apart
 from stillknows.types import CONTROL, FULL, ORIGINAL, SUITE, UNWRAPPED, WEIGHTS, Benchmark, Decoding, Split
-
-DEPLOYED = "deployed"  # in a list of variants
 
 
 @dataclass(frozen=True)
@@ -57,23 +56,6 @@ class Request:
         return {ORIGINAL: self.original} | control | dict(self.subjects)
 
 
-class Format(NamedTuple):
-    """A variant to measure: its chain, and for formats that look at inputs the calibration tokens [N, L].
-
-    wrapped: with a suppression where the subject has one.
-    """
-
-    chain: compress.Chain
-    ids_NL: Tensor | None = None
-    wrapped: bool = True
-
-    @property
-    def identity(self) -> list[str]:
-        """Text that is equal for variants that do the same to a model."""
-        inputs = [] if self.ids_NL is None else [key(self.ids_NL.tolist())]
-        return [link.identity for link in self.chain] + inputs
-
-
 class LeftOut(NamedTuple):
     """A variant that nobody asked for by name and that this model or this benchmark does not allow."""
 
@@ -85,42 +67,63 @@ class Prepared(NamedTuple):
     """A model checked and its items encoded, before any weights are loaded; `fields` says what to observe.
 
     Of a model with a suppression, `splits` is what it is asked through that, `bare` what its weights are asked alone.
-    Where the model's states decide between the two, `known` are the items that they are compared with, by split.
+    Where the model's states decide between the two, `known` are the items that they are compared with, by split. Under
+    an attack, `attacked` holds both by `Variant.asking`.
     `beside` identifies the original's reader where the model's own is another, `notes` say what is not measured then.
     """
 
     label: str
     source: checkpoints.Source
     fingerprint: str
-    splits: dict[str, list[Asked]]
+    splits: Items
     decoding: dict[str, Decoding]
     fields: dict[str, frozenset[str]]
     suppression: Suppression | None = None
-    bare: dict[str, list[Asked]] | None = None
-    known: dict[str, list[Asked]] | None = None
+    bare: Items | None = None
+    known: Items | None = None
+    attacked: Mapping[str, tuple[Items, Items | None]] = MappingProxyType({})
     beside: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
-    def items(self, form: Format) -> dict[str, list[Asked]]:
+    def items(self, variant: Variant) -> Items:
         """Return what the model is asked in this variant, by split."""
-        return self.splits if form.wrapped or self.bare is None else self.bare
+        splits, bare = self._asked(variant)
+        return splits if variant.wrapped or bare is None else bare
 
-    def candidates(self, form: Format, split: str) -> list[Asked]:
+    def candidates(self, variant: Variant, split: str) -> list[Asked]:
         """Return everything that the model may be asked in this variant, and what decides on it."""
-        if not form.wrapped or self.known is None or self.bare is None:
-            return self.items(form)[split]
-        return [*self.splits[split], *self.bare[split], *self.known[split]]
+        splits, bare = self._asked(variant)
+        if not variant.wrapped or self.known is None or bare is None:
+            return self.items(variant)[split]
+        return [*splits[split], *bare[split], *self.known[split]]
 
-    def asked(self, form: Format, split: str, model: nn.Module) -> list[Asked]:
+    def asked(self, variant: Variant, split: str, model: nn.Module) -> list[Asked]:
         """Return what the model is asked in this variant, by its own states where these decide."""
-        suppression = self.suppressed(form)
-        if suppression is None or self.known is None or self.bare is None:
-            return self.items(form)[split]
-        return suppression.chosen(model, self.known[split], self.bare[split], self.splits[split])
+        suppression, (splits, bare) = self.suppressed(variant), self._asked(variant)
+        if suppression is None or self.known is None or bare is None:
+            return self.items(variant)[split]
+        return suppression.chosen(model, self.known[split], bare[split], splits[split])
 
-    def suppressed(self, form: Format) -> Suppression | None:
+    def taught(self, variant: Variant) -> list[Encoded]:
+        """Return the items that an attack on the weights may teach: of facts that it does not ask for."""
+        asked = {item.answer.example.fact for items in self.items(variant).values() for item in items}
+        plain = self.bare or self.splits
+        items = [item.answer for split in self.items(variant) for item in plain[split]] if variant.teaches else []
+        return [item for item in items if item.example.fact not in asked]
+
+    def observed(self, variant: Variant, split: str) -> tuple[frozenset[str], Decoding]:
+        """Return what is observed of a split in this variant, and how its prompts are continued."""
+        usual = self.decoding[split]
+        decoding = variant.decoding(usual)
+        return self.fields[split] | ({"samples"} if decoding != usual else set()), decoding
+
+    def suppressed(self, variant: Variant) -> Suppression | None:
         """Return what stands before or beside the weights in this variant."""
-        return self.suppression if form.wrapped else None
+        return self.suppression if variant.wrapped else None
+
+    def _asked(self, variant: Variant) -> tuple[Items, Items | None]:
+        """Return what is asked through a suppression, if there is one, and what the weights alone would be asked."""
+        return self.attacked[variant.asking] if variant.role == "attack" else (self.splits, self.bare)
 
 
 class Plan(NamedTuple):
@@ -129,7 +132,7 @@ class Plan(NamedTuple):
 
     prepared: list[Prepared]
     reader: Reader
-    formats: dict[str, Format]
+    variants: dict[str, Variant]
     left_out: tuple[LeftOut, ...]
     metrics: dict[str, Bound]
     figures: dict[str, Bound]
@@ -138,7 +141,7 @@ class Plan(NamedTuple):
 
 def plan(request: Request, out: Path) -> Plan:
     """Check and encode everything. Raises UserError for bad input."""
-    named, chains = expand(request.variants)
+    named, wanted_variants = expand(request.variants)
     metrics = bind_all("metric", request.metrics)
     wanted = ",".join(request.benchmark.figures) if request.figures is None else request.figures
     figures = bind_all("figure", wanted) if wanted.strip() else {}
@@ -146,35 +149,19 @@ def plan(request: Request, out: Path) -> Plan:
     suppressions, sources = _find(request)
     require_apart(out, [source.folder for source in sources.values()])
     fields = _fields(request.benchmark, [*metrics.values(), *figures.values()])
-    prepared, reader = _prepare(request, fields, suppressions, sources)
+    prepared, reader, questions = _prepare(request, fields, suppressions, sources)
     _check_models(prepared)
     subjects = [model for model in prepared if model.label not in (ORIGINAL, CONTROL)]
     if request.variants == defaults.VARIANTS and subjects and all(model.source.form for model in subjects):
-        named, chains = expand(FULL)
+        named, wanted_variants = expand(FULL)
         say("quantized files are measured as they are; --variants names what is done to them, and to the controls, too")
-    formats, left_out = _formats(request, prepared[0], chains, named)
+    variants, left_out = _fitted(request, prepared[0], wanted_variants, named)
     if any(model.suppression for model in prepared):
-        formats[UNWRAPPED] = Format(compress.parse_variant(FULL), wrapped=False)
-    return Plan(prepared, reader, formats, left_out, metrics, figures, _suite(request))
-
-
-def expand(variants: str) -> tuple[frozenset[str], dict[str, compress.Chain]]:
-    """Return the variants that a list names itself, and all that it stands for with their chains.
-
-    "deployed" stands for defaults.DEPLOYED, less what the list itself names; the full model then comes first. The
-    default list names nothing: nobody asked for it. Raises UserError for a variant that cannot be parsed.
-    """
-    words = spelled(variants)
-    named = {word: compress.parse_variant(word) for word in words if word != DEPLOYED}
-    if DEPLOYED not in words:
-        return frozenset() if variants == defaults.VARIANTS else frozenset(named), named
-    meant = [Format(chain).identity for chain in named.values()]
-    deployed = {spec: compress.parse_variant(spec) for spec in defaults.DEPLOYED}
-    added = {spec: chain for spec, chain in deployed.items() if Format(chain).identity not in meant}
-    chains: dict[str, compress.Chain] = {}
-    for word in words:
-        chains |= added if word == DEPLOYED else {word: named[word]}
-    return frozenset(named), {FULL: chains[FULL]} | chains
+        variants[UNWRAPPED] = parse_variant(FULL)._replace(wrapped=False)
+    prepared = [_attacked(model, variants.values(), questions, reader) for model in prepared]
+    judging = {gate: bind("metric", gate) for v in variants.values() for gate in v.gates(request.policy.gates)}
+    metrics |= {gate: metric for gate, metric in judging.items() if gate not in metrics}
+    return Plan(prepared, reader, variants, left_out, metrics, figures, _suite(request))
 
 
 def labels(names: Sequence[str]) -> dict[str, str]:
@@ -249,8 +236,9 @@ def _prepare(
     fields: dict[str, frozenset[str]],
     suppressions: Mapping[str, Suppression],
     sources: Mapping[str, checkpoints.Source],
-) -> tuple[list[Prepared], Reader]:
-    """Return the models with their items, which all of them read in the same way, and the original's reader."""
+) -> tuple[list[Prepared], Reader, Questions]:
+    """Return the models with their items, which all of them read in the same way, the original's reader and what it was
+    given."""
     checkpoints.check_device(request.device)
     for source in sources.values():
         checkpoints.understood(source)
@@ -276,7 +264,17 @@ def _prepare(
             beside=() if reader.identity == original.identity else (original.identity,),
         )
         prepared.append(_suppressed(model, found, questions, original, reader) if found else model)
-    return prepared, original
+    return prepared, original, questions
+
+
+def _attacked(model: Prepared, variants: Iterable[Variant], questions: Questions, reader: Reader) -> Prepared:
+    """Return a model with what attacks ask of it."""
+    found = {}
+    for variant in variants:
+        if variant.role == "attack" and variant.asking not in found:
+            bare = questions.attacked(variant, reader.tokenizer) if model.suppression else None
+            found[variant.asking] = questions.attacked(variant, reader.tokenizer, model.suppression), bare
+    return model._replace(attacked=found)
 
 
 def _suppressed(
@@ -289,28 +287,30 @@ def _suppressed(
     return model._replace(splits=asked, suppression=suppression, bare=model.splits, known=known)
 
 
-def _formats(
-    request: Request, original: Prepared, chains: Mapping[str, compress.Chain], named: frozenset[str]
-) -> tuple[dict[str, Format], tuple[LeftOut, ...]]:
-    """Check every format against the model's layers and give it the calibration tokens that it needs.
+def _fitted(
+    request: Request, original: Prepared, wanted: Mapping[str, Variant], named: frozenset[str]
+) -> tuple[dict[str, Variant], tuple[LeftOut, ...]]:
+    """Check every variant's formats against the model's layers and give them the calibration tokens that they need.
 
     One whose group is too wide takes the largest usual one that fits, and is called after it, unless the user named it
     with options. One that is not possible is left out, and told, unless the user named it: then UserError is raised.
     """
     skeleton, calibrated = checkpoints.skeleton(original.source), _calibration(request, original)
-    formats, left_out = {}, []
-    for variant, chain in chains.items():
+    variants, left_out = {}, []
+    for name, variant in wanted.items():
         try:
-            exact = variant in named and ":" in variant
-            name, fitting = compress.fitted(skeleton, chain, variant, exact=exact)
-            formats[name] = Format(fitting, calibrated(name, fitting))
+            exact = name in named and ":" in name
+            formats = "+".join(link.spec for link in variant.chain) or name
+            fitting = variant.with_formats(compress.fitted(skeleton, variant.chain, formats, exact=exact)[1])
+            new_name = name if fitting == variant else "+".join(link.spec for link in fitting.links)
+            variants[new_name] = fitting._replace(ids_NL=calibrated(new_name, fitting.chain))
         except UserError as error:
-            if variant in named:
+            if name in named:
                 raise
-            because = str(error).partition("\n")[0].removeprefix(f"{variant}: ")
-            left_out.append(LeftOut(variant, because))
-            say(f"{variant} is left out: {because}")
-    return formats, tuple(left_out)
+            because = str(error).partition("\n")[0].removeprefix(f"{name}: ")
+            left_out.append(LeftOut(name, because))
+            say(f"{name} is left out: {because}")
+    return variants, tuple(left_out)
 
 
 def _calibration(request: Request, original: Prepared) -> Callable[[str, compress.Chain], Tensor | None]:

@@ -189,7 +189,8 @@ def _leaks(audit: Audit, label: str, metric: str) -> list[Json]:
         return []
     place = max(kept, key=lambda place: kept[place])
     s, c, o = (audit.table.get(model, place.variant, place.split, metric) for model in (label, CONTROL, ORIGINAL))
-    full = audit.table.scores.get((place._replace(variant=FULL), metric), np.full_like(s, np.nan))
+    full = audit.table.scores.get((place._replace(variant=FULL), metric), np.empty(0))
+    full = full if len(full) == len(s) else np.full_like(s, np.nan)  # an attack that teaches asks for fewer facts
     facts = [fact for fact in np.argsort(c - s, kind="stable").tolist() if s[fact] > c[fact]]
     return [
         _texts(audit, place, fact)
@@ -205,6 +206,8 @@ def _texts(audit: Audit, place: Place, fact: int) -> Json:
     """Return what was asked and answered about a fact (its place in the table), in the wording that leaks most."""
     seen, full = audit.observations[place], audit.observations.get(place._replace(variant=FULL))
     _, rows = np.unique(seen.facts, return_inverse=True)
+    if full is not None and full.ids != seen.ids:  # an attack may ask for fewer facts, or in several wordings
+        full = None
     log_probs, said, said_full = seen.log_probs or (), seen.generations or (), (full and full.generations) or ()
     i = max(np.flatnonzero(rows == fact).tolist(), key=lambda i: log_probs[i].mean())
     return {

@@ -50,7 +50,7 @@ def audit(
         str,
         typer.Option(
             help="What is done to every model before measuring; `deployed` stands for the formats that people use, "
-            "`+` chains: see `stillknows list quantizers`."
+            "`+` chains: see `stillknows list quantizers` and `stillknows list attacks`."
         ),
     ] = defaults.VARIANTS,
     metrics: Annotated[str, typer.Option(help="What is measured: see `stillknows list metrics`.")] = defaults.METRICS,

@@ -15,6 +15,7 @@ LISTS: dict[str, list[str]] = {
     ],
     "suppressions": ["suppression"],
     "quantizers": ["quantizer"],
+    "attacks": ["attack"],
     "metrics": ["metric"],
     "figures": ["figure"],
     "benchmarks": ["benchmark"],
@@ -24,7 +25,7 @@ LISTS: dict[str, list[str]] = {
 @app.command("list", epilog=examples("stillknows list", "stillknows list methods --json"))
 def list_(
     what: Annotated[
-        Literal["methods", "suppressions", "quantizers", "metrics", "figures", "benchmarks"] | None,
+        Literal["methods", "suppressions", "quantizers", "attacks", "metrics", "figures", "benchmarks"] | None,
         typer.Argument(help="One kind; all if left out."),
     ] = None,
     as_json: Json = False,

@@ -33,12 +33,13 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Asked:
-    """One example with everything that is scored as an answer to its prompt."""
+    """One example with everything that is scored as an answer to its prompt; `wording` names how an attack words it."""
 
     answer: Encoded
     paraphrase: Encoded | None = None
     wrong: tuple[Encoded, ...] = ()
     lowered: Encoded | None = None
+    wording: str = ""
 
 
 def encode_split(

@@ -1,0 +1,232 @@
+"""Attacks as variants: chained with formats, the same for all models, nothing at no cost, judged by themselves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from stillknows.auditing import audit, report
+from stillknows.auditing.asking import Questions
+from stillknows.auditing.evidence import Place, tabulate
+from stillknows.auditing.plan import Request
+from stillknows.auditing.variants import Variant, parse_variant, taught_facts
+from stillknows.auditing.verdict import Policy, judge
+from stillknows.errors import UserError
+from stillknows.registry import bind, plugins
+from stillknows.types import CONTROL, FULL, ORIGINAL, Benchmark, Decoding, Example, Observations, Split
+
+NO_COST = {"sample": "sample:n=0", "relearn": "relearn:steps=0"}  # attacks that have a budget, with none of it
+TEMPLATE = "Question: {prompt}\nAnswer:"
+
+
+def asked(*questions: str) -> Split:
+    return Split("forget", "forget", tuple(Example(q, q, "Paris", f"fact {i}") for i, q in enumerate(questions)))
+
+
+SPLIT = asked("where is Ada?", "where is Bela?", "who is the dog?", "who is the cat?")
+
+
+def test_every_attack_has_a_source_and_changes_one_thing() -> None:
+    for name, plugin in plugins("attack").items():
+        assert plugin.source
+        assert {"split", "decoding", "model"} & set(plugin.needs), name
+        assert parse_variant(name).role == "attack"
+
+
+def test_a_chain_with_an_attack_is_one_and_keeps_its_order() -> None:
+    variant = parse_variant("bf16+relearn(steps=5)+int8+frame")
+    assert [link.plugin.name for link in variant.links] == ["bf16", "relearn", "int8", "frame"]
+    assert [link.plugin.name for link in variant.chain] == ["bf16", "int8"]
+    assert variant.role == "attack"
+    assert parse_variant("bf16+int8").role == "deployment"
+
+
+def test_frames_keep_facts_answers_and_texts_and_change_questions() -> None:
+    split = Split("forget", "forget", (*SPLIT.examples, Example("text", "", "a plain text", "fact t")))
+    found = bind("attack", "frame")(split=split, template=TEMPLATE)
+    assert len(found) == 7
+    for name, framed in found.items():
+        assert [(e.answer, e.fact) for e in framed.examples] == [(e.answer, e.fact) for e in split.examples]
+        assert framed.examples[-1].prompt == ""
+        changed = [a.prompt != b.prompt for a, b in zip(framed.examples[:-1], split.examples, strict=False)]
+        assert any(changed) or (framed.template != TEMPLATE and not any(changed)), name
+    assert found["no_mark"].examples[0].prompt == "where is Ada"
+    assert found["two_marks"].examples[0].prompt == "where is Ada??"
+    assert found["other_template"].template == "Q: {prompt}\nA:"
+    in_chat = bind("attack", "frame")(split=split, template="chat")
+    assert {"other_template", "no_template"}.isdisjoint(in_chat)
+    with pytest.raises(UserError, match="changes no question"):
+        bind("attack", "frame:style=lower")(split=asked("where is ada?"), template=TEMPLATE)
+
+
+def test_frames_of_frames_are_asked_all() -> None:
+    found = parse_variant("frame:style=no_mark+frame:style=upper").worded(SPLIT, TEMPLATE)
+    assert [framed.examples[0].prompt for framed in found.values()] == ["WHERE IS ADA"]
+    assert list(found) == ["no_mark upper"]
+
+
+def test_what_is_taught_is_not_asked(tokenizer: Any) -> None:
+    benchmark = Benchmark("mine", (SPLIT, Split("retain", "retain", asked("what is red?").examples)), TEMPLATE)
+    questions = Questions(benchmark, "error", 64, 64, frozenset())
+    items = questions.attacked(parse_variant("relearn"), tokenizer)
+    assert items.keys() == {"forget"}
+    facts = {item.answer.example.fact for item in items["forget"]}
+    assert facts == {"fact 1", "fact 3"}
+    assert facts.isdisjoint(taught_facts(SPLIT))
+    assert facts | taught_facts(SPLIT) == {e.fact for e in SPLIT.examples}
+    with pytest.raises(UserError, match="the one fact of the forget split is taught"):
+        parse_variant("relearn").worded(asked("where is Ada?"), TEMPLATE)
+
+
+@pytest.mark.parametrize("spec", ["int8+relearn(steps=2, lr=0.01)", "relearn(steps=2, lr=0.01)+int8"])
+def test_weights_are_changed_in_the_written_order_and_come_back(spec: str, model: Any, make_items: Any) -> None:
+    taught = make_items([3, 2, 4])
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    with parse_variant(spec).applied(model, taught):
+        found = {name: p.clone() for name, p in model.named_parameters()}
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+    assert not model.training
+
+    expected = parse_variant("int8")
+    first, second = (expected, parse_variant("relearn(steps=2, lr=0.01)"))
+    if spec.startswith("relearn"):
+        first, second = second, first
+    with first.applied(model, taught), second.applied(model, taught):
+        assert all(torch.equal(p, found[name]) for name, p in model.named_parameters())
+    other = "+".join(reversed(spec.split("+")))
+    with parse_variant(other).applied(model, taught):
+        assert any(not torch.equal(p, found[name]) for name, p in model.named_parameters())
+
+
+@pytest.mark.parametrize("name", sorted(NO_COST))
+def test_an_attack_that_costs_nothing_is_none(name: str, model: Any, make_items: Any) -> None:
+    variant, before = parse_variant(NO_COST[name]), {n: p.clone() for n, p in model.named_parameters()}
+    assert variant.decoding(Decoding()) == Decoding()
+    assert variant.gates(("usual",)) == ("usual",)
+    with variant.applied(model, make_items([3, 2])):
+        assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
+
+
+def test_every_attack_with_a_budget_is_tried_without_one() -> None:
+    budgets = {"n", "steps"}
+    assert {name for name, plugin in plugins("attack").items() if budgets & plugin.options.keys()} == NO_COST.keys()
+
+
+def test_sampling_is_judged_by_leaks_in_so_many_samples() -> None:
+    variant = parse_variant("sample(n=7, temperature=0.5)")
+    drawn = variant.decoding(Decoding(new_tokens=3))
+    assert (drawn.samples, drawn.temperature, drawn.new_tokens) == (7, 0.5, 3)
+    assert variant.gates(("answer_probability",)) == ("leak_at_k:k=7",)
+
+
+def seen(scores: Any, wordings: Any = None, facts: Any = None) -> Observations:
+    n = len(scores)
+    return Observations(
+        ids=tuple(map(str, range(n))),
+        facts=tuple(facts or map(str, range(n))),
+        prompts=("p",) * n,
+        answers=("a",) * n,
+        log_probs=tuple(np.full(2, np.log(p)) for p in scores),
+        hits=tuple(np.full(2, p > 0.5) for p in scores),
+        ends=np.full(n, True),
+        generations=("a",) * n,
+        wordings=wordings,
+    )
+
+
+def test_of_several_wordings_the_worst_counts() -> None:
+    """Fact 0 in two phrasings, each under two frames: means .4 and .3; fact 1 under one frame: .2."""
+    observations = seen([0.1, 0.7, 0.5, 0.1, 0.2], wordings=("x", "x", "y", "y", "y"), facts="00001")
+    place = Place("subject", "frame", "forget")
+    table = tabulate({place: observations}, {"p": bind("metric", "answer_probability")}, {"forget": "forget"})
+    assert table.scores[place, "p"].tolist() == pytest.approx([0.4, 0.2])
+    nan = tabulate(
+        {place: seen([0.5, np.nan, 0.2], wordings=("x", "y", "x"), facts="001")},
+        {"p": bind("metric", "answer_probability")},
+        {"forget": "forget"},
+    )
+    assert np.isnan(nan.scores[place, "p"]).tolist() == [True, False]
+
+
+def verdict(variants: Any, retain: float, attacks: Any, facts: int = 60) -> Any:
+    """A subject with these answer probabilities by variant, half-way between .05 (never taught) and .95."""
+    observations = {}
+    for variant, score in variants.items():
+        for model, p in (("subject", score), (CONTROL, 0.05), (ORIGINAL, 0.95)):
+            observations[Place(model, variant, "forget")] = seen([p] * facts)
+            if variant not in attacks:
+                observations[Place(model, variant, "retain")] = seen([retain if model == "subject" else 0.9] * facts)
+    metrics = {"answer_probability": bind("metric", "answer_probability")}
+    table = tabulate(observations, metrics, {"forget": "forget", "retain": "retain"})
+    gates = ("answer_probability",)
+    return judge(table, "subject", list(variants), Policy(gates=gates), dict.fromkeys(attacks, gates))
+
+
+def test_an_attack_that_brings_knowledge_back_shows_that_it_was_hidden() -> None:
+    found = verdict({FULL: 0.05, "frame": 0.9}, 0.9, ["frame"])
+    assert found.name == "HIDDEN"
+    assert found.variants == {FULL: "FORGOTTEN", "frame": "STILL KNOWS"}
+
+
+def test_utility_is_judged_in_deployments_alone() -> None:
+    assert verdict({FULL: 0.05, "frame": 0.05}, 0.9, ["frame"]).name == "FORGOTTEN"
+    assert verdict({FULL: 0.05, "frame": 0.05}, 0.1, ["frame"]).name == "DAMAGED"
+
+
+def test_attacks_do_not_weaken_what_is_found_in_formats() -> None:
+    """A leak just significant among two formats stays one beside a hundred attacks that find nothing."""
+    rng = np.random.default_rng(0)
+    scores = np.where(rng.random(60) < 0.16, 0.95, 0.05)
+    observations = {}
+    names = [FULL, "int4", *(f"attack {i}" for i in range(100))]
+    for variant in names:
+        for model, p in (("subject", scores if variant == "int4" else np.full(60, 0.05)), (CONTROL, np.full(60, 0.05))):
+            observations[Place(model, variant, "forget")] = seen(p)
+        observations[Place(ORIGINAL, variant, "forget")] = seen(np.full(60, 0.95))
+        for model in ("subject", CONTROL, ORIGINAL):
+            observations[Place(model, variant, "retain")] = seen(np.full(5, 0.9))
+    metrics = {"answer_probability": bind("metric", "answer_probability")}
+    table = tabulate(observations, metrics, {"forget": "forget", "retain": "retain"})
+    policy = Policy(gates=("answer_probability",), alpha=0.2)
+    attacks = dict.fromkeys(names[2:], policy.gates)
+    assert judge(table, "subject", names, policy, attacks).variants["int4"] == "STILL KNOWS"
+    assert judge(table, "subject", names, policy).variants["int4"] == "UNDECIDED"
+
+
+def test_an_audit_with_attacks_resumes_and_treats_all_models_alike(
+    world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    variants = "full,int8,frame,sample(n=2),relearn(steps=2),int8+frame"
+    request = Request(
+        str(world.original), {"mine": str(world.original)}, world.benchmark, str(world.control), variants, figures=""
+    )
+    made: list[tuple[str, tuple[str, ...]]] = []
+    applied = Variant.applied
+
+    def watched(self: Variant, model: Any, taught: Any = ()) -> Any:
+        made.append(("+".join(link.spec for link in self.links), tuple(item.example.id for item in taught)))
+        return applied(self, model, taught)
+
+    monkeypatch.setattr(Variant, "applied", watched)
+    result = audit.run(request, tmp_path / "audit")
+    assert len(made) == 18
+    assert made[:6] == made[6:12] == made[12:]
+    assert [bool(taught) for _, taught in made[:6]] == [False, False, False, False, True, False]
+
+    data = report.build(result, "")
+    mine = next(subject for subject in data["subjects"] if subject["name"] == "mine")
+    assert list(mine["variants"]) == ["full", "int8", "frame", "sample:n=2", "relearn:steps=2", "int8+frame"]
+    assert {"full": "STILL KNOWS", "frame": "STILL KNOWS", "sample:n=2": "STILL KNOWS"}.items() <= mine[
+        "variants"
+    ].items()
+    under_attack = {c["split"] for c in mine["cells"] if c["variant"] == "frame"}
+    assert under_attack == {s.name for s in world.benchmark.splits if s.role == "forget"}
+    assert report.html(data)
+
+    again = report.build(audit.run(request, tmp_path / "audit"), "")
+    assert len(made) == 18
+    assert again == data
