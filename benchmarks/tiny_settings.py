@@ -92,7 +92,20 @@ SETTINGS: dict[str, Json] = {
         "ffn_config": {"ffn_hidden_size": 64, "moe_top_k": 2},
     },
     "falcon_h1": {"mamba_d_ssm": 128},
+    "gemma3": {"mm_tokens_per_image": 4, "vision_config": {"image_size": 28, "patch_size": 2}},
     "gemma3n_text": SHARED_KEYS | {"activation_sparsity_pattern": [0.5, 0.0, 0.0, 0.0], "intermediate_size": 64},
+    "got_ocr2": {
+        "vision_config": {
+            "hidden_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "mlp_dim": 64,
+            "image_size": 32,
+            "window_size": 2,
+            "output_channels": 32,
+            "global_attn_indexes": [1],
+        }
+    },
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "granitemoehybrid": {"layer_types": [LINEAR, FULL]},
     "hrm_text": {"num_layers_per_stack": None},

@@ -19,7 +19,7 @@ from benchmarks import agreement, families
 from benchmarks.architectures import build, cases, configuration
 from benchmarks.tiny_settings import SKIPPED
 from stillknows.errors import UserError
-from stillknows.model.layers import output_layer
+from stillknows.model.layers import blocks, output_layer
 
 CASES = {case.name: case for case in cases()}
 KINDS = sorted({case.kind for case in CASES.values()})
@@ -28,9 +28,14 @@ SAMPLE = (
     "bloom",  # places as a bias of attention
     "deepseek_v3",  # keys and values through a bottleneck, experts
     "gemma2",  # windows, capped logits
+    "gemma3",  # reads pictures too
+    "gpt_neo",  # windows that the cache does not tell
     "gpt2",  # places learned, matrices transposed
+    "llama, rope longrope",  # factors by the length that is read
+    "llama4_text",  # chunks; the language model is its own base model
     "mamba",  # a state instead of keys and values
     "mistral",  # windows in every layer
+    "minimax",  # a state that padding would change
     "mixtral",  # experts
     "opt, post-norm, narrow embedding",
     "qwen3_next",  # linear attention beside full
@@ -61,6 +66,13 @@ def test_tiny_models_hold_every_kind_of_layer_of_their_configuration(field: str)
         named = getattr(CONFIG_MAPPING[kind](), field, None)
         if named:
             assert set(getattr(configuration(CASES[kind]), field)) >= set(named), kind
+
+
+def test_blocks_are_those_that_read_text() -> None:
+    """Though those that read pictures hold more linear maps."""
+    vision = {"image_size": 28, "patch_size": 2, "num_hidden_layers": 6}
+    model = build(CASES["gemma3"]._replace(settings={"vision_config": vision}))
+    assert blocks(model) == list(model.model.language_model.layers)
 
 
 def test_only_a_refusal_is_not_wrong() -> None:

@@ -130,13 +130,23 @@ def understood(source: Source) -> Source:
         return source
     with blamed_on(f"{source.folder}/config.json cannot be used", limits.AGAIN):
         config = AutoConfig.from_pretrained(source.folder, trust_remote_code=source.trust_remote_code)
-        wrong = [a for a in config.architectures or [] if not a.endswith(("ForCausalLM", "LMHeadModel"))]
+        wrong = [name for name in config.architectures or [] if not _writes_text(name, config.model_type)]
     if wrong or (config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not source.trust_remote_code):
         kind = wrong[0] if wrong else config.model_type
         raise UserError(
             f"{source.folder} holds a {kind}, not a causal language model", "give a model that generates text"
         )
     return source
+
+
+def _writes_text(architecture: str, kind: str) -> bool:
+    """Tell whether a class is a causal language model, or one that reads pictures too and that transformers loads as
+    such (Gemma 3)."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    wider = architecture.endswith(("ForConditionalGeneration", "Decoder"))
+    loaded = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind) == architecture
+    return architecture.endswith(("ForCausalLM", "LMHeadModel")) or (wider and loaded)
 
 
 def _check_files(folder: Path, trust_remote_code: bool) -> dict[str, Any]:

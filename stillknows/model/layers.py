@@ -137,14 +137,19 @@ def linears(model: nn.Module) -> Iterator[Linear]:
 
 
 def blocks(model: nn.Module) -> list[nn.Module]:
-    """Return the decoder's blocks in order: the list of modules that holds most of its linear maps.
+    """Return the decoder's blocks in order: of the lists of modules beside the tokens' embedding, the one that holds
+    most linear maps. A model that reads pictures or sound too has other lists elsewhere.
 
     Raises UserError for an architecture without such a list.
     """
-    lists = [list(m) for m in decoder(model).modules() if isinstance(m, nn.ModuleList)]
-    if not lists:
-        raise UserError(f"{type(model).__name__} has no list of decoder blocks")
-    return max(lists, key=lambda found: sum(isinstance(part, nn.Linear) for m in found for part in m.modules()))
+    whole, embedding = decoder(model), model.get_input_embeddings()  # type: ignore[operator]
+    path = next((name for name, part in whole.named_modules() if part is embedding), "").split(".")
+    for depth in reversed(range(len(path))):
+        beside = whole.get_submodule(".".join(path[:depth]))
+        lists = [list(part) for part in beside.modules() if isinstance(part, nn.ModuleList)]
+        if lists:
+            return max(lists, key=lambda found: sum(isinstance(m, nn.Linear) for part in found for m in part.modules()))
+    raise UserError(f"{type(model).__name__} has no list of decoder blocks")
 
 
 def layer_number(model: nn.Module, layer: float) -> int:
