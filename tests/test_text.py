@@ -246,7 +246,7 @@ def test_only_the_place_for_the_prompt_is_replaced(tokenizer: Any) -> None:
 
 def test_padding_on_the_right(make_items: Callable[..., list[Any]]) -> None:
     items = make_items([1, 3], prompt=2)
-    assert right_padded(items).tolist() == [[*items[0].ids, 0, 0], [*items[1].ids]]
+    assert right_padded([item.ids for item in items]).tolist() == [[*items[0].ids, 0, 0], [*items[1].ids]]
 
 
 def test_generation_does_not_depend_on_the_batch(family_model: Any, tokenizer: Any) -> None:

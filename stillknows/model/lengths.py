@@ -10,26 +10,42 @@ takes depends on the length of the pass. Up to so many tokens it looks at all.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 from stillknows.lazy import nn
 
 
 def shared_limit(model: nn.Module) -> float:
     """Return how long a text may be so that a longer row beside it changes nothing of it; infinite for most models."""
-    looked_at = (getattr(part, "index_topk", math.inf) for part in model.modules())
-    return min([*looked_at, *(switch for *_, switch in _changing(model))])
+    return _found(model).limit
 
 
 def restart_rotations(model: nn.Module) -> None:
     """Give every rotary embedding the frequencies that it had before it read anything."""
-    for rope, prefix, _ in _changing(model):
+    for rope, prefix, _ in _found(model).changing:
         setattr(rope, f"{prefix}inv_freq", getattr(rope, f"{prefix}original_inv_freq"))
         vars(rope).pop(f"{prefix}long_inv_freq", None)  # with it, a second long text ends in UnboundLocalError
         for name in ("max_seq_len_cached", f"{prefix}max_seq_len_cached"):
             if hasattr(rope, name):
                 setattr(rope, name, rope.original_max_seq_len)
+
+
+class _Found(NamedTuple):
+    limit: float
+    changing: Sequence[tuple[Any, str, int]]
+
+
+_FOUND: WeakKeyDictionary[nn.Module, _Found] = WeakKeyDictionary()  # to look takes as long as to read a few tokens
+
+
+def _found(model: nn.Module) -> _Found:
+    if model not in _FOUND:
+        changing = list(_changing(model))
+        looked_at = (getattr(part, "index_topk", math.inf) for part in model.modules())
+        _FOUND[model] = _Found(min([*looked_at, *(switch for *_, switch in changing)]), changing)
+    return _FOUND[model]
 
 
 def _changing(model: nn.Module) -> Iterator[tuple[Any, str, int]]:
