@@ -40,9 +40,9 @@ class Answering:
 
 
 def first_half(text: str) -> str:
-    """Return a text up to the last space before its middle, or to its middle; "" for a single character."""
+    """Return a text up to the last space before its middle, or to its middle; a single character whole."""
     half = text[: len(text) // 2]
-    return half[: half.rfind(" ")].strip() if " " in half.strip() else half.strip()
+    return half.rpartition(" ")[0].strip() or half.strip() or text
 
 
 def check(items: Sequence[Encoded], wanted: frozenset[str], others: Sequence[Encoded], benchmark: str) -> None:
@@ -51,15 +51,12 @@ def check(items: Sequence[Encoded], wanted: frozenset[str], others: Sequence[Enc
     Args:
         others: the items whose answers may take the place of an item's own.
     """
-    texts = [item.example for item in items if not item.example.prompt]
-    if texts and (asking := sorted(wanted - {"refusal"})):
+    asking = sorted(wanted - {"refusal"})
+    if asking and any(not item.example.prompt for item in items):
         raise UserError(
             f"{benchmark} has plain texts, and {' and '.join(asking)} answers belong to questions",
             "choose a method that needs no other answers, such as npo + kl, or refusals only, such as idk",
         )
-    short = [example.id for example in texts if not first_half(example.answer)]
-    if "refusal" in wanted and short:
-        raise UserError(f"{benchmark}: the text {short[0]!r} has no first half to refuse to continue", "remove it")
     if "mismatched" in wanted and len({item.example.answer for item in (*items, *_questions(others))}) < 2:
         raise UserError(f"{benchmark} has one answer only, so no answer of another question", "add questions")
 
