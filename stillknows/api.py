@@ -80,7 +80,7 @@ def audit(
     original: Model,
     benchmark: str | Benchmark | Rows,
     controls: Sequence[Model] = (),
-    variants: str = defaults.VARIANTS,
+    variants: str | None = None,
     metrics: str = defaults.METRICS,
     policy: Policy | None = None,
     template: str | None = None,
@@ -96,7 +96,7 @@ def audit(
         models: what to judge; saved suppressions and quantized files too.
         original: the model before unlearning, which must show the knowledge.
         controls: a model that was never taught the forget split; without one nothing is decided.
-        variants, metrics: comma-separated, as on the command line.
+        variants, metrics: comma-separated, as on the command line; None: the default ones that fit the model.
         policy: what a verdict asks for; the default one when None.
         out: folder for the report and for what was observed, from which an interrupted audit resumes; None makes a
             temporary one, which is left to the system to remove.
@@ -168,7 +168,7 @@ def quantize(model: Model, to: str, *, out: str | Path, overwrite: bool = False,
     return export.run(export.Request(_folder(model), to, **options), Path(out), overwrite=overwrite)
 
 
-def diagnose(original: Model, unlearned: Model, formats: str = defaults.FORMATS, **options: Any) -> dict[str, Any]:
+def diagnose(original: Model, unlearned: Model, formats: str | None = None, **options: Any) -> dict[str, Any]:
     """Find out what formats leave of an update to the weights, and why, without running a model.
 
     See `formats.diagnose.run` for what is returned.

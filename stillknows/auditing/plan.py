@@ -36,7 +36,7 @@ class Request:
     subjects: Mapping[str, str]
     benchmark: Benchmark
     control: str | None = None
-    variants: str = defaults.VARIANTS
+    variants: str | None = None  # None: defaults.VARIANTS as far as the models allow
     metrics: str = defaults.METRICS
     policy: Policy = field(default_factory=Policy)
     long_items: LongItems = "error"
@@ -152,7 +152,7 @@ def plan(request: Request, out: Path) -> Plan:
     prepared, reader, questions = _prepare(request, fields, suppressions, sources)
     _check_models(prepared)
     subjects = [model for model in prepared if model.label not in (ORIGINAL, CONTROL)]
-    if request.variants == defaults.VARIANTS and subjects and all(model.source.form for model in subjects):
+    if request.variants is None and subjects and all(model.source.form for model in subjects):
         named, wanted_variants = expand(FULL)
         say("quantized files are measured as they are; --variants names what is done to them, and to the controls, too")
     variants, left_out = _fitted(request, prepared[0], wanted_variants, named)

@@ -143,16 +143,18 @@ def parse_variant(spec: str) -> Variant:
     return Variant(tuple(links))
 
 
-def expand(variants: str) -> tuple[frozenset[str], dict[str, Variant]]:
+def expand(variants: str | None) -> tuple[frozenset[str], dict[str, Variant]]:
     """Return the variants that a list names itself, and all that it stands for.
 
-    "deployed" stands for defaults.DEPLOYED, less what the list itself names; the full model then comes first. The
-    default list names nothing: nobody asked for it. Raises UserError for a variant that cannot be parsed.
+    "deployed" stands for defaults.DEPLOYED, less what the list itself names; the full model then comes first. None
+    stands for defaults.VARIANTS, of which nothing was named. Raises UserError for a variant that cannot be parsed.
     """
+    if variants is None:
+        return frozenset(), expand(defaults.VARIANTS)[1]
     words = spelled(variants)
     named = {word: parse_variant(word) for word in words if word != DEPLOYED}
     if DEPLOYED not in words:
-        return frozenset() if variants == defaults.VARIANTS else frozenset(named), named
+        return frozenset(named), named
     meant = [variant.identity for variant in named.values()]
     deployed = {spec: parse_variant(spec) for spec in defaults.DEPLOYED}
     added = {spec: variant for spec, variant in deployed.items() if variant.identity not in meant}

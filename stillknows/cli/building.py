@@ -149,7 +149,9 @@ def tune(
     ],
     out: Out,
     method: Annotated[str, typer.Option(help="As for `stillknows unlearn`.")] = defaults.METHOD,
-    variants: Annotated[str, typer.Option(help="The formats whose worst counts.")] = defaults.VARIANTS,
+    variants: Annotated[
+        str | None, typer.Option(help=f"The formats whose worst counts; by default {defaults.VARIANTS}.")
+    ] = None,
     metrics: Annotated[str, typer.Option(help="What is measured besides the gates.")] = defaults.METRICS,
     trials: Annotated[
         int, typer.Option(min=1, help="How many settings to try; more go on with a finished search.")

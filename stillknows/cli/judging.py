@@ -47,12 +47,13 @@ def audit(
         str | None, typer.Option(help="A model that was never taught the forget split; without it nothing is decided.")
     ] = None,
     variants: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="What is done to every model before measuring; `deployed` stands for the formats that people use, "
-            "`+` chains: see `stillknows list quantizers` and `stillknows list attacks`."
+            "`+` chains: see `stillknows list quantizers` and `stillknows list attacks`. "
+            f"By default {defaults.VARIANTS}, as far as they fit the model."
         ),
-    ] = defaults.VARIANTS,
+    ] = None,
     metrics: Annotated[str, typer.Option(help="What is measured: see `stillknows list metrics`.")] = defaults.METRICS,
     figures: Annotated[
         str | None,
@@ -131,8 +132,12 @@ def diagnose(
     original: Annotated[str, typer.Argument(help="The model before unlearning: a folder or a hub name.")],
     unlearned: Annotated[str, typer.Argument(help="The model made of it.")],
     formats: Annotated[
-        str, typer.Option(help="Formats that need no calibration inputs: see `stillknows list quantizers`.")
-    ] = defaults.FORMATS,
+        str | None,
+        typer.Option(
+            help="Formats that need no calibration inputs: see `stillknows list quantizers`. "
+            f"By default {defaults.FORMATS}, as far as they fit the model."
+        ),
+    ] = None,
     layers: Annotated[bool, typer.Option("--layers", help="Show every layer too.")] = False,
     sizes: Annotated[bool, typer.Option("--sizes", help="Show which weights changed, by their size.")] = False,
     trust_remote_code: RemoteCode = False,

@@ -31,7 +31,7 @@ Json = dict[str, Any]
 def run(
     original: str,
     unlearned: str,
-    formats: str = defaults.FORMATS,
+    formats: str | None = None,
     *,
     sizes: bool = False,
     trust_remote_code: bool = False,
@@ -54,12 +54,12 @@ def run(
     Raises UserError, before anything is quantized: unknown or unsuitable formats, models that differ in shape, weights
     that are pickled, quantized or missing. While matrices are read: weights that are not finite.
     """
-    wanted = {spec: _of_weights(spec) for spec in spelled(formats)}
+    wanted = {spec: _of_weights(spec) for spec in spelled(defaults.FORMATS if formats is None else formats)}
     found = [locate(name, trust_remote_code) for name in (original, unlearned)]
     sources = [checkpoints.understood(source) for source in found]
     skeletons = checkpoints.require_same_shapes(*sources)
     skeleton = max(skeletons, key=lambda model: sum(1 for _ in model.parameters()))  # with the fewest shared matrices
-    chains = _fitted(skeleton, wanted, named=formats != defaults.FORMATS)
+    chains = _fitted(skeleton, wanted, named=formats is not None)
     places = {spec: {layer.name: at for layer, at in matrices(skeleton, chain)} for spec, chain in chains.items()}
     layers = {layer.name: layer for chain in chains.values() for layer, _ in matrices(skeleton, chain)}
     before, after = (stored(*pair, layers.values()) for pair in zip(sources, skeletons, strict=True))
