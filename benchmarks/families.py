@@ -153,13 +153,13 @@ def page(found: Mapping[str, Json]) -> str:
 
 
 def _readable(reason: str) -> str:
-    """Return a message without the temporary folder that it names."""
-    return re.sub(r"/\S*/(model|file-\d+)[^\s:]*", "MODEL", reason)
+    """Return a message without the format and the temporary folder that it names."""
+    return re.sub(r"^\S+: |/\S*/(model|file-\d+)[^\s:]*(: )?", "", reason).strip()
 
 
 def _general(reason: str) -> str:
-    """Return what messages have in common that differ in names of layers and classes, shapes and formats only."""
-    return re.sub(r"^\S+: |\S*[._]\S*|\b[A-Z]\w+\b|\(.*?\)|\d+", "", reason)
+    """Return what messages have in common that differ in names of layers, classes and models, shapes and formats."""
+    return re.sub(r"^\S+: |(\S+) (?=models?\b)|\S*[._]\S*|\b[A-Z]\w+\b|\(.*?\)|\d+", "", reason)
 
 
 def main() -> None:

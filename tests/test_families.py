@@ -107,4 +107,4 @@ def test_the_page_names_each_reason_once() -> None:
     again = {"outcome": "refused", "reason": "/tmp/b/model: layer 4 of YForCausalLM is strange"}
     page = families.page({"x": cells | {"nf4": refused}, "y": cells | {"nf4": again}})
     assert page.count("refused 1 ") == 2
-    assert "1. MODEL: layer 3 of XForCausalLM is strange\n\n## Not built" in page
+    assert "1. layer 3 of XForCausalLM is strange\n\n## Not built" in page

@@ -97,9 +97,9 @@ def run(request: Request, out: Path, *, overwrite: bool = False) -> dict[str, An
     checkpoints.check_device(request.device)
     checkpoints.understood(source)
     skeleton, tokenizer = checkpoints.skeleton(source), checkpoints.load_tokenizer(source)
-    compress.check(skeleton, chain, request.spec)
     writer = _writer(kind, chain, source)
     writer.check(skeleton, tokenizer, source.name)
+    compress.check(skeleton, chain, request.spec)
     ids_NL = _calibration(request, tokenizer, checkpoints.context_length(source))
     require_apart(out, [source.folder])
     with claim(out):
