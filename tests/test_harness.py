@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
+from transformers import Phi3Config, Phi3ForCausalLM
 
 from stillknows.auditing import harness
 from stillknows.errors import UserError
@@ -95,6 +97,35 @@ def test_accuracy_is_that_of_the_projects_own_log_likelihoods(
     assert 0 < share < 1
     margin = Z * math.sqrt(share * (1 - share) / (n - 1))
     assert found == {("colours", "acc"): pytest.approx(Interval(share, share - margin, share + margin, n))}
+
+
+@torch.no_grad()
+def test_rotations_that_change_with_length_are_those_of_each_text_alone(
+    write: Callable[..., None], folder: Path, tokenizer: Any
+) -> None:
+    """Texts of 3, 4 and 6 tokens before the last, and a switch at 5, by which a batch would turn all of them."""
+    long: Any = {"rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": 5}
+    long |= {"short_factor": [1.0] * 8, "long_factor": [9.0] * 8}
+    sizes: Any = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = Phi3Config(
+            vocab_size=32, **sizes, num_key_value_heads=2, max_position_embeddings=64, initializer_range=0.3,
+            original_max_position_embeddings=5, rope_parameters=long, bos_token_id=1, eos_token_id=2, pad_token_id=0,
+        )  # fmt: skip
+        model = Phi3ForCausalLM(config).eval().requires_grad_(False)
+    labels = [i % 3 for i in range(len(QUESTIONS))]
+    write("colours", questions(labels), **ASK, doc_to_target="label", metric_list=[BRIER])
+    found = harness.measure(model, tokenizer, harness.load(["colours"], include=folder))
+
+    def log_p(question: str, choice: str) -> Tensor:
+        ids = tokenizer(f"{question} {choice}")["input_ids"]
+        logits_LV = model(input_ids=torch.tensor([ids[:-1]])).logits[0]
+        return sum(logits_LV.log_softmax(-1)[i - 1, ids[i]] for i in range(3, len(ids)))
+
+    logs = torch.stack([torch.stack([log_p(question, choice) for choice in CHOICES]) for question in QUESTIONS])
+    gaps = logs.softmax(-1) - torch.nn.functional.one_hot(torch.tensor(labels), 3)
+    assert found["colours", "brier_score"].value == pytest.approx(gaps.square().sum(-1).mean().item(), rel=1e-4)
 
 
 def test_a_model_that_always_says_red(write: Callable[..., None], folder: Path, says_red: Any, tokenizer: Any) -> None:

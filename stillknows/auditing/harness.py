@@ -31,6 +31,7 @@ import numpy as np
 
 from stillknows.errors import UserError, did_you_mean
 from stillknows.lazy import torch
+from stillknows.model.lengths import restart_rotations, shared_limit
 from stillknows.progress import say
 from stillknows.stats import LEVEL, RESAMPLES
 from stillknows.store import key
@@ -114,7 +115,7 @@ def measure(
 
     Args:
         limit: ask only the first so many documents of every task; None asks all.
-        batch_size: prompts that are read together.
+        batch_size: prompts that are read together; one where a model reads a text otherwise beside a longer one.
         seed: of few-shot examples, and of sampling in tasks that ask for it.
         chat: frame prompts with the tokenizer's chat template, as models tuned to follow instructions expect.
 
@@ -144,7 +145,7 @@ def measure(
             task.set_fewshot_seed(seed=seed)
         try:
             evaluated = evaluate(
-                _wrap(model, tokenizer, batch_size),
+                _wrap(model, tokenizer, batch_size if shared_limit(model) == math.inf else 1),
                 {"tasks": dict(suite.tasks), "groups": dict(suite.groups)},
                 limit=limit,
                 bootstrap_iters=RESAMPLES,
@@ -387,15 +388,20 @@ def _undisturbed(heard: _Heard | None = None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _restored(model: PreTrainedModel) -> Iterator[None]:
-    """Let a model generate without settings of its own but for special tokens, and in evaluation mode; then go back."""
+    """Let a model generate without settings of its own but for special tokens, and in evaluation mode; then go back.
+
+    What it has read before does not turn what it reads.
+    """
     from transformers import GenerationConfig
 
     own, training = model.generation_config, [module for module in model.modules() if module.training]
+    restarting = model.register_forward_pre_hook(lambda module, _: restart_rotations(module))
     special = {name: getattr(own, name, None) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     model.generation_config = GenerationConfig(**special)
     try:
         yield
     finally:
+        restarting.remove()
         model.generation_config = own
         for module in training:
             module.training = True
