@@ -115,6 +115,31 @@ def test_a_mutated_header_is_read_or_refused_by_name(seeds: range, whole: Path, 
         assert message is None or message.count("\n") <= 1, (seed, message)
 
 
+def extremes(content: bytes, field: gguf.ReaderField) -> Iterator[bytes]:
+    """Yield the file with a field's value, the last of a list, at the least and the greatest that it can be."""
+    start, last = field.offset + sum(part.nbytes for part in field.parts[:-1]), field.parts[-1].nbytes
+    for byte in (b"\0", b"\xff"):
+        yield content[:start] + byte * last + content[start + last :]
+
+
+@pytest.mark.parametrize("made", [False, True], ids=["tokenizer of Hugging Face", "tokenizer made of its tokens"])
+def test_a_field_at_its_extremes_is_read_or_refused_by_name(made: bool, whole: Path, tmp_path: Path) -> None:
+    content, path = whole.read_bytes(), tmp_path / "extreme.gguf"
+    if made:
+        content = content.replace(b"tokenizer.huggingface.json", b"tokenizer.huggingface.jsoX")
+        path.write_bytes(content)
+        read(path)
+    fields = [field for name, field in gguf.GGUFReader(whole).fields.items() if not name.startswith("GGUF.")]
+    refusals = 0
+    for field in fields:
+        for changed in extremes(content, field):
+            path.write_bytes(changed)
+            message = refusal(path)
+            assert message is None or str(path) in message, (field.name, message)
+            refusals += message is not None
+    assert refusals > 10
+
+
 def test_the_walk_takes_no_more_steps_than_the_file_has_bytes(whole: Path, header: int, tmp_path: Path) -> None:
     content, path, refusals = whole.read_bytes(), tmp_path / "mutated.gguf", 0
     gguf_header.check(whole)

@@ -83,6 +83,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, saved: Case) -> Place:
     root = tmp_path_factory.mktemp("hostile")
     saved(root / "model", seed=0)
     saved(root / "other", seed=1)
+    saved(root / "run", seed=2)
     items = {"f": ("where is Ada", "Paris"), "r": ("where is Bela", "Rome")}
     for name, (question, answer) in items.items():
         (root / f"{name}.jsonl").write_text(json.dumps({"question": question, "answer": answer}) + "\n")
@@ -99,6 +100,13 @@ def place(tmp_path_factory: pytest.TempPathFactory, saved: Case) -> Place:
             "audit": ["audit", root / "other", *audit, "--calibration", root / "text.txt"],
             "audit of a suppression": ["audit", root / "guard.json", *audit],
             "quantize": ["quantize", model, "--to", "gptq:group=8", "--calibration", root / "text.txt", *out],
+            "unlearn after a run": ["unlearn", model, "--benchmark", items_, "--after", root / "run", *out],
+            "suppress": [
+                *("suppress", model, "--benchmark", items_, "--method", "thrust", "--out", root / "out.json"),
+                *("--passages", root / "passages.txt"),
+            ],
+            "verify": ["shards", "verify", root / "shards"],
+            "score": ["score", root / "log.json", "--format", "muse"],
             "diagnose": ["diagnose", model, root / "other", "--formats", "rtn:group=8"],
         },
     )
@@ -145,6 +153,10 @@ def test_a_damaged_file_of_a_model_is_named(command: str, file: str, cli: Case, 
 
 
 BESIDE = {
+    ("unlearn after a run", "run/run.json"): JSON,
+    ("suppress", "passages.txt"): ANY,
+    ("verify", "shards/ledger.jsonl"): JSON,
+    ("score", "log.json"): JSON,
     ("unlearn", "f.jsonl"): ITEMS,
     ("unlearn", "r.jsonl"): ITEMS,
     ("unlearn", "refusals.txt"): ANY,
@@ -230,3 +242,30 @@ def test_memory_that_runs_out_while_a_model_is_read_is_no_fault_of_its_files(
     ran = cli(*place.commands["unlearn"])
     refused(ran, "out of memory", "a machine with more of it", "--device cpu")
     assert "download" not in ran.err
+
+
+TOTAL = {"seconds": 1.0, "tokens": 1, "forward_tokens": 1, "flops": 1.0}
+REQUEST = {"number": 1, "original": "abc", "earlier": [], "forgotten": ["d"], "total": TOTAL}
+RECORDS: list[dict[str, Any]] = [
+    {"request": 5},
+    {"request": {}},
+    {"request": REQUEST | {"earlier": 5}},
+    {"request": REQUEST | {"earlier": [5]}},
+    {"request": REQUEST | {"forgotten": 5}},
+    {"request": REQUEST | {"total": {}}},
+    {"request": REQUEST | {"total": TOTAL | {"flops": "many"}}},
+    {"request": REQUEST, "benchmark": None},
+]
+
+
+@pytest.mark.parametrize("changes", RECORDS, ids=range(len(RECORDS)))
+def test_a_record_that_is_not_as_it_was_written_is_named(changes: dict[str, Any], tmp_path: Path) -> None:
+    from stillknows.errors import UserError
+    from stillknows.unlearning.sequence import follow
+
+    record: dict[str, Any] = {"stillknows": "0", "model": "m", "benchmark": "b", "method": "ga", "request": REQUEST}
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    assert follow(tmp_path, "abc", "m").requests[0]["forgotten"] == ["d"]
+    (tmp_path / "run.json").write_text(json.dumps({k: v for k, v in (record | changes).items() if v is not None}))
+    with pytest.raises(UserError, match=r"run\.json is not as .*\n.*repeat that run"):
+        follow(tmp_path, "abc", "m")

@@ -68,7 +68,10 @@ def follow(folder: Path, original: str, name: str) -> Earlier:
     """
     record = records.read(folder)
     if record is None or "request" not in record:
-        raise UserError(f"{folder} holds no unlearning run that another could follow", "run `stillknows unlearn` first")
+        raise UserError(
+            f"{folder} holds no unlearning run that another could follow: its {RECORD} is missing or no record of one",
+            "run `stillknows unlearn` first",
+        )
     with blamed_on(f"{folder / RECORD} is not as `stillknows unlearn` wrote it", "repeat that run"):
         request = record["request"]
         if request["original"] != original:
