@@ -261,11 +261,12 @@ RECORDS: list[dict[str, Any]] = [
 @pytest.mark.parametrize("changes", RECORDS, ids=range(len(RECORDS)))
 def test_a_record_that_is_not_as_it_was_written_is_named(changes: dict[str, Any], tmp_path: Path) -> None:
     from stillknows.errors import UserError
+    from stillknows.store import write_sealed
     from stillknows.unlearning.sequence import follow
 
     record: dict[str, Any] = {"stillknows": "0", "model": "m", "benchmark": "b", "method": "ga", "request": REQUEST}
-    (tmp_path / "run.json").write_text(json.dumps(record))
+    write_sealed(tmp_path / "run.json", record)
     assert follow(tmp_path, "abc", "m").requests[0]["forgotten"] == ["d"]
-    (tmp_path / "run.json").write_text(json.dumps({k: v for k, v in (record | changes).items() if v is not None}))
+    write_sealed(tmp_path / "run.json", {k: v for k, v in (record | changes).items() if v is not None})
     with pytest.raises(UserError, match=r"run\.json is not as .*\n.*repeat that run"):
         follow(tmp_path, "abc", "m")
