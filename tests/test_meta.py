@@ -166,7 +166,7 @@ def test_the_command_repeats_nothing_and_prints_the_result(
     def made_again(*_arguments: object, **_options: object) -> None:
         raise AssertionError("something was made again")
 
-    for module, name in ((meta.scratch, "train"), (meta.unlearn, "run"), (meta, "observe"), (meta, "fit")):
+    for module, name in ((meta.scratch, "train"), (meta.unlearn, "run"), (meta, "observe"), (meta, "finetune")):
         monkeypatch.setattr(module, name, made_again)
     out, result = tiny
     command = ("meta", "--models", 3, "--metrics", METRICS, "--out", out, "--overwrite")

@@ -478,7 +478,9 @@ def test_gradient_equals_autograd_of_the_stated_loss(plugin: Plugin, make_model:
     move(model)
     stated = stated_loss(plugin.name, loop.terms[0], models)
     expected = torch.autograd.grad(stated, list(model.parameters()))
-    assert loop._backward(0, [(i, 0) for i in range(4)]) == pytest.approx(stated.item(), rel=1e-5)
+    assert loop._backward(loop.terms[0], loop.inputs[0], [(i, 0) for i in range(4)]) == pytest.approx(
+        stated.item(), rel=1e-5
+    )
     for parameter, gradient in zip(model.parameters(), expected, strict=True):
         assert parameter.grad is not None
         torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-5)
@@ -494,7 +496,7 @@ def test_accumulated_gradients_equal_those_of_one_batch(
         model = make_model()
         loop = make_loop(model, plugin, make_items(LENGTHS), accumulate=parts)
         move(model)
-        value = loop._backward(0, [(i, 0) for i in (3, 0, 2, 1)])
+        value = loop._backward(loop.terms[0], loop.inputs[0], [(i, 0) for i in (3, 0, 2, 1)])
         found.append([torch.tensor(value), *(p.grad for p in model.parameters()), torch.tensor(loop.done.tokens)])
     for a, b in zip(*found, strict=True):
         assert a is not None

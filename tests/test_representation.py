@@ -97,7 +97,9 @@ def test_loss_and_gradient_equal_autograd_of_the_stated_loss(
         [STATED[plugin.name](plain_states(model, item), plain_states(reference, item).detach()) for item in items]
     ).mean()
     expected = torch.autograd.grad(stated, list(model.parameters()), allow_unused=True)
-    assert loop._backward(0, [(i, 0) for i in range(4)]) == pytest.approx(stated.item(), rel=1e-5)
+    assert loop._backward(loop.terms[0], loop.inputs[0], [(i, 0) for i in range(4)]) == pytest.approx(
+        stated.item(), rel=1e-5
+    )
     for parameter, gradient in zip(model.parameters(), expected, strict=True):
         if gradient is None:
             assert parameter.grad is None or not parameter.grad.any()
@@ -145,7 +147,7 @@ def test_accumulated_gradients_equal_those_of_one_batch(plugin: Plugin, make_mod
         model = make_model(layers=DEPTH)
         loop = make_loop(model, plugin, make_items(LENGTHS), accumulate=parts)
         move(model)
-        loop._backward(0, [(i, 0) for i in (3, 0, 2, 1)])
+        loop._backward(loop.terms[0], loop.inputs[0], [(i, 0) for i in (3, 0, 2, 1)])
         found.append([p.grad for p in blocks(model)[0].parameters()])
     for a, b in zip(*found, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
