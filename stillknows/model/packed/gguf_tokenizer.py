@@ -55,10 +55,12 @@ def read(field: Field, place: str) -> Any:
     keys = library("gguf").Keys.Tokenizer
     stored = field(keys.HF_JSON)
     fast, begins = (Tokenizer.from_str(stored), None) if stored is not None else _made(field, place)
-    special = {name: fast.id_to_token(number) for name, number in _special(field).items()}
-    absent = [name for name, token in special.items() if token is None]
-    if absent:
-        raise ValueError(f"its {absent[0]} is not among its tokens")
+    special: dict[str, str] = {}
+    for name, number in _special(field).items():
+        token = fast.id_to_token(number)
+        if token is None:
+            raise ValueError(f"its {name} is not among its tokens")
+        special[name] = token
     _frame(fast, special, field(keys.ADD_BOS, begins), field(keys.ADD_EOS, None if begins is None else False))
     found = PreTrainedTokenizerFast(tokenizer_object=fast, **special)
     found.chat_template = _chat_template(field)
