@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import difflib
 import errno
+import re
 from collections.abc import Iterable, Iterator
 
 MOST_KNOWN = 100  # words that a message lists
+SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")
 
 
 class NotMeasured(LookupError):
@@ -36,7 +38,9 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def is_disk_full(error: BaseException) -> bool:
     """Tell whether an error says that a disk, or a user's share of it, is full."""
-    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "(os error 28)" in str(error)
+    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    return "(os error 28)" in str(error) or bool(SHORT_WRITE.fullmatch(str(error)))  # of Rust, of numpy
 
 
 def first_line(error: BaseException) -> str:

@@ -38,7 +38,7 @@ from stillknows.training.finetune import finetune
 from stillknows.training.loop import Settings
 from stillknows.types import CONTROL, FULL, Benchmark, Example, Observations, Split
 from stillknows.unlearning import unlearn
-from stillknows.words import markdown_table, number, percent
+from stillknows.words import code, markdown_table, number, percent
 
 JSON, MARKDOWN = "meta.json", "meta.md"
 WORLD = "world:people=15,forget=3,facts=14,values=16"
@@ -433,7 +433,7 @@ def page(result: Mapping[str, Any]) -> str:
         for m in result["unlearned"]
     ]
     environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True)
-    environment.filters["percent"] = percent
+    environment.filters |= {"percent": percent, "code": code}
     template = environment.from_string(files("stillknows").joinpath("meta.md.j2").read_text(encoding="utf-8"))
     states = list(result["unlearned"][0]["probability"])
     return template.render(

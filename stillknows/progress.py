@@ -7,6 +7,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 
+from stillknows.words import for_terminal, one_line
+
 LINE_SECONDS = 5.0
 
 Advance = Callable[..., None]  # advance(amount=1, note="")
@@ -14,7 +16,7 @@ Advance = Callable[..., None]  # advance(amount=1, note="")
 
 def say(text: str) -> None:
     """Print one line of what is going on."""
-    print(text, file=sys.stderr, flush=True)
+    print(for_terminal(text), file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
@@ -34,10 +36,12 @@ def _bar(label: str, total: int) -> Iterator[Advance]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = ("[progress.description]{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, TextColumn("{task.fields[note]}"), console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(label, total=total, note="")
-        yield lambda amount=1, note="": bar.update(task, advance=amount, note=note)
+    label_column = TextColumn("{task.description}", style="progress.description", markup=False)
+    columns = (label_column, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    notes = TextColumn("{task.fields[note]}", markup=False)
+    with Progress(*columns, notes, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(one_line(label), total=total, note="")
+        yield lambda amount=1, note="": bar.update(task, advance=amount, note=one_line(note))
 
 
 def _lines(label: str, total: int) -> Advance:

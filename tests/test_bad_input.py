@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BertConfig, BertForMaskedLM, T5Config, T5ForConditionalGeneration
 
-from stillknows import store
+from stillknows import scratch, store
 from stillknows.auditing import audit, plan
 from stillknows.errors import UserError
 from stillknows.model import checkpoints, layers, records
@@ -822,6 +822,20 @@ def test_a_disk_that_is_really_full(leave: int, small_disk: Path, save_model: Ca
     before = snapshot(small_disk)
     again = run_unlearn(model, "--method", "npo + kl", "--overwrite", out=out)
     refused(again, "the disk is full", "free some space")
+    assert snapshot(small_disk) == before
+
+
+@pytest.mark.parametrize("leave", range(8192, 40960, 4096))
+def test_a_disk_that_is_full_before_a_quantized_file_is(
+    leave: int, small_disk: Path, make_model: Case, cli: Case, tmp_path: Path
+) -> None:
+    """Where it is cut off decides which library notices, and with which error."""
+    make_model(vocabulary=320, hidden=32).save_pretrained(tmp_path / "model")
+    scratch.subword_tokenizer([f"{q} {a}" for q, a in FORGET], 300).save_pretrained(tmp_path / "model")
+    fill(small_disk, leave)
+    before = snapshot(small_disk)
+    ran = cli("quantize", tmp_path / "model", "--to", "gguf:Q8_0", "--out", small_disk / "out")
+    refused(ran, "the disk is full; nothing was half-written", "free some space")
     assert snapshot(small_disk) == before
 
 

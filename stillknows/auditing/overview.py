@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from stillknows.types import CONTROL, ORIGINAL
-from stillknows.words import markdown_table, number
+from stillknows.words import for_markdown, number, table_of_texts
 
 Json = Mapping[str, Any]
 ABREAST = 4  # models in a table: as many as 80 columns hold
@@ -31,11 +31,11 @@ def overview(report: Json, lead: str, expected: Mapping[str, str]) -> list[str]:
             [variant, *(_cell(report, s, variant, metric, notes) for s in models)] for variant in report["variants"]
         ]
         verdicts = ["verdict", *(subject["verdict"] for subject in models)]
-        tables.append(markdown_table(["variant", *(subject["name"] for subject in models)], [verdicts, *rows]))
+        tables.append(table_of_texts(["variant", *(subject["name"] for subject in models)], [verdicts, *rows]))
     return [
         _legend(report, lead, has_control),
         *tables,
-        *(f"[{i}] not measured: {note}" for i, note in enumerate(notes, 1)),
+        *(f"[{i}] not measured: {for_markdown(note)}" for i, note in enumerate(notes, 1)),
         *(_controls(report, expected) if has_control else []),
     ]
 
@@ -55,7 +55,8 @@ def _legend(report: Json, lead: str, has_control: bool) -> str:
             "Without a never-taught control nothing is decided: compare with the original.",
         ]
     by = "" if policy["utility"] == lead else f", by {policy['utility']}"
-    return "\n".join([*lines, f"Utility{by}: 1 as the original; {LOW} below the floor of {policy['utility_floor']:g}."])
+    lines.append(f"Utility{by}: 1 as the original; {LOW} below the floor of {policy['utility_floor']:g}.")
+    return "\n".join(map(for_markdown, lines))
 
 
 def _cell(report: Json, subject: Json, variant: str, metric: str, notes: list[str]) -> str:

@@ -25,7 +25,7 @@ from stillknows.specs import spelled
 from stillknows.stats import LEVEL
 from stillknows.store import AGAIN, name_of, parse_json, read_sealed, write_sealed, write_text
 from stillknows.types import CONTROL, FULL, ORIGINAL, SUITE, UNWRAPPED, WEIGHTS, Cell, Interval, VerdictName
-from stillknows.words import markdown_table, number, percent, significant
+from stillknows.words import code, for_markdown, for_terminal, number, percent, significant, table_of_texts
 
 if TYPE_CHECKING:
     from stillknows.auditing.audit import Audit
@@ -140,6 +140,8 @@ def _require_valid(report: Json, file: Path) -> None:
         raise UserError(f"{file} is not a report: {error.json_path} is not what belongs there", AGAIN)
     if report["verdict"] != _worst(report["subjects"]):
         raise UserError(f"{file} is not a report: its verdict is not the worst of its models'", AGAIN)
+    if any(list(subject["variants"]) != report["variants"] for subject in report["subjects"]):
+        raise UserError(f"{file} is not a report: its models were judged in other variants", AGAIN)
 
 
 def _worst(subjects: Sequence[Json]) -> VerdictName:
@@ -380,6 +382,7 @@ def _left_out(report: Json) -> list[str]:
 def html(report: Json) -> str:
     """Return one page that needs no network and no script; all data in it is escaped."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.finalize = lambda value: for_terminal(value) if type(value) is str else value  # bidi codes above all
     pretty = JSONEncoder(indent=1, ensure_ascii=False).encode
     environment.filters |= {
         "number": number,
@@ -399,23 +402,25 @@ def html(report: Json) -> str:
 
 
 def summary(report: Json) -> str:
-    """Return the verdicts, and knowledge kept beside utility in every variant: what fits on a screen."""
+    """Return the verdicts, and knowledge kept beside utility in every variant: what fits on a screen, as Markdown."""
     table = overview(report, _lead(report["metrics"], report["policy"]["gates"]), EXPECTED)
-    return "\n\n".join([_sentence(report), *table, *_left_out(report), *_on_disk(report), *_suppressed(report)])
+    after = [*_left_out(report), *_on_disk(report), *_suppressed(report)]
+    return "\n\n".join([for_markdown(_sentence(report)), *table, *map(for_markdown, after)])
 
 
 def markdown(report: Json) -> str:
     """Return the verdicts and the main tables as Markdown that also reads well unrendered."""
     verdicts = [[s["name"], s["verdict"], *s["variants"].values()] for s in report["subjects"]]
-    parts = [f"# stillknows: {report['verdict']}", summary(report), f"Benchmark: `{report['benchmark']}`"]
-    parts += ["## Verdict by variant", markdown_table(["model", "verdict", *report["variants"]], verdicts)]
+    parts = [f"# stillknows: {report['verdict']}", summary(report), f"Benchmark: {code(report['benchmark'])}"]
+    parts += ["## Verdict by variant", table_of_texts(["model", "verdict", *report["variants"]], verdicts)]
     for name, title in TITLES.items():
         grids = _grids(report)[name]
         parts += [f"## {title}"] if grids else []
         for grid in grids:
             header = [_heading(grid), *(cell["variant"] for _, row in grid.rows[:1] for cell in row)]
             rows = [[name, *(_words(cell, grid) for cell in row)] for name, row in grid.rows]
-            parts += [markdown_table(header, rows), *(f"[{i}] {note}" for i, note in enumerate(grid.notes, 1))]
+            notes = [f"[{i}] {for_markdown(note)}" for i, note in enumerate(grid.notes, 1)]
+            parts += [table_of_texts(header, rows), *notes]
     return "\n\n".join([*parts, f"In brackets: bounds, {percent(LEVEL)} each."]) + "\n"
 
 

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import codecs
+import contextlib
+import io
 import json
+import signal
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -13,6 +19,7 @@ from stillknows.cli import building, judging, listing  # noqa: F401 (their comma
 from stillknows.cli.shards import shards
 from stillknows.cli.terminal import app, print_out
 from stillknows.errors import UserError, is_disk_full, is_out_of_memory
+from stillknows.progress import say
 
 app.add_typer(shards, name="shards")
 
@@ -49,20 +56,62 @@ OUT_OF_MEMORY = (
     "  use a machine with more of it or a smaller model, end what else runs there, or, where --device cuda is full, "
     "take --device cpu; for unlearn, lower --batch-size or raise --accumulate"
 )
-INTERRUPTED = 130
+INTERRUPTED, TERMINATED = 130, 143  # 128 and the number of the signal
+PLAIN = {"−": "-", "–": "-", "…": "...", "≤": "<=", "≥": ">=", "∞": "inf", "’": "'", "“": '"', "”": '"'}
 
 
 def main() -> None:
     """Run the command line; every way out is a message and an exit code, never a traceback for bad input."""
+    _print_what_can_be_printed()
     try:
-        code = app(prog_name="stillknows", standalone_mode=False)
+        with _terminable():
+            code = app(prog_name="stillknows", standalone_mode=False)
     except (typer.Abort, KeyboardInterrupt):
         code = INTERRUPTED
+    except _Terminated:
+        _fail(STOPPED, TERMINATED)
     except Exception as error:
         _fail(_explain(error), getattr(error, "exit_code", 2))
     if code == INTERRUPTED:  # typer turns Ctrl-C into this code without a word
         _fail(STOPPED, INTERRUPTED)
     sys.exit(code or 0)
+
+
+def _print_what_can_be_printed() -> None:
+    """Let letters that a terminal's encoding lacks be written in others instead of ending the program."""
+
+    def others(error: UnicodeError) -> tuple[str, int]:
+        if not isinstance(error, UnicodeEncodeError):
+            raise error
+        lacking = error.object[error.start : error.end]
+        return "".join(PLAIN.get(c) or c.encode("unicode_escape").decode() for c in lacking), error.end
+
+    codecs.register_error("stillknows", others)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="stillknows")
+
+
+class _Terminated(BaseException):
+    """The program was asked to end by SIGTERM, as batch systems and containers do."""
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM end the block as Ctrl-C does: what is half-written is removed, what is finished stays."""
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may say what signals do
+        yield
+        return
+
+    def end(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one would interrupt the clearing up
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _explain(error: Exception) -> str:
@@ -84,6 +133,6 @@ def _explain(error: Exception) -> str:
 
 def _fail(message: str, code: int) -> NoReturn:
     if "--json" in sys.argv:
-        print_out(json.dumps({"error": message}, ensure_ascii=False))
-    print(f"stillknows: {message}", file=sys.stderr)
+        print_out(json.dumps({"error": message}))
+    say(f"stillknows: {message}")
     sys.exit(code)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -27,6 +26,7 @@ from stillknows.cli.terminal import (
     show,
 )
 from stillknows.errors import UserError
+from stillknows.progress import say
 
 
 @app.command(
@@ -205,7 +205,7 @@ def score(
     show(result, as_json, rescore.text(result))
     for kind in ("warning", "note"):
         for line in result.get(f"{kind}s", ()):
-            print(f"{kind}: {line}", file=sys.stderr)
+            say(f"{kind}: {line}")
 
 
 @app.command(epilog=examples("stillknows meta", "stillknows meta --models 9 --seed 1 --out runs/meta-1 --json"))

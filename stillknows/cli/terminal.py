@@ -1,4 +1,4 @@
-"""What all commands share: the program they belong to, common options, and how results are shown."""
+"""What all commands share: the program they belong to, common options, and how results are for_terminal."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from stillknows.errors import UserError
+from stillknows.progress import say
+from stillknows.words import for_terminal
 
 if TYPE_CHECKING:
     from stillknows.types import Benchmark
@@ -61,15 +63,18 @@ def examples(*lines: str) -> str:
 
 def show(result: Any, as_json: bool, text: str, hint: str = "") -> None:
     """Print a result on standard output, as JSON or as text; what to do next goes to standard error."""
-    print_out(json.dumps(result, ensure_ascii=False) if as_json else text)
+    print_out(json.dumps(result) if as_json else text)  # in ASCII, which every terminal can show and none obeys
     if hint and not as_json:
-        print(hint, file=sys.stderr)
+        say(hint)
 
 
 def print_out(text: str) -> None:
-    """Print on standard output; a reader that has gone away, as in `| head`, is no error."""
+    """Print on standard output, without codes that steer a terminal.
+
+    A reader that has gone away, as in `| head`, is no error.
+    """
     try:
-        print(text, flush=True)
+        print(for_terminal(text), flush=True)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
