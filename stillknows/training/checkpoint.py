@@ -32,18 +32,23 @@ def open_checkpoint(path: Path) -> Iterator[tuple[dict[str, str], Named]]:
     """
     from safetensors import safe_open
 
-    with contextlib.ExitStack() as stack:
-        try:
-            file = stack.enter_context(safe_open(path, framework="pt"))
+    if not _intact(path):
+        raise UserError(f"{path} is damaged: it is not as it was written", "begin anew with --overwrite")
+    with safe_open(path, framework="pt") as file:
+        yield file.metadata(), _tensors(file)
+
+
+def _intact(path: Path) -> bool:
+    from safetensors import safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
             texts = dict(file.metadata() or {})
-            intact = texts.pop(DIGEST, None) == _digest(texts, _tensors(file))
-        except OSError:
-            raise
-        except Exception:  # safetensors and torch raise several kinds of error for a damaged file
-            intact = False
-        if not intact:
-            raise UserError(f"{path} is damaged: it is not as it was written", "begin anew with --overwrite")
-        yield texts, _tensors(file)
+            return texts.pop(DIGEST, None) == _digest(texts, _tensors(file))
+    except OSError:
+        raise
+    except Exception:  # safetensors and torch raise several kinds of error for a damaged file
+        return False
 
 
 def _tensors(file) -> Named:
@@ -55,6 +60,6 @@ def _digest(texts: Mapping[str, str], tensors: Named) -> str:
     parts = {f"text {name}": hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}
     for name, value in tensors:
         digest = hashlib.sha256(f"{value.dtype} {tuple(value.shape)} ".encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        digest.update(memoryview(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()))
         parts[f"tensor {name}"] = digest.hexdigest()
     return hashlib.sha256(repr(sorted(parts.items())).encode()).hexdigest()
