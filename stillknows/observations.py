@@ -45,7 +45,7 @@ def _seal(cache_key: str, observations: Observations) -> str:
     return hashlib.sha256(f"{cache_key} {observations_digest(observations)}".encode()).hexdigest()
 
 
-def _parts(observations: Observations) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def _parts(observations: Observations) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the texts and the arrays that a file of observations holds, by name."""
     seen = {name: value for name, value in vars(observations).items() if value is not None}
     arrays = {name: seen[name] for name in ARRAYS if name in seen}

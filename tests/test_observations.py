@@ -40,6 +40,7 @@ def everything() -> Observations:
         lowered_log_probs=(np.array([-0.5]), np.array([-0.75]), np.array([-8.0])),
         gradient_norms=np.array([1.5, 2.5, 3.5]),
         samples=(("Ada", "Ida"), None, ("", "Zug")),
+        wordings=("plain", "no question mark", "plain"),
     )
 
 

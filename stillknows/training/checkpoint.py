@@ -60,6 +60,6 @@ def _digest(texts: Mapping[str, str], tensors: Named) -> str:
     parts = {f"text {name}": hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}
     for name, value in tensors:
         digest = hashlib.sha256(f"{value.dtype} {tuple(value.shape)} ".encode())
-        digest.update(memoryview(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()))
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         parts[f"tensor {name}"] = digest.hexdigest()
     return hashlib.sha256(repr(sorted(parts.items())).encode()).hexdigest()
