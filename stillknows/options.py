@@ -19,20 +19,22 @@ class Reader(Protocol):
 
 
 class Limits(NamedTuple):
-    """The numbers that an option may be, as in `alpha: Annotated[float, Limits(0, 1)]`; `above` leaves out `least`."""
+    """The numbers that an option may be, as in `alpha: Annotated[float, Limits(0, 1)]`; `above` leaves out
+    `least`, `below` leaves out `most`."""
 
     least: float
     most: float = math.inf
     above: bool = False
+    below: bool = False
 
     def read(self, name: str, value: float | None) -> float | None:
         """Return the number. Raises UserError for one outside; None, which some options may be, is not one."""
-        if value is None or self.least < value <= self.most or (value == self.least and not self.above):
+        at_ends = {self.least: not self.above, self.most: not self.below}
+        if value is None or self.least < value < self.most or at_ends.get(value, False):
             return value
-        words = f"{'more than' if self.above else 'at least'} {self.least:g}"
-        raise UserError(
-            f"{name}={value:g} is out of range", f"give {words}{f', at most {self.most:g}' * (self.most < math.inf)}"
-        )
+        least = f"{'more than' if self.above else 'at least'} {self.least:g}"
+        most = f", {'below' if self.below else 'at most'} {self.most:g}" if self.most < math.inf else ""
+        raise UserError(f"{name}={value:g} is out of range", f"give {least}{most}")
 
 
 def is_readable(kind: Any) -> bool:

@@ -147,7 +147,7 @@ def test_what_is_not_finite_does_not_become_a_number(value: float) -> None:
     [
         ("hqq:bits=7", r"hqq: bits=7 is not one of 1, 2, 3, 4, 5, 6, 8"),
         ("hqq:bits=0", r"hqq: bits=0 is not one of"),
-        ("hqq:axis=2", r"hqq: axis=2 is neither 0 nor 1"),
+        ("hqq:axis=2", r"hqq:axis=2 is out of range"),
         ("hqq:group=80", r"hqq: groups of 80 do not divide 192 inputs\n.*group=0"),
         ("hqq:group=-1", r"hqq: groups of -1 do not divide 192 inputs"),
     ],

@@ -119,9 +119,9 @@ def test_what_is_not_finite_is_kept(form: str, value: float) -> None:
 @pytest.mark.parametrize(
     ("form", "message"),
     [
-        ("magnitude:sparsity=1", r"magnitude: sparsity=1.0 is not from 0 to below 1\n.*sparsity=0.5"),
-        ("magnitude:sparsity=-0.1", r"sparsity=-0.1 is not from 0"),
-        ("magnitude:sparsity=nan", r"sparsity=nan is not from 0"),
+        ("magnitude:sparsity=1", r"magnitude:sparsity=1 is out of range\n.*below 1"),
+        ("magnitude:sparsity=-0.1", r"sparsity=-0.1 is out of range"),
+        ("magnitude:sparsity=nan", r"sparsity=nan is out of range"),
         ("magnitude:scope=rows", r"scope=rows is not known; did you mean 'row'"),
         ("sparse:m=3", r"sparse: m=3 does not divide 40 inputs"),
         ("sparse:n=5", r"sparse: n=5 is not in 1..4"),

@@ -64,6 +64,8 @@ REFUSED = {  # a command: a part of the message
     f"{TUNE} --search lr=1e-6..1e-4 --variants int44": "no quantizer named 'int44'; did you mean 'int4'?",
     f"{AUDIT} --variants int44": "no quantizer named 'int44'; did you mean 'int4'?",
     f"{AUDIT} --variants rtn:bitz=3": "no option 'bitz' of rtn; did you mean 'bits'?",
+    f"{AUDIT} --variants full,rtn:bits=9": "rtn:bits=9 is out of range",
+    f"{UNLEARN} --method npo+kl+sam(rho=-1)": "sam:rho=-1 is out of range",
     f"{AUDIT} --metrics rouge_x": "no metric named 'rouge_x'",
     f"{AUDIT} --metrics rouge_l": "the verdict needs the metric",
     f"{AUDIT} --figures privleek": "no figure named 'privleek'",

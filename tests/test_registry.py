@@ -170,6 +170,7 @@ def test_every_plugin_works_by_its_bare_name_and_its_options_can_be_typed(plugin
         ("share", ("0", "1", "0.5"), ("-1", "1.001", "nan", "inf"), "give at least 0, at most 1"),
         ("rate", ("1e-9", "inf"), ("0", "-1", "nan"), "give more than 0"),
         ("count", ("1", "7"), ("0",), "give at least 1"),
+        ("decay", ("0", "0.5"), ("1", "-1", "2"), "give at least 0, below 1"),
         ("lr", ("none", "1"), ("0",), "give more than 0"),
     ],
 )
@@ -182,6 +183,7 @@ def test_numbers_outside_their_limits_are_refused(
         *,
         share: Annotated[float, Limits(0, 1)] = 0,
         rate: Annotated[float, Limits(0, above=True)] = 1,
+        decay: Annotated[float, Limits(0, 1, below=True)] = 0,
         count: Annotated[int, Limits(1)] = 1,
         lr: Annotated[float | None, Limits(0, above=True)] = None,
     ) -> None:

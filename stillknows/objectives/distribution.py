@@ -5,11 +5,11 @@ instead of the answer, and what it is to go on saying. p = softmax(z), y the tru
 from __future__ import annotations
 
 import math
+from typing import Annotated
 
-from stillknows.errors import UserError
 from stillknows.lazy import Tensor, torch
 from stillknows.model.logprobs import Logits
-from stillknows.registry import register
+from stillknows.registry import Limits, register
 
 
 @register("forget", source="arXiv 2410.08109 (ME)")
@@ -55,7 +55,7 @@ def undial(
 
 
 @register("forget", source="arXiv 2503.01224")
-def ceu(logits: Logits, mask: Tensor, *, skip: int = 1, weight: float = 1.0) -> Tensor:
+def ceu(logits: Logits, mask: Tensor, *, skip: Annotated[int, Limits(0)] = 1, weight: float = 1.0) -> Tensor:
     """Cross-entropy unlearning: mean of CE(sg(softmax(z with z_y = −∞)), p), in nats > 0.
 
     The goal is the model's own distribution (a constant, sg) without the true token, so the gradient on logits is
@@ -67,8 +67,6 @@ def ceu(logits: Logits, mask: Tensor, *, skip: int = 1, weight: float = 1.0) -> 
         skip: how many tokens at an answer's start are left alone, but never its last one; 1 in the paper.
         weight: factor γ of the term.
     """
-    if skip < 0:
-        raise UserError(f"ceu: skip={skip} is out of range", "give at least 0")
 
     def cross_entropy(logits_CV: Tensor, targets_C: Tensor) -> Tensor:
         soft_CV = logits_CV.detach().scatter(-1, targets_C[:, None], -torch.inf).softmax(-1)
@@ -125,7 +123,12 @@ def flattening(logits: Logits, mask: Tensor, *, weight: float = 1.0) -> Tensor:
 
 @register("forget", source="arXiv 2601.15538")
 def quail(
-    logits: Logits, reference_logits: Logits, mask: Tensor, *, margin: float = 0.05, weight: float = 1.0
+    logits: Logits,
+    reference_logits: Logits,
+    mask: Tensor,
+    *,
+    margin: Annotated[float, Limits(0, above=True)] = 0.05,
+    weight: float = 1.0,
 ) -> Tensor:
     """Keep away from the original: mean over tokens and vocabulary of max(0, m − |z − z_ref|), 0..m.
 
@@ -140,8 +143,6 @@ def quail(
         margin: m > 0, half a quantization step; published steps of 4-bit formats are 0.05 to 0.1.
         weight: factor γ of the term.
     """
-    if not margin > 0:
-        raise UserError(f"quail: margin={margin} is out of range", "it must be above 0")
 
     def hinge(logits_CV: Tensor, targets_C: Tensor, reference_CV: Tensor) -> Tensor:
         change_CV = logits_CV - reference_CV
@@ -157,7 +158,7 @@ def whp(
     reinforced_logits: Logits,
     mask: Tensor,
     *,
-    alpha: float = 1.0,
+    alpha: Annotated[float, Limits(0)] = 1.0,
     weight: float = 1.0,
 ) -> Tensor:
     """Who's Harry Potter: mean of CE(softmax(v_ref − α·max(0, v_reinforced − v_ref)), p), in nats > 0.
@@ -174,8 +175,6 @@ def whp(
         alpha: α ≥ 0; MUSE takes 1.
         weight: factor γ of the term.
     """
-    if alpha < 0:
-        raise UserError(f"whp: alpha={alpha} is out of range", "give at least 0")
 
     def cross_entropy(logits_CV: Tensor, targets_C: Tensor, reference_CV: Tensor, reinforced_CV: Tensor) -> Tensor:
         reference_CV = reference_CV.log_softmax(-1)

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Annotated, Literal
 
-from stillknows.errors import UserError
 from stillknows.lazy import Tensor, functional, torch
-from stillknows.registry import register
+from stillknows.registry import Limits, register
 
 Divergence = Literal["total_variation", "kl", "jensen_shannon", "pearson"]
 
@@ -32,7 +31,7 @@ def ga(log_probs: Tensor, mask: Tensor, *, weight: float = 1.0) -> Tensor:
 
 
 @register("forget", source="arXiv 2502.19301")
-def wga(log_probs: Tensor, mask: Tensor, *, beta: float = 1.0, weight: float = 1.0) -> Tensor:
+def wga(log_probs: Tensor, mask: Tensor, *, beta: Annotated[float, Limits(0)] = 1.0, weight: float = 1.0) -> Tensor:
     """Weighted gradient ascent: −mean of sg(p_t^β)·ℓ_t, which lets tokens go that are already improbable.
 
     sg: taken as a constant. −1/(e·β)..0, and 0 at both ends: p = 1 and p = 0.
@@ -43,13 +42,18 @@ def wga(log_probs: Tensor, mask: Tensor, *, beta: float = 1.0, weight: float = 1
         beta: β ≥ 0; 0 is gradient ascent.
         weight: factor γ of the term.
     """
-    if beta < 0:
-        raise UserError(f"wga: beta={beta} is out of range", "give at least 0")
     return weight * ((beta * log_probs).exp().detach() * log_probs).sum(1) / mask.sum(1)
 
 
 @register("forget", source="arXiv 2505.11953")
-def satimp(log_probs: Tensor, mask: Tensor, *, beta1: float = 5.0, beta2: float = 1.0, weight: float = 1.0) -> Tensor:
+def satimp(
+    log_probs: Tensor,
+    mask: Tensor,
+    *,
+    beta1: Annotated[float, Limits(0)] = 5.0,
+    beta2: Annotated[float, Limits(0)] = 1.0,
+    weight: float = 1.0,
+) -> Tensor:
     """Saturation and importance: −mean of sg(p_t^β1·(1 − p_t)^β2)·ℓ_t, which spares certain and forgotten tokens.
 
     Args:
@@ -59,8 +63,6 @@ def satimp(log_probs: Tensor, mask: Tensor, *, beta1: float = 5.0, beta2: float 
         beta2: β2 ≥ 0, how much tokens are spared that any model is sure of.
         weight: factor γ of the term; `satimp_gd` has the published one.
     """
-    if beta1 < 0 or beta2 < 0:
-        raise UserError(f"satimp: beta1={beta1} or beta2={beta2} is out of range", "give at least 0")
     probs = log_probs.detach().exp()
     return weight * (probs**beta1 * (1 - probs) ** beta2 * log_probs).sum(1) / mask.sum(1)
 

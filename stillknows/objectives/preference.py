@@ -6,13 +6,20 @@ As β → 0 the gradient becomes that of −margin/2; where the margin is large 
 
 from __future__ import annotations
 
-from stillknows.errors import UserError
+from typing import Annotated
+
 from stillknows.lazy import Tensor, functional
-from stillknows.registry import register
+from stillknows.registry import Limits, register
 
 
 @register("forget", source="arXiv 2404.05868")
-def npo(log_probs: Tensor, reference_log_probs: Tensor, *, beta: float = 0.1, weight: float = 1.0) -> Tensor:
+def npo(
+    log_probs: Tensor,
+    reference_log_probs: Tensor,
+    *,
+    beta: Annotated[float, Limits(0, above=True)] = 0.1,
+    weight: float = 1.0,
+) -> Tensor:
     """Negative preference optimisation: −(2/β)·ln σ(−β(ln p(f) − ln p_ref(f))), sums over the answer's tokens.
 
     Equals (2/β)·ln 2 where the model is the reference; tends to 0 as the answer's probability falls.
@@ -23,11 +30,18 @@ def npo(log_probs: Tensor, reference_log_probs: Tensor, *, beta: float = 0.1, we
         beta: inverse temperature, > 0; towards 0 it becomes gradient ascent.
         weight: factor γ of the term.
     """
-    return 2 * weight * _preference(reference_log_probs.sum(1) - log_probs.sum(1), beta, "npo")
+    return 2 * weight * _preference(reference_log_probs.sum(1) - log_probs.sum(1), beta)
 
 
 @register("forget", source="arXiv 2410.07163")
-def simnpo(log_probs: Tensor, mask: Tensor, *, beta: float = 4.5, delta: float = 0.0, weight: float = 1.0) -> Tensor:
+def simnpo(
+    log_probs: Tensor,
+    mask: Tensor,
+    *,
+    beta: Annotated[float, Limits(0, above=True)] = 4.5,
+    delta: float = 0.0,
+    weight: float = 1.0,
+) -> Tensor:
     """NPO without a reference: −(2/β)·ln σ(β(ℓ_mean(f) − δ)), whose margin does not grow with the answer's length.
 
     Args:
@@ -37,7 +51,7 @@ def simnpo(log_probs: Tensor, mask: Tensor, *, beta: float = 4.5, delta: float =
         delta: margin δ in nats: how improbable the answer is to become.
         weight: factor γ of the term; `simnpo_gd` has the published one.
     """
-    return 2 * weight * _preference(-log_probs.sum(1) / mask.sum(1) - delta, beta, "simnpo")
+    return 2 * weight * _preference(-log_probs.sum(1) / mask.sum(1) - delta, beta)
 
 
 @register("forget", source="arXiv 2401.06121 (DPO)")
@@ -47,7 +61,7 @@ def dpo(
     refusal_log_probs: Tensor,
     reference_refusal_log_probs: Tensor,
     *,
-    beta: float = 0.1,
+    beta: Annotated[float, Limits(0, above=True)] = 0.1,
     weight: float = 1.0,
 ) -> Tensor:
     """Direct preference optimisation: −(2/β)·ln σ(β[ln p/p_ref (refusal) − ln p/p_ref (f)]).
@@ -63,7 +77,7 @@ def dpo(
         weight: factor γ of the term.
     """
     winner_B = refusal_log_probs.sum(1) - reference_refusal_log_probs.sum(1)
-    return 2 * weight * _preference(winner_B - log_probs.sum(1) + reference_log_probs.sum(1), beta, "dpo")
+    return 2 * weight * _preference(winner_B - log_probs.sum(1) + reference_log_probs.sum(1), beta)
 
 
 @register("forget", source="arXiv 2409.13474")
@@ -73,7 +87,7 @@ def altpo(
     alternative_log_probs: Tensor,
     reference_alternative_log_probs: Tensor,
     *,
-    beta: float = 0.1,
+    beta: Annotated[float, Limits(0, above=True)] = 0.1,
     weight: float = 1.0,
 ) -> Tensor:
     """Alternate preference optimisation: DPO whose winner is one of five other answers that the model gives itself.
@@ -90,11 +104,17 @@ def altpo(
         weight: factor γ of the term.
     """
     winner_B = alternative_log_probs.sum(1) - reference_alternative_log_probs.sum(1)
-    return 2 * weight * _preference(winner_B - log_probs.sum(1) + reference_log_probs.sum(1), beta, "altpo")
+    return 2 * weight * _preference(winner_B - log_probs.sum(1) + reference_log_probs.sum(1), beta)
 
 
 @register("retain", source="arXiv 2410.08109 (AP)")
-def ap(log_probs: Tensor, refusal_log_probs: Tensor, *, beta: float = 0.1, weight: float = 1.0) -> Tensor:
+def ap(
+    log_probs: Tensor,
+    refusal_log_probs: Tensor,
+    *,
+    beta: Annotated[float, Limits(0, above=True)] = 0.1,
+    weight: float = 1.0,
+) -> Tensor:
     """Answer preservation: −(1/β)·ln σ(β(ln p(r) − ln p(refusal))), r's answer is preferred to a refusal.
 
     Keeps a model that learns to refuse (`idk`) from refusing everything. No reference.
@@ -105,10 +125,8 @@ def ap(log_probs: Tensor, refusal_log_probs: Tensor, *, beta: float = 0.1, weigh
         beta: inverse temperature, > 0.
         weight: factor α of the term.
     """
-    return weight * _preference(log_probs.sum(1) - refusal_log_probs.sum(1), beta, "ap")
+    return weight * _preference(log_probs.sum(1) - refusal_log_probs.sum(1), beta)
 
 
-def _preference(margin_B: Tensor, beta: float, name: str) -> Tensor:
-    if not beta > 0:
-        raise UserError(f"{name}: beta={beta} is out of range", "it must be above 0")
+def _preference(margin_B: Tensor, beta: float) -> Tensor:
     return -functional.logsigmoid(beta * margin_B) / beta

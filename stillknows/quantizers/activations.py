@@ -5,19 +5,18 @@ They are chained with a format of the weights: `int8+int8_activations` is LLM.in
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from stillknows.errors import UserError
 from stillknows.lazy import Tensor, torch
 from stillknows.quantizers.floating import fp8, in_nvfp4, mxfp4
 from stillknows.quantizers.int8 import int8
-from stillknows.registry import register
+from stillknows.registry import Limits, register
 
 FLOAT16_MAX = 65504.0
 
 
 @register("quantizer", source="arXiv 2208.07339 (LLM.int8()), as bitsandbytes rounds activations")
-def int8_activations(activations_TI: Tensor, *, threshold: float = 6.0) -> Tensor:
+def int8_activations(activations_TI: Tensor, *, threshold: Annotated[float, Limits(0)] = 6.0) -> Tensor:
     """Inputs of linear maps in 8 bits: each token is rounded to 127 steps either side of 0, its outliers are kept.
 
     Args:
@@ -27,10 +26,8 @@ def int8_activations(activations_TI: Tensor, *, threshold: float = 6.0) -> Tenso
 
     Rounded from float16, as bitsandbytes does, and equal to it one token at a time, as in decoding. Of a longer input
     it keeps, for every token, all inputs at which any token of the batch has an outlier; here, what a model says of a
-    token never depends on later tokens or on who shares its batch. Raises UserError for a threshold below 0.
+    token never depends on later tokens or on who shares its batch.
     """
-    if threshold < 0:
-        raise UserError(f"int8_activations: threshold={threshold} is below 0", "use threshold=6, or 0 for no outliers")
     x_TI = activations_TI.clamp(-FLOAT16_MAX, FLOAT16_MAX).half().float()
     is_outlier_TI = x_TI.abs() >= (threshold or torch.inf)
     return activations_TI.where(is_outlier_TI, int8(x_TI.masked_fill(is_outlier_TI, 0.0)).values_OI)

@@ -6,18 +6,24 @@ tokens are kept whole; what it gives depends on how a text was cut into steps. I
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from stillknows.errors import UserError
 from stillknows.lazy import Tensor, torch
 from stillknows.quantizers.floating import E4M3_MAX
 from stillknows.quantizers.gguf_blocks import TYPES, fill
 from stillknows.quantizers.rtn import rtn
-from stillknows.registry import register
+from stillknows.registry import Limits, register
 
 
 @register("quantizer", source="arXiv 2402.02750 (KIVI), values; arXiv 2303.06865 (FlexGen)")
-def kv(cached_TD: Tensor, *, bits: int = 8, group: int = 32, symmetric: bool = False) -> Tensor:
+def kv(
+    cached_TD: Tensor,
+    *,
+    bits: Annotated[int, Limits(2, 8)] = 8,
+    group: Annotated[int, Limits(0)] = 32,
+    symmetric: bool = False,
+) -> Tensor:
     """Keys and values on an even grid: round to nearest in groups of a head's numbers, one scale (and zero) per group.
 
     Args:
@@ -26,10 +32,8 @@ def kv(cached_TD: Tensor, *, bits: int = 8, group: int = 32, symmetric: bool = F
         group: numbers that share a scale; 0 for all of a head.
         symmetric: z = 0; see rtn.
 
-    Raises UserError when `group` does not divide D or `bits` is out of range.
+    Raises UserError when `group` does not divide D.
     """
-    if group < 0:
-        raise UserError(f"kv: group={group} is below 0", "use group=0 (all of a head) or a divisor of its numbers")
     return rtn(cached_TD, bits=bits, group=group, symmetric=symmetric, grid="full").values_OI
 
 

@@ -6,14 +6,14 @@ H = mean of x·xᵀ, so that the mean squared error of the outputs is tr(E·H·E
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 from stillknows.errors import UserError
 from stillknows.formats.compress import Quantized
 from stillknows.lazy import Tensor, torch
 from stillknows.quantizers.parts import largest, parts
 from stillknows.quantizers.rtn import Grid, GridKind, in_blocks, rtn
-from stillknows.registry import register
+from stillknows.registry import Limits, register
 
 COLUMNS = 16  # inputs that are rounded one by one; what many of them leave to others is one product of matrices
 
@@ -23,7 +23,7 @@ def gptq(
     weight_OI: Tensor,
     hessian_II: Tensor,
     *,
-    bits: int = 4,
+    bits: Annotated[int, Limits(2, 8)] = 4,
     group: int = 128,
     symmetric: bool = True,
     grid: GridKind = "full",
@@ -45,7 +45,7 @@ def gptq(
         damp: added to H's diagonal, in units of its mean, so that it can be inverted.
         calibration: "text", or the name of a split; calibrating on what is to be forgotten is an attack.
 
-    Raises UserError when `group` does not divide I or `bits` is out of range.
+    Raises UserError when `group` does not divide I.
     """
     even = Grid.of(in_blocks(weight_OI, group), bits, symmetric, grid)
     magnitudes_I = hessian_II.diagonal()
@@ -125,8 +125,8 @@ def awq(
     hessian_II: Tensor,
     magnitudes_I: Tensor,
     *,
-    bits: int = 4,
-    group: int = 128,
+    bits: Annotated[int, Limits(2, 8)] = 4,
+    group: Annotated[int, Limits(0)] = 128,
     symmetric: bool = False,
     grid: GridKind = "full",
     clip: bool = True,
@@ -149,10 +149,8 @@ def awq(
         clip: then shrink each group's range, down to half, where this lowers the error of the outputs.
         calibration: "text", or the name of a split; calibrating on what is to be forgotten is an attack.
 
-    Raises UserError when `group` does not divide I or `bits` is out of range.
+    Raises UserError when `group` does not divide I.
     """
-    if group < 0:
-        raise UserError(f"awq: group={group} is no number of inputs", "use group=0 (per channel) or a divisor")
 
     def rounded(scale_I: Tensor) -> Quantized:
         form = rtn(weight_OI * scale_I, bits=bits, group=group, symmetric=symmetric, grid=grid)

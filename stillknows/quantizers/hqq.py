@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from stillknows.errors import UserError
 from stillknows.formats.compress import Quantized
 from stillknows.lazy import Tensor, torch
-from stillknows.registry import register
+from stillknows.registry import Limits, register
 
 BITS = (1, 2, 3, 4, 5, 6, 8)  # what hqq stores
 NORM = 0.7  # p of the error |w − Q(w)|^p that is made small
@@ -14,7 +16,7 @@ LEAST_SPREAD, MOST_INVERSE_STEP = 1e-4, 2e4  # keep 1/Δ within float16
 
 
 @register("quantizer", source="Badri and Shaji 2023, Half-Quadratic Quantization; hqq 0.2.8 (CPU, float32)", whole=True)
-def hqq(weight_OI: Tensor, *, bits: int = 4, group: int = 64, axis: int = 1) -> Quantized:
+def hqq(weight_OI: Tensor, *, bits: int = 4, group: int = 64, axis: Annotated[int, Limits(0, 1)] = 1) -> Quantized:
     """HQQ: Q(w) = Δ·(c − z), c = clamp(round(w/Δ + z)) in 0..2^N − 1, Δ from the range and z from the proximal solver.
 
     Args:
@@ -26,7 +28,7 @@ def hqq(weight_OI: Tensor, *, bits: int = 4, group: int = 64, axis: int = 1) -> 
     Δ = (max − min)/(2^N − 1), or 1 where max − min ≤ 10⁻⁴: such a group becomes one value, and the result depends on
     the weights' absolute size. z is a real number, so 0 need not be on the grid and the error has no bound of Δ/2.
     Solved in float32 on every device (the library solves in float16 on a GPU). Raises UserError when `group` does not
-    divide I or an option is out of range.
+    divide I or `bits` is 7 or out of range.
     """
     blocks = _grouped(weight_OI, bits, group, axis)
     least, most = blocks.amin(axis, keepdim=True), blocks.amax(axis, keepdim=True)
@@ -72,8 +74,6 @@ def _grouped(weight_OI: Tensor, bits: int, group: int, axis: int) -> Tensor:
     """Return the weights as a matrix whose groups run along `axis`."""
     if bits not in BITS:
         raise UserError(f"hqq: bits={bits} is not one of {', '.join(map(str, BITS))}")
-    if axis not in (0, 1):
-        raise UserError(f"hqq: axis={axis} is neither 0 nor 1")
     inputs = weight_OI.shape[1]
     if group < 0 or (group and inputs % group):
         raise UserError(

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from stillknows.errors import UserError
 from stillknows.formats.compress import Quantized
 from stillknows.lazy import Tensor, torch
-from stillknows.registry import register
+from stillknows.registry import Limits, register
 
 
 @register("quantizer", source="arXiv 1506.02626 (magnitude pruning); torch.nn.utils.prune.l1_unstructured")
-def magnitude(weight_OI: Tensor, *, sparsity: float = 0.5, scope: Literal["row", "tensor"] = "row") -> Quantized:
+def magnitude(
+    weight_OI: Tensor,
+    *,
+    sparsity: Annotated[float, Limits(0, 1, below=True)] = 0.5,
+    scope: Literal["row", "tensor"] = "row",
+) -> Quantized:
     """Magnitude pruning: the share `sparsity` of the weights with the smallest |w| becomes 0.
 
     Args:
@@ -20,10 +25,8 @@ def magnitude(weight_OI: Tensor, *, sparsity: float = 0.5, scope: Literal["row",
         scope: "row" compares the weights of one output, "tensor" all of the matrix.
 
     Of equal magnitudes the first are kept. Codes are the bits of what is left, as those of "full": they differ where a
-    weight differs that at least one of two models kept. Raises UserError when `sparsity` is out of range.
+    weight differs that at least one of two models kept.
     """
-    if not 0 <= sparsity < 1:
-        raise UserError(f"magnitude: sparsity={sparsity} is not from 0 to below 1", "use sparsity=0.5 for half of them")
     pools = weight_OI if scope == "row" else weight_OI.reshape(1, -1)
     size = pools.shape[1]
     return _keep_largest(weight_OI, pools, size - round(sparsity * size))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 from stillknows.errors import UserError
 from stillknows.formats.compress import Quantized, Stored
 from stillknows.lazy import Tensor, torch
 from stillknows.quantizers.parts import largest, parts
-from stillknows.registry import register
+from stillknows.registry import Limits, register
 
 TINY = 2.0**-126  # the least normal number in float32
 GridKind = Literal["restricted", "full", "paper"]
@@ -25,8 +25,6 @@ class Grid(NamedTuple):
     @classmethod
     def of(cls, blocks: Tensor, bits: int, symmetric: bool, kind: GridKind) -> Grid:
         """Return the grid that spans each block; see `rtn` for the options."""
-        if not 2 <= bits <= 8:
-            raise UserError(f"bits={bits} is not in 2..8")
         half = 2 ** (bits - 1)
         if symmetric:
             divisor = {"restricted": half - 1, "full": (2 * half - 1) / 2, "paper": half}[kind]
@@ -53,7 +51,7 @@ class Grid(NamedTuple):
 def rtn(
     weight_OI: Tensor,
     *,
-    bits: int = 4,
+    bits: Annotated[int, Limits(2, 8)] = 4,
     group: int = 128,
     symmetric: bool = True,
     grid: GridKind = "restricted",
@@ -70,7 +68,7 @@ def rtn(
             max|w|/2^(N−1) as in Eq. 2, whose largest code does not exist and is clamped.
 
     The error is at most Δ/2 per weight ("paper": Δ at the largest positive weight). Raises UserError when `group` does
-    not divide I or `bits` is out of range.
+    not divide I.
     """
     blocks = in_blocks(weight_OI, group)
     even = Grid.of(blocks, bits, symmetric, grid)

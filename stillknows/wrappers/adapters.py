@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from fnmatch import fnmatch
+from typing import Annotated
 
 from stillknows.errors import UserError
 from stillknows.lazy import Tensor, nn, parametrize, torch
 from stillknows.model.layers import linears
-from stillknows.registry import register
+from stillknows.registry import Limits, register
 
 
 @register("adapter", source="arXiv 2106.09685; merged and quantized as in arXiv 2602.13151")
-def lora(model: nn.Module, *, rank: int = 8, alpha: float = 16.0, names: str = "*", seed: int = 0) -> None:
+def lora(
+    model: nn.Module, *, rank: Annotated[int, Limits(1)] = 8, alpha: float = 16.0, names: str = "*", seed: int = 0
+) -> None:
     """Train low-rank updates of the linear maps, W + (α/r)·B·A, and merge them into the weights at the end.
 
     Args:
@@ -22,8 +25,6 @@ def lora(model: nn.Module, *, rank: int = 8, alpha: float = 16.0, names: str = "
     """
     from stillknows.wrappers.low_rank import LowRank
 
-    if rank < 1:
-        raise UserError(f"lora: rank={rank} is out of range", "give at least 1")
     patterns = names.split("|")
     chosen = [layer for layer in linears(model) if any(fnmatch(layer.name, pattern) for pattern in patterns)]
     if not chosen:

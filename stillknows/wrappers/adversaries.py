@@ -17,7 +17,7 @@ from stillknows.model.forward import answer_states
 from stillknows.model.layers import OutputLayer, blocks, decoder, layer_number
 from stillknows.model.logprobs import token_log_probs
 from stillknows.model.text import Encoded, batches
-from stillknows.registry import Names, register
+from stillknows.registry import Limits, Names, register
 from stillknows.specs import alternatives
 
 ATTACKED = 2**12  # tokens that are attacked at a time, to bound the memory
@@ -26,14 +26,14 @@ Question = tuple[int, ...]  # the tokens of an item that are disturbed
 
 
 @register("adversary", source="arXiv 2502.05374")
-def sam(gradients: Gradients, parameters: Mapping[str, Tensor], *, rho: float = 0.01) -> dict[str, Tensor]:
+def sam(
+    gradients: Gradients, parameters: Mapping[str, Tensor], *, rho: Annotated[float, Limits(0)] = 0.01
+) -> dict[str, Tensor]:
     """Sharpness-aware: the gradient at θ + ρ·g/‖g‖, the point nearby where the forget loss is highest.
 
     Args:
         rho: distance ρ ≥ 0 in the Euclidean norm over all trained weights.
     """
-    if rho < 0:
-        raise UserError(f"sam: rho={rho} is out of range", "give at least 0")
     first = gradients()
     norm = torch.stack([g.square().sum() for g in first.values()]).sum().sqrt()
     if not norm > 0:
@@ -90,9 +90,9 @@ def lat(
     forget: Sequence[Encoded],
     *,
     layer: float = 0.25,
-    steps: int = 16,
-    epsilon: float = 2.0,
-    lr: float = 0.05,
+    steps: Annotated[int, Limits(0)] = 16,
+    epsilon: Annotated[float, Limits(0, above=True)] = 2.0,
+    lr: Annotated[float, Limits(0, above=True)] = 0.05,
 ) -> dict[str, Tensor]:
     """Latent adversarial training: the gradient while the residual stream is shifted so that the answers come back.
 
@@ -106,8 +106,6 @@ def lat(
         epsilon: ε > 0, in the Euclidean norm of each token's shift.
         lr: learning rate of the descent, > 0.
     """
-    if steps < 0 or not epsilon > 0 or not lr > 0:
-        raise UserError("lat: an option is out of range", "give steps of at least 0, and epsilon and lr above 0")
     block = blocks(model)[layer_number(model, layer) - 1]
     groups: dict[Question, list[Encoded]] = {}
     for item in forget:

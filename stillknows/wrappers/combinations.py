@@ -6,10 +6,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, MutableMapping
+from typing import Annotated
 
-from stillknows.errors import UserError
 from stillknows.lazy import Tensor, torch
-from stillknows.registry import register
+from stillknows.registry import Limits, register
 
 
 @register("combination", source="arXiv 2503.09117; γ of its published code", version=2)
@@ -18,7 +18,7 @@ def gru(
     retain_gradients: Mapping[str, Tensor],
     state: MutableMapping[str, Tensor],
     *,
-    gamma: float = 0.8,
+    gamma: Annotated[float, Limits(0, 1, above=True)] = 0.8,
 ) -> dict[str, Tensor]:
     """Gradient rectified unlearning: where ⟨g_f, ḡ⟩ < 0, g_f loses its part along ḡ; then g_r is added.
 
@@ -29,8 +29,6 @@ def gru(
     Args:
         gamma: γ, 0 < γ ≤ 1; 1 for the gradient of the step's batch.
     """
-    if not 0 < gamma <= 1:
-        raise UserError(f"gru: gamma={gamma} is out of range", "give above 0 and at most 1")
     average = _averaged(state, retain_gradients, 1 - gamma)
     dot = torch.stack([(forget_gradients[name] * g).sum() for name, g in average.items()]).sum()
     square = torch.stack([g.square().sum() for g in average.values()]).sum()
@@ -44,7 +42,7 @@ def disruption(
     retain_gradients: Mapping[str, Tensor],
     state: MutableMapping[str, Tensor],
     *,
-    momentum: float = 0.9,
+    momentum: Annotated[float, Limits(0, 1, below=True)] = 0.9,
 ) -> dict[str, Tensor]:
     """Disruption masking: forgetting moves a weight only where retaining would move it the same way.
 
@@ -54,8 +52,6 @@ def disruption(
     Args:
         momentum: m, 0 ≤ m < 1; 0 for the gradient of the step's batch.
     """
-    if not 0 <= momentum < 1:
-        raise UserError(f"disruption: momentum={momentum} is out of range", "give at least 0 and below 1")
     average = _averaged(state, retain_gradients, momentum)
     return {
         name: torch.where(g.sign() == average[name].sign(), g, 0) + retain_gradients[name]
@@ -71,8 +67,8 @@ def dual(
     state: MutableMapping[str, Tensor],
     *,
     epsilon: float = 0.3,
-    eta: float = 1.0,
-    start: float = 1.0,
+    eta: Annotated[float, Limits(0, above=True)] = 1.0,
+    start: Annotated[float, Limits(0)] = 1.0,
 ) -> dict[str, Tensor]:
     """Retaining as a constraint: descend L_forget + λ·(L_retain − ε), then λ ← max(0, λ + η·(L_retain − ε)).
 
@@ -82,8 +78,6 @@ def dual(
         eta: η > 0, step size of λ. Published: 1 and 5.
         start: λ in the first step, ≥ 0. Published: 50 or 100 beside a forget loss that is a square of logits.
     """
-    if not eta > 0 or start < 0:
-        raise UserError("dual: an option is out of range", "give eta above 0 and a start of at least 0")
     multiplier = float(state.get("multiplier", start))
     state["multiplier"] = torch.tensor(max(0.0, multiplier + eta * (retain_loss - epsilon)), dtype=torch.float64)
     return {name: forget_gradients[name] + multiplier * g for name, g in retain_gradients.items()}

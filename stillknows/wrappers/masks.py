@@ -9,18 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from fnmatch import fnmatch
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 
 from stillknows.errors import UserError
 from stillknows.lazy import Tensor, functional, torch
-from stillknows.registry import register
+from stillknows.registry import Limits, register
 
 
 @register("mask", source="arXiv 2410.16454, section 6; units as in FailureLLMUnlearning", version=2)
 def sure(
-    forget_gradients: Mapping[str, Tensor], *, percentile: float = 90.0, unit: Literal["row", "matrix"] = "row"
+    forget_gradients: Mapping[str, Tensor],
+    *,
+    percentile: Annotated[float, Limits(0, 100, above=True, below=True)] = 90.0,
+    unit: Literal["row", "matrix"] = "row",
 ) -> dict[str, Tensor]:
     """Saliency-based unlearning with a large learning rate: only units with ‖∇L_forget(θo)‖ ≥ γ move.
 
@@ -34,8 +37,6 @@ def sure(
         unit: what has one norm and moves or stays as a whole. "row": a neuron, that is a row of a matrix or an entry of
             a vector, as the published code has it. "matrix": a whole tensor.
     """
-    if not 0 < percentile < 100:
-        raise UserError(f"sure: percentile={percentile} is out of range", "give more than 0 and below 100")
     norms = {
         name: g.float().flatten(1).norm(dim=1) if unit == "row" and g.dim() > 1 else _whole(g.float(), unit)
         for name, g in forget_gradients.items()
@@ -56,8 +57,8 @@ def memflex(
     forget_scrambled_gradients: Mapping[str, Tensor],
     retain_scrambled_gradients: Mapping[str, Tensor],
     *,
-    similarity: float = 0.92,
-    magnitude: float = 6e-4,
+    similarity: Annotated[float, Limits(-1, 1)] = 0.92,
+    magnitude: Annotated[float, Limits(0)] = 6e-4,
 ) -> dict[str, Tensor]:
     """Train whole tensors with cos(∇ℓ_f, ∇ℓ_r) < μ and mean |∇ℓ_f| > σ: those that hold what is to be forgotten.
 
@@ -71,8 +72,6 @@ def memflex(
         magnitude: σ ≥ 0. It has the size of gradients, which differs from model to model; the default is published for
             the adapters of Llama-2-7B.
     """
-    if not -1 <= similarity <= 1 or magnitude < 0:
-        raise UserError("memflex: an option is out of range", "give a similarity from -1 to 1 and a magnitude from 0")
     chosen = {}
     for name, g in forget_scrambled_gradients.items():
         retained = retain_scrambled_gradients[name]
@@ -88,8 +87,8 @@ def wagle(
     forget_gradients: Mapping[str, Tensor],
     retain_gradients: Mapping[str, Tensor],
     *,
-    share: float = 0.95,
-    mu: float = 1e-6,
+    share: Annotated[float, Limits(0, 1, above=True, below=True)] = 0.95,
+    mu: Annotated[float, Limits(0, above=True)] = 1e-6,
 ) -> dict[str, Tensor]:
     """Weight attribution: the share of single weights with the largest |(θ − g_r/μ)·g_f| moves.
 
@@ -98,8 +97,6 @@ def wagle(
         mu: μ > 0, the curvature of the retain loss, taken to be the same for all weights. Published gradients are sums
             over the batches, these are means: for the same mask, divide the published μ by the number of batches.
     """
-    if not 0 < share < 1 or not mu > 0:
-        raise UserError("wagle: an option is out of range", "give a share above 0 and below 1, and mu above 0")
     scores = {
         name: ((w - retain_gradients[name] / mu) * forget_gradients[name]).abs().float() for name, w in weights.items()
     }

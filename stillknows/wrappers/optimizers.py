@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
-from stillknows.errors import UserError
 from stillknows.lazy import nn, torch
-from stillknows.registry import register
+from stillknows.registry import Limits, register
 
 
 @register("optimizer", source="arXiv 2305.14342 (Sophia-G); for unlearning arXiv 2404.18239 (SOUL), its configurations")
@@ -14,11 +14,11 @@ def sophia(
     parameters: Sequence[nn.Parameter],
     lr: float,
     *,
-    beta1: float = 0.9,
-    beta2: float = 0.95,
-    rho: float = 0.04,
-    tokens: int = 5120,
-    decay: float = 0.1,
+    beta1: Annotated[float, Limits(0, 1, below=True)] = 0.9,
+    beta2: Annotated[float, Limits(0, 1, below=True)] = 0.95,
+    rho: Annotated[float, Limits(0, above=True)] = 0.04,
+    tokens: Annotated[int, Limits(1)] = 5120,
+    decay: Annotated[float, Limits(0)] = 0.1,
 ) -> torch.optim.Optimizer:
     """Clipped second-order steps: θ ← (1 − η·λ)·θ − η·clip(m/(ρ·B·h), ±1), with averages m of g and h of g².
 
@@ -36,6 +36,4 @@ def sophia(
     """
     from stillknows.wrappers.clipped_steps import Sophia
 
-    if not (0 <= beta1 < 1 and 0 <= beta2 < 1 and rho > 0 and tokens >= 1 and decay >= 0):
-        raise UserError("sophia: an option is out of range", "see its page for the ranges: stillknows list methods")
     return Sophia(parameters, lr=lr, beta1=beta1, beta2=beta2, rho=rho, tokens=tokens, decay=decay)
