@@ -148,7 +148,8 @@ def pick(seen: Observations, order: list[int]) -> Observations:
     fields: dict[str, Any] = {}
     for name in Observations.__dataclass_fields__:
         value = getattr(seen, name)
-        fields[name] = value[order] if isinstance(value, np.ndarray) else tuple(value[i] for i in order)
+        if value is not None:
+            fields[name] = value[order] if isinstance(value, np.ndarray) else tuple(value[i] for i in order)
     return Observations(**fields)
 
 
