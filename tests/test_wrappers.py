@@ -200,6 +200,7 @@ def test_the_loss_is_the_terms_own(name: str, make_model: Make, made: Callable) 
         ("ste:formats=gptq", "without calibration"),
         ("ste:formats=nf4|int8_activations", "neither activations"),
         ("lat:steps=-1", "at least 0"),
+        ("lat:steps=1000000000000", "at most 10000"),
         ("lat:epsilon=0", "more than 0"),
         ("lat:lr=0", "more than 0"),
         ("gru:gamma=0", "at most 1"),

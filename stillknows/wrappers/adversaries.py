@@ -90,7 +90,7 @@ def lat(
     forget: Sequence[Encoded],
     *,
     layer: float = 0.25,
-    steps: Annotated[int, Limits(0)] = 16,
+    steps: Annotated[int, Limits(0, 10_000)] = 16,
     epsilon: Annotated[float, Limits(0, above=True)] = 2.0,
     lr: Annotated[float, Limits(0, above=True)] = 0.05,
 ) -> dict[str, Tensor]:
