@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stillknows.errors import UserError, blamed_on, first_line
-from stillknows.lazy import Tensor, nn, torch
-from stillknows.model import limits, tokens
+from stillknows.lazy import nn, torch
+from stillknows.model import limits, modelfiles, tokens
 from stillknows.model.modelfiles import (
     WEIGHTS,
     code_asked_by,
@@ -235,25 +235,11 @@ def _built(source: Source, config: Any) -> PreTrainedModel:
 
 def _holds_untied(source: Source, model: PreTrainedModel) -> bool:
     """Tell whether safetensors files hold two different matrices where the configuration has one for two layers."""
-    from safetensors import safe_open
-
     pairs: dict[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
-    files = [] if source.gguf or not pairs else weight_files(source.folder)
-    if _is_pickled(files):
-        return False
-    prefix = f"{model.base_model_prefix}."
-    names = {alias: name for pair in pairs.items() for name in pair for alias in (name, name.removeprefix(prefix))}
-    places: dict[str, tuple[Path, str]] = {}
-    for file in files:
-        with safe_open(file, framework="pt") as tensors:
-            places |= {names[key]: (file, key) for key in tensors.keys() if key in names}  # noqa: SIM118 (no mapping)
-
-    def read(name: str) -> Tensor:
-        file, key = places[name]
-        with safe_open(file, framework="pt") as tensors:
-            return tensors.get_tensor(key)
-
-    return any(not torch.equal(*map(read, pair)) for pair in pairs.items() if places.keys() >= {*pair})
+    return not source.gguf and any(
+        modelfiles.differ(source.folder, *([name, name.removeprefix(f"{model.base_model_prefix}.")] for name in pair))
+        for pair in pairs.items()
+    )
 
 
 def _untie(config: Any) -> None:
@@ -385,20 +371,6 @@ def save_model(model: nn.Module, folder: Path, **options: Any) -> None:
         model.generation_config = settings
     if settings is not None:
         settings.to_json_file(folder / "generation_config.json", keys_to_pop=["compile_config"])  # type: ignore[operator]
-
-
-def require_written(model: nn.Module, tokenizer: Any, folder: Path) -> None:
-    """Read a checkpoint back. Raises UserError unless it holds these weights, bit by bit, and this tokenizer."""
-    subject = load(locate(str(folder), trust_remote_code=True))  # code that came with the model has just run
-    wanted, found = model.state_dict(), subject.model.state_dict()
-    wrong = [key for key in wanted if key not in found or not torch.equal(found[key].cpu(), wanted[key].float().cpu())]
-    wrong += [key for key in found if key not in wanted]
-    different = wrong or tokens.differences(tokenizer, subject.tokenizer)
-    if different:
-        raise UserError(
-            f"the checkpoint was not written as it should be: {len(different)} parts differ, the first: {different[0]}",
-            "continue with --resume, to another disk; please report this if it happens again",
-        )
 
 
 def check_result(model: nn.Module) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from stillknows.errors import UserError
+from stillknows.lazy import Tensor, torch
 from stillknows.model.limits import AGAIN, CONFIG
 from stillknows.store import file_digest, read_json
 
@@ -115,3 +117,26 @@ def present(folder: Path) -> list[Path]:
     """Return the files in a folder that would be taken for parts of a model that is written there."""
     patterns = ("model*.safetensors*", "pytorch_model*.bin*", "adapter_*", *COMPANIONS)
     return sorted(_found(folder, patterns))
+
+
+def differ(folder: Path, first: Iterable[str], second: Iterable[str]) -> bool:
+    """Tell whether safetensors files hold two matrices, each under one of its names, with different weights."""
+    from safetensors import safe_open
+
+    places: dict[str, Path] = {}
+    for file in weight_files(folder):
+        if file.suffix != ".safetensors":
+            return False
+        with safe_open(file, framework="np") as tensors:
+            places |= dict.fromkeys(tensors.keys(), file)
+    keys = [next((name for name in names if name in places), None) for names in (first, second)]
+    if None in keys:
+        return False
+    return not torch.equal(*(_tensor(places[key], key) for key in keys if key))
+
+
+def _tensor(file: Path, key: str) -> Tensor:
+    from safetensors import safe_open
+
+    with safe_open(file, framework="pt") as tensors:
+        return tensors.get_tensor(key).float()

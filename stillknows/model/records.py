@@ -6,8 +6,9 @@ import platform
 from pathlib import Path
 from typing import Any
 
+from stillknows.errors import UserError
 from stillknows.lazy import nn, torch
-from stillknows.model import checkpoints, modelfiles
+from stillknows.model import checkpoints, modelfiles, tokens
 from stillknows.store import RECORD, atomic_folder, read_sealed, write_sealed
 
 
@@ -32,8 +33,23 @@ def save(
     """
     with atomic_folder(out, modelfiles.present(out)) as folder:
         checkpoints.save(model.to(dtype or torch.float32), tokenizer, folder)
-        checkpoints.require_written(model, tokenizer, folder)
+        _require_written(model, tokenizer, folder)
         return write_sealed(folder / RECORD, record)
+
+
+def _require_written(model: nn.Module, tokenizer: Any, folder: Path) -> None:
+    """Read a checkpoint back. Raises UserError unless it holds these weights, bit by bit, and this tokenizer."""
+    source = checkpoints.locate(str(folder), trust_remote_code=True)  # code that came with the model has just run
+    subject = checkpoints.load(source)
+    wanted, found = model.state_dict(), subject.model.state_dict()
+    wrong = [key for key in wanted if key not in found or not torch.equal(found[key].cpu(), wanted[key].float().cpu())]
+    wrong += [key for key in found if key not in wanted]
+    different = wrong or tokens.differences(tokenizer, subject.tokenizer)
+    if different:
+        raise UserError(
+            f"the checkpoint was not written as it should be: {len(different)} parts differ, the first: {different[0]}",
+            "continue with --resume, to another disk; please report this if it happens again",
+        )
 
 
 def read(path: Path) -> dict[str, Any] | None:
