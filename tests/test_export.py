@@ -507,6 +507,7 @@ def test_a_missing_package_is_named(spec: str, package: str, write: Case, monkey
         return imported(name, *rest)
 
     monkeypatch.setattr(importlib, "import_module", absent)
+    monkeypatch.setattr(checkpoints, "skeleton", lambda *_: pytest.fail("the model was looked at"))
     for attempt in (lambda: checkpoints.locate(str(path), quantized=True), lambda: write(spec)):
         with pytest.raises(UserError, match=rf"{package}.* not installed.*\n.*pip install 'stillknows\[export\]'"):
             attempt()

@@ -88,6 +88,7 @@ REFUSED = {  # a command: a part of the message
     f"{QUANTIZE} --to gguf:Q9": "gguf:file=Q9 is not known",
     f"{QUANTIZE} --to awq": "no file that others load holds awq",
     f"{QUANTIZE} --to kv_fp8": "is none of their formats",
+    "quantize opt --out new --to gguf:Q8_0": "GGUF files are not written for opt models",
     f"{QUANTIZE} --to gptq": "looks at inputs, and there is no text",
     f"{QUANTIZE} --to gptq --calibration no.txt": "no file no.txt",
     f"{QUANTIZE} --to nf4 --calibration forget.jsonl": "looks at no inputs",
@@ -122,11 +123,12 @@ SHOWN = ("list", "list methods --json", "--version", "--help")  # no refusal, an
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with files that are recognised as models up to their weights, and broken ones."""
     folder = tmp_path_factory.mktemp("refusals")
-    for name in ("model", "other", "broken", "cut", "coded", "done", "empty", "stopped"):
+    for name in ("model", "other", "broken", "cut", "coded", "done", "empty", "stopped", "opt"):
         (folder / name).mkdir()
-    for name in ("model", "other", "broken", "cut", "coded"):
+    for name in ("model", "other", "opt", "broken", "cut", "coded"):
         (folder / name / "config.json").write_text('{"model_type": "llama", "architectures": ["LlamaForCausalLM"]}')
         (folder / name / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
+    (folder / "opt" / "config.json").write_text('{"model_type": "opt", "architectures": ["OPTForCausalLM"]}')
     (folder / "broken" / "config.json").write_text("{")
     (folder / "coded" / "config.json").write_text('{"auto_map": {"AutoConfig": "code.Config"}}')
     (folder / "cut" / "model.safetensors").write_bytes((999).to_bytes(8, "little"))

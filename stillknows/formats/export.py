@@ -17,7 +17,7 @@ from stillknows.lazy import Tensor, no_grad, torch
 from stillknows.model import checkpoints, modelfiles, records, tokens
 from stillknows.model.layers import Linear, linears
 from stillknows.model.packed import Kept, bitsandbytes, compressed_tensors, library
-from stillknows.model.packed.gguf_writer import GgufWriter
+from stillknows.model.packed.gguf_writer import GgufWriter, check_architecture
 from stillknows.model.places import placed
 from stillknows.progress import progress
 from stillknows.registry import Bound
@@ -93,11 +93,14 @@ def run(request: Request, out: Path, *, overwrite: bool = False) -> dict[str, An
     source = checkpoints.find(
         request.model, allow_pickle=request.allow_pickle, trust_remote_code=request.trust_remote_code
     )
-    kind = storage_type(chain, request.spec)
+    if compress.is_placed(chain[-1]):  # which its files tell without torch
+        library(GgufWriter.package)
+        check_architecture(str(read_json(source.folder / CONFIG).get("model_type")), source.name)
+    writer = _writer(storage_type(chain, request.spec), chain, source)
+    library(writer.package.replace("-", "_"))
     checkpoints.check_device(request.device)
     checkpoints.understood(source)
     skeleton, tokenizer = checkpoints.skeleton(source), checkpoints.load_tokenizer(source)
-    writer = _writer(kind, chain, source)
     writer.check(skeleton, tokenizer, source.name)
     compress.check(skeleton, chain, request.spec)
     ids_NL = _calibration(request, tokenizer, checkpoints.context_length(source))
@@ -289,8 +292,7 @@ class FolderWriter:
         self.shapes: list[Kept] = []
 
     def check(self, model: PreTrainedModel, tokenizer: Any, name: str) -> None:
-        """Raise UserError for layers that compressed-tensors does not know, and where the library is not installed."""
-        library(self.package.replace("-", "_"))
+        """Raise UserError for layers that compressed-tensors does not know."""
         transposed = next((layer.name for layer in linears(model) if layer.transposed), None)
         if transposed and self.kind in compressed_tensors.FORMATS:
             raise UserError(

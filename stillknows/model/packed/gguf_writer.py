@@ -34,6 +34,13 @@ UNDECLARED = {"head_dim": None, "is_causal": True}
 ROTATIONS = ("default", "llama3")
 
 
+def check_architecture(model_type: str, name: str) -> None:
+    """Raise UserError for a model of a type that no GGUF file is written for here."""
+    if model_type not in gguf.ARCHITECTURES:
+        known = ", ".join(gguf.ARCHITECTURES)
+        raise UserError(f"{name}: GGUF files are not written for {model_type} models", f"written are {known}")
+
+
 class GgufWriter:
     """One .gguf file. See export.Writer."""
 
@@ -46,11 +53,7 @@ class GgufWriter:
     def check(self, model: PreTrainedModel, tokenizer: Any, name: str) -> None:
         """Raise UserError for an architecture, a tokenizer or a configuration that cannot be written."""
         config: Any = model.config
-        if config.model_type not in gguf.ARCHITECTURES:
-            known = ", ".join(gguf.ARCHITECTURES)
-            raise UserError(
-                f"{name}: GGUF files are not written for {config.model_type} models", f"written are {known}"
-            )
+        check_architecture(config.model_type, name)
         gguf.names(model, gguf.ARCHITECTURES[config.model_type])
         _cut(tokenizer, name)
         rotation = config.rope_parameters["rope_type"]
