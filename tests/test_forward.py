@@ -13,7 +13,7 @@ from torch import Tensor
 from stillknows.errors import UserError
 from stillknows.model import forward
 from stillknows.model.forward import answer_states, mean_probability, score_items
-from stillknows.model.layers import OutputLayer, hidden_states, output_layer
+from stillknows.model.layers import OutputLayer, decoder, hidden_states, output_layer
 from stillknows.model.logprobs import token_log_probs
 from stillknows.model.reading import read
 from stillknows.model.text import batches, right_padded
@@ -173,6 +173,34 @@ def test_an_unknown_way_to_make_logits_is_refused(
 
     monkeypatch.setattr(type(model), "forward", copying)
     with pytest.raises(UserError, match="LlamaForCausalLM computes its logits in a way that stillknows does not know"):
+        output_layer(model)
+
+
+def test_what_goes_wrong_in_a_models_own_code_is_one_message(
+    make_model: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_model()
+    with monkeypatch.context() as patch:
+        patch.setattr(type(model.model), "forward", lambda *_, **__: {}["clip_qkv"])
+        with pytest.raises(UserError, match="LlamaForCausalLM cannot be read as a causal language model: 'clip_qkv'"):
+            output_layer(model)
+    with monkeypatch.context() as patch:
+        patch.setattr(type(model), "get_output_embeddings", lambda _: None)
+        with pytest.raises(UserError, match="has no output layer"):
+            output_layer(model)
+    monkeypatch.setattr(type(model), "base_model_prefix", "nothing")
+    assert decoder(model) is model.model
+    del model.model
+    with pytest.raises(UserError, match="has no decoder"):
+        decoder(model)
+
+
+def test_memory_that_runs_out_is_no_fault_of_the_model(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("CUDA out of memory")
+
+    monkeypatch.setattr(type(model.model), "forward", full)
+    with pytest.raises(RuntimeError, match="out of memory"):
         output_layer(model)
 
 
