@@ -31,6 +31,7 @@ class Lazy:
     def __init__(self, module: str, name: str = "") -> None:
         self._place = module, name
 
+    @functools.cached_property
     def _found(self) -> Any:
         module, name = self._place
         found = importlib.import_module(module)
@@ -39,13 +40,13 @@ class Lazy:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") and name != "__version__":  # inspection, as by typing or copy, is no use
             raise AttributeError(name)
-        return getattr(self._found(), name)
+        return getattr(self._found, name)
 
     def __call__(self, *args: Any, **options: Any) -> Any:
-        return self._found()(*args, **options)
+        return self._found(*args, **options)
 
     def __instancecheck__(self, instance: object) -> bool:
-        return isinstance(instance, self._found())
+        return isinstance(instance, self._found)
 
 
 if not TYPE_CHECKING:
