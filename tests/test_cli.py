@@ -140,6 +140,7 @@ def test_lists(kind: str, names: set[str], cli: Case) -> None:
 def test_the_whole_list(cli: Case) -> None:
     assert json.loads(cli("list", "--json").out).keys() == {
         "methods",
+        "attacks",
         "suppressions",
         "quantizers",
         "metrics",
