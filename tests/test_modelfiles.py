@@ -316,6 +316,22 @@ def test_diagnose_reads_the_weights_that_the_configuration_names(save_model: Cas
     assert found["changed"] == 1
 
 
+def test_a_file_that_is_copied_over_a_model_while_it_is_diagnosed_is_noticed(
+    save_model: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else some matrices would be of one model, some of another."""
+    original, subject, other = (save_model(name, seed=i) for i, name in enumerate(("original", "subject", "other")))
+    compare = diagnose.compare
+
+    def late(*given: Any, **options: Any) -> Any:
+        shutil.copy(other / "model.safetensors", subject / "model.safetensors")
+        return compare(*given, **options)
+
+    monkeypatch.setattr(diagnose, "compare", late)
+    with pytest.raises(UserError, match=r"model\.safetensors changed while it was read"):
+        diagnose.run(str(original), str(subject), "rtn:bits=8:group=0")
+
+
 # --- What is written --------------------------------------------------------------------------------------------------
 
 

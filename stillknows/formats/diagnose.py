@@ -19,7 +19,7 @@ from stillknows.formats.prediction import SURVIVES, Curve
 from stillknows.formats.rates import EXPONENTS, HALF_STEP, count_exponents, least_rate, movable, rate_that_moves_half
 from stillknows.formats.tally import Format, Tally, by_layer, compare, total
 from stillknows.lazy import Tensor, nn, torch
-from stillknows.model import checkpoints, records
+from stillknows.model import checkpoints, modelfiles, records
 from stillknows.model.places import Place
 from stillknows.model.weightfiles import Stored, locate, stored
 from stillknows.progress import progress, say
@@ -52,7 +52,7 @@ def run(
             of `Tally.by_size` (None unless asked for), and the shares by layer and tensor.
 
     Raises UserError, before anything is quantized: unknown or unsuitable formats, models that differ in shape, weights
-    that are pickled, quantized or missing. While matrices are read: weights that are not finite.
+    that are pickled, quantized or missing. While matrices are read: weights that are not finite, files that change.
     """
     wanted = {spec: _of_weights(spec) for spec in spelled(defaults.FORMATS if formats is None else formats)}
     found = [locate(name, trust_remote_code) for name in (original, unlearned)]
@@ -65,7 +65,8 @@ def run(
     before, after = (stored(*pair, layers.values()) for pair in zip(sources, skeletons, strict=True))
     settings, curve = _settings(sources[1].folder), Curve.published()
     exponents = torch.zeros(EXPONENTS, dtype=torch.int64) if _is_rounded(settings) else None
-    tallies = _count(before, after, chains, places, sizes, exponents)
+    with modelfiles.unchanged(*(source.folder for source in sources)):
+        tallies = _count(before, after, chains, places, sizes, exponents)
     if settings is not None and exponents is not None:
         settings["movable"] = movable(exponents, settings["lr"])
         settings["half_movable_lr"] = rate_that_moves_half(exponents)

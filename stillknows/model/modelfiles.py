@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,23 @@ def fingerprint(path: Path) -> str:
     path: a folder, or a .gguf file, which holds all of that.
     """
     return file_digest(*files(path))
+
+
+@contextlib.contextmanager
+def unchanged(*folders: Path) -> Iterator[None]:
+    """Raise UserError at the end of the block when a model's files were written meanwhile, as their dates tell."""
+
+    def dates() -> list[tuple[Path, int, int, int]]:
+        states = [(file, file.stat()) for folder in folders for file in files(folder)]
+        return [(file, state.st_size, state.st_mtime_ns, state.st_ino) for file, state in states]
+
+    before = dates()
+    yield
+    changed = {file for file, *_ in {*before} ^ {*dates()}}
+    if changed:
+        raise UserError(
+            f"{min(changed)} changed while it was read", "leave the files alone meanwhile, and run it again"
+        )
 
 
 def present(folder: Path) -> list[Path]:
