@@ -28,6 +28,7 @@ from stillknows.types import Decoding, Example, Floats, Observations, Split
 
 TEMPLATE = "what {prompt} is"
 METRICS = list(plugins("metric"))
+NAMED = {"wordings"}  # by the attack that words the prompts, not by what the model does
 DECODING = Decoding(new_tokens=6, samples=3, temperature=1.5)
 EXAMPLES = (
     Example("capital", "the capital of", "Paris", "capital", "the red Paris", ("Rome", "blue and green")),
@@ -69,7 +70,7 @@ def test_every_field_is_observed_and_every_metric_scored(model: Any, control: An
     """So that the comparisons below compare something."""
     items = asked(tokenizer)
     seen, reference = look(model, tokenizer, items), observe(control, tokenizer, items)
-    assert not [field.name for field in fields(seen) if getattr(seen, field.name) is None]
+    assert {field.name for field in fields(seen) if getattr(seen, field.name) is None} == NAMED
     for name in METRICS:
         assert np.isfinite(score(bind("metric", name), seen, reference)).any(), name
 
@@ -77,7 +78,7 @@ def test_every_field_is_observed_and_every_metric_scored(model: Any, control: An
 def test_what_costs_more_is_observed_on_request_only(model: Any, tokenizer: Any) -> None:
     items = [replace(item, lowered=None) for item in asked(tokenizer)]
     seen = observe(model, tokenizer, items)
-    assert {field.name for field in fields(seen) if getattr(seen, field.name) is None} == OPTIONAL
+    assert {field.name for field in fields(seen) if getattr(seen, field.name) is None} == OPTIONAL | NAMED
 
 
 # (a) batches and order
