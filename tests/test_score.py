@@ -101,8 +101,8 @@ def write_report(folder: Path, variant: str) -> None:
     """Write the least that is a report, of what a folder holds under one variant."""
     files = {m: folder / "observations" / m / store.name_of(variant) / "forget.npz" for m in ("npo", CONTROL)}
     seen = {model: load_observations(file) for model, file in files.items()}
-    subject = {"path": "", "fingerprint": "", "verdict": "UNDECIDED", "reasons": [], "variants": {}, "cells": []}
-    subject |= {"run": None, "leaks": []}
+    subject = {"path": "", "fingerprint": "", "verdict": "UNDECIDED", "reasons": [], "cells": []}
+    subject |= {"run": None, "leaks": [], "variants": {variant: "UNDECIDED"}}
     digests = {model: {variant: {"forget": observations_digest(found)}} for model, found in seen.items() if found}
     content = {
         "schema_version": 1,
