@@ -550,7 +550,7 @@ UNLEARN_OPTIONS: Mapping[str, tuple[list[object], list[str]]] = {
     "an edit and a wrapper": (["--method", "task_vector + sure"], ["has no forget term"]),
     "empty term": (["--method", "npo + "], ["no method named ''"]),
     "two adapters": (["--method", "npo + kl + lora + lora:rank=2"], ["two of kind adapter: lora and lora"]),
-    "adapter and mask": (["--method", "npo + lora + sure"], ["do not go together", "leaves as they are"]),
+    "adapter and mask by names": (["--method", "npo + lora + only"], ["do not go together", "chooses its layers"]),
     "nothing to combine": (["--method", "npo + gru"], ["there is no retain term", "add a retain term"]),
     "no such layer names": (["--method", "npo + lora:names=*mlpp*"], ["no linear map is called '*mlpp*'"]),
     "no such tensors": (["--method", "npo + only:names=*mlpp*"], ["no tensor is called '*mlpp*'", "names look like"]),
