@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from stillknows import __version__, scratch
 from stillknows.auditing import ranking
-from stillknows.auditing.audit import OBSERVATIONS_VERSION
+from stillknows.auditing.loader import OBSERVATIONS_VERSION
 from stillknows.auditing.observe import OPTIONAL, observe
 from stillknows.auditing.ranking import RELEARNED, Seen, Trial
 from stillknows.auditing.verdict import Policy

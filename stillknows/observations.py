@@ -14,6 +14,7 @@ import numpy as np
 from stillknows.store import DIGEST, parse_json, replace_file
 from stillknows.types import Observations, Ragged
 
+OBSERVATIONS = "observations"  # the folder of an audit that holds them
 TEXTS = ("ids", "facts", "prompts", "answers", "generations", "samples", "wordings")
 ARRAYS = ("ends", "gradient_norms")
 RAGGED = ("log_probs", "hits", "entropies", "spreads", "paraphrase_log_probs", "lowered_log_probs")

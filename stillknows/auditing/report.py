@@ -20,7 +20,7 @@ from stillknows import __version__
 from stillknows.auditing.evidence import KEPT_ROLES, KNOWN_SHARE, LEAST_GAP, Place
 from stillknows.auditing.overview import LOW, overview
 from stillknows.errors import UserError
-from stillknows.observations import load_observations, observations_digest
+from stillknows.observations import OBSERVATIONS, load_observations, observations_digest
 from stillknows.specs import spelled
 from stillknows.stats import LEVEL
 from stillknows.store import AGAIN, name_of, parse_json, read_sealed, write_sealed, write_text
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 JSON, HTML, MARKDOWN = "report.json", "report.html", "report.md"
-OBSERVATIONS, SCHEMA = "observations", "report.schema.json"
+SCHEMA = "report.schema.json"
 NUM_LEAKS = 10
 LEAD = "answer_probability"  # shown first where it was measured: the gate that a reader grasps at once
 SEVERITY: tuple[VerdictName, ...] = ("FORGOTTEN", "UNDECIDED", "DAMAGED", "HIDDEN", "STILL KNOWS")

@@ -29,7 +29,7 @@ from stillknows.auditing.scored import (
 )
 from stillknows.errors import UserError
 from stillknows.measure import score
-from stillknows.observations import load_observations
+from stillknows.observations import OBSERVATIONS, load_observations
 from stillknows.registry import bind, bind_all
 from stillknows.scores import mean_log_probs, normalised_probability, truth_ratio
 from stillknows.stats import auc, mean_interval
@@ -75,7 +75,7 @@ def saved(folder: Path, metrics: str, figures: str = "") -> Json:
 
 
 def _load(folder: Path) -> dict[Place, Observations]:
-    files = sorted((folder / report.OBSERVATIONS).glob("*/*/*.npz"))
+    files = sorted((folder / OBSERVATIONS).glob("*/*/*.npz"))
     reported = report.read(folder) if (folder / report.JSON).is_file() else None
     typed = {name_of(variant): variant for variant in (reported or {}).get("variants", ())}
     places = {file: Place(file.parts[-3], typed.get(file.parts[-2], file.parts[-2]), file.stem) for file in files}

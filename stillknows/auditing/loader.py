@@ -1,0 +1,51 @@
+"""The models of an audit, loaded one at a time, and where their observations lie."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from stillknows.auditing.asking import Reader
+from stillknows.auditing.prepared import Prepared
+from stillknows.formats import compress
+from stillknows.lazy import Tensor
+from stillknows.model import checkpoints
+from stillknows.observations import OBSERVATIONS
+from stillknows.store import name_of
+from stillknows.types import FULL, UNWRAPPED, Subject
+
+OBSERVATIONS_VERSION = 3  # raise when observe() or its inputs change their meaning
+
+
+def observations_file(out: Path, model: Prepared, variant: str, split: str) -> Path:
+    """Return where the observations of a model on a split in a variant lie."""
+    if variant == UNWRAPPED and model.suppression is None:
+        variant = FULL
+    return out / OBSERVATIONS / model.label / name_of(variant) / f"{split}.npz"
+
+
+class Loader:
+    """Keeps the model that was asked for last, so that models are loaded when needed, once, and one at a time.
+
+    All of them get the original's tokenizer and end generations as it does. Updates are compared with a copy of the
+    original's weights that `chains` apply to, kept as well once it is needed.
+    """
+
+    def __init__(self, device: str, reader: Reader, chains: Sequence[compress.Chain]) -> None:
+        self.device, self.reader, self.chains = device, reader, chains
+        self.latest: Subject | None = None
+        self.originals: dict[str, Tensor] = {}
+
+    def __call__(self, model: Prepared) -> Subject:
+        if self.latest is None or self.latest.name != model.label:
+            self.latest = None
+            found = checkpoints.load(model.source, label=model.label, device=self.device)
+            self.latest = replace(found, tokenizer=self.reader.tokenizer)
+            if found.model.generation_config is not None:
+                found.model.generation_config.eos_token_id = sorted(self.reader.ends)
+        return self.latest
+
+    def original_weights(self, original: Prepared) -> dict[str, Tensor]:
+        self.originals = self.originals or compress.weights(self(original).model, *self.chains)
+        return self.originals

@@ -1,0 +1,78 @@
+"""A model of an audit before it is loaded: what it will be asked in each variant, and what is observed of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import NamedTuple
+
+from stillknows.auditing.asking import Items
+from stillknows.auditing.variants import Variant
+from stillknows.lazy import nn
+from stillknows.model import checkpoints
+from stillknows.model.suppress import Suppression
+from stillknows.model.text import Asked, Encoded
+from stillknows.types import Decoding
+
+
+class Prepared(NamedTuple):
+    """A model checked and its items encoded, before any weights are loaded; `fields` says what to observe.
+
+    Of a model with a suppression, `splits` is what it is asked through that, `bare` what its weights are asked alone.
+    Where the model's states decide between the two, `known` are the items that they are compared with, by split. Under
+    an attack, `attacked` holds both by `Variant.asking`.
+    `beside` identifies the original's reader where the model's own is another, `notes` say what is not measured then.
+    """
+
+    label: str
+    source: checkpoints.Source
+    fingerprint: str
+    splits: Items
+    decoding: dict[str, Decoding]
+    fields: dict[str, frozenset[str]]
+    suppression: Suppression | None = None
+    bare: Items | None = None
+    known: Items | None = None
+    attacked: Mapping[str, tuple[Items, Items | None]] = MappingProxyType({})
+    beside: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def items(self, variant: Variant) -> Items:
+        """Return what the model is asked in this variant, by split."""
+        splits, bare = self._asked(variant)
+        return splits if variant.wrapped or bare is None else bare
+
+    def candidates(self, variant: Variant, split: str) -> list[Asked]:
+        """Return everything that the model may be asked in this variant, and what decides on it."""
+        splits, bare = self._asked(variant)
+        if not variant.wrapped or self.known is None or bare is None:
+            return self.items(variant)[split]
+        return [*splits[split], *bare[split], *self.known[split]]
+
+    def asked(self, variant: Variant, split: str, model: nn.Module) -> list[Asked]:
+        """Return what the model is asked in this variant, by its own states where these decide."""
+        suppression, (splits, bare) = self.suppressed(variant), self._asked(variant)
+        if suppression is None or self.known is None or bare is None:
+            return self.items(variant)[split]
+        return suppression.chosen(model, self.known[split], bare[split], splits[split])
+
+    def taught(self, variant: Variant) -> list[Encoded]:
+        """Return the items that an attack on the weights may teach: of facts that it does not ask for."""
+        asked = {item.answer.example.fact for items in self.items(variant).values() for item in items}
+        plain = self.bare or self.splits
+        items = [item.answer for split in self.items(variant) for item in plain[split]] if variant.teaches else []
+        return [item for item in items if item.example.fact not in asked]
+
+    def observed(self, variant: Variant, split: str) -> tuple[frozenset[str], Decoding]:
+        """Return what is observed of a split in this variant, and how its prompts are continued."""
+        usual = self.decoding[split]
+        decoding = variant.decoding(usual)
+        return self.fields[split] | ({"samples"} if decoding != usual else set()), decoding
+
+    def suppressed(self, variant: Variant) -> Suppression | None:
+        """Return what stands before or beside the weights in this variant."""
+        return self.suppression if variant.wrapped else None
+
+    def _asked(self, variant: Variant) -> tuple[Items, Items | None]:
+        """Return what is asked through a suppression, if there is one, and what the weights alone would be asked."""
+        return self.attacked[variant.asking] if variant.role == "attack" else (self.splits, self.bare)

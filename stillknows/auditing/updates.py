@@ -1,0 +1,80 @@
+"""What each format leaves of a model's update, measured on the weights alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from stillknows.auditing.loader import OBSERVATIONS_VERSION, Loader, observations_file
+from stillknows.auditing.prepared import Prepared
+from stillknows.auditing.variants import Variant
+from stillknows.formats import tally
+from stillknows.store import key, recall, write_sealed
+from stillknows.types import WEIGHTS, Cell, Interval
+
+
+def updates(
+    load: Loader, original: Prepared, model: Prepared, variants: Mapping[str, Variant], out: Path
+) -> Iterator[Cell]:
+    """Yield what each format leaves of a model's update, as a whole and by layer, measured on the weights alone.
+
+    Of a layer that has no update there is no number, and none is asked for.
+    """
+    for variant, form in variants.items():
+        on_disk = model.source.form or original.source.form
+        unknown = on_disk or form.ids_NL is not None
+        whole, layers = (None, {}) if unknown else _damage(load, original, model, variant, form, out)
+        for name in ("crossing", "surviving"):
+            value = getattr(whole, name, None)
+            if on_disk:
+                result: Interval | str = "the file is quantized: its weights differ by more than the update"
+            elif whole is None:
+                result = "the format depends on inputs, not on the weights alone"
+            elif value is None:
+                result = "the weights are the original's"
+            else:
+                result = Interval(value, value, value, whole.weights)
+            yield Cell(model.label, variant, WEIGHTS, f"update.{name}", result)
+            for layer, damage in layers.items():
+                value = getattr(damage, name)
+                if damage.surviving is not None:
+                    result = Interval(value, value, value, damage.weights)
+                    yield Cell(model.label, variant, WEIGHTS, f"update.{name}.{layer}", result)
+
+
+class Damage(NamedTuple):
+    """What a format leaves of an update; see `tally.Tally`."""
+
+    weights: int
+    crossing: float
+    surviving: float | None
+
+    @classmethod
+    def of(cls, counted: tally.Tally) -> Damage:
+        return cls(counted.weights, counted.crossing, counted.surviving)
+
+
+def _damage(
+    load: Loader, original: Prepared, model: Prepared, variant: str, form: Variant, out: Path
+) -> tuple[Damage, dict[str, Damage]]:
+    """Return the damage as a whole and by layer."""
+    path = observations_file(out, model, variant, WEIGHTS).with_suffix(".json")
+    cache = key(OBSERVATIONS_VERSION, original.fingerprint, model.fingerprint, form.identity)
+    found = _read_damage(path, cache)
+    if found is None:
+        before = load.original_weights(original)
+        counted = tally.tallies(load(model).model, before, form.chain)
+        layers = {layer: Damage.of(part) for layer, part in tally.by_layer(counted).items()}
+        found = Damage.of(tally.total(counted.values())), layers
+        saved = {layer: part._asdict() for layer, part in layers.items()}
+        write_sealed(path, {"key": cache, "whole": found[0]._asdict(), "layers": saved})
+    return found
+
+
+def _read_damage(path: Path, cache: str) -> tuple[Damage, dict[str, Damage]] | None:
+    """Return what was saved under this key; None when there is nothing."""
+    saved = recall(path, cache)
+    if saved is None:
+        return None
+    return Damage(**saved["whole"]), {layer: Damage(**part) for layer, part in saved["layers"].items()}
