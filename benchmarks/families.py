@@ -159,7 +159,7 @@ def _readable(reason: str) -> str:
 
 def _general(reason: str) -> str:
     """Return what messages have in common that differ in names of layers, classes and models, shapes and formats."""
-    return re.sub(r"^\S+: |(\S+) (?=models?\b)|\S*[._]\S*|\b[A-Z]\w+\b|\(.*?\)|\d+", "", reason)
+    return re.sub(r"^\S+: |\S+ (?=models?\b(?!\.))|\S*[._]\S*|\b[A-Z]\w+\b|\(.*?\)|\d+", "", reason)
 
 
 def main() -> None:
