@@ -25,7 +25,8 @@ from torch import Tensor
 
 from stillknows import demo, study
 from stillknows.auditing import audit
-from stillknows.auditing.plan import Format, plan
+from stillknows.auditing.plan import plan
+from stillknows.auditing.variants import Variant
 from stillknows.formats import compress
 from stillknows.model import checkpoints
 from stillknows.model.layers import linears
@@ -136,13 +137,13 @@ def measure(out: Path, seed: int, storages: Sequence[str]) -> list[Json]:
         result = study.audited(request, subjects, audits, f"python examples/why.py --seeds {seed}")
         found = study.rows(result, WANTED, {"seed": seed, "group": group})
         if group == "key":
-            add_calibrated(found, pair[ORIGINAL], subjects, plan(request, audits).formats)
+            add_calibrated(found, pair[ORIGINAL], subjects, plan(request, audits).variants)
         rows += found
     return rows
 
 
 def add_calibrated(
-    rows: Sequence[Json], original: Path, subjects: Mapping[str, Path], formats: Mapping[str, Format]
+    rows: Sequence[Json], original: Path, subjects: Mapping[str, Path], formats: Mapping[str, Variant]
 ) -> None:
     """Put in the rows what calibrated formats leave of an update, which an audit does not measure.
 
@@ -161,7 +162,7 @@ def add_calibrated(
                 row["cells"][SURVIVING][name] = [study.rounded(dot / size)] * 3
 
 
-def _weights(folder: Path, form: Format) -> dict[str, Tensor]:
+def _weights(folder: Path, form: Variant) -> dict[str, Tensor]:
     """Return a model's linear maps as a format leaves them."""
     model = checkpoints.load(checkpoints.locate(str(folder))).model
     with compress.compressed(model, form.chain, form.ids_NL):
