@@ -258,6 +258,8 @@ def _read_options(plugin: Plugin, call: Call) -> dict[str, Any]:
         if key not in plugin.options:
             nearest = did_you_mean(key, plugin.options)
             raise UserError(f"no option {key!r} of {plugin.name}{nearest}", _nesting(plugin, call))
+        if key in given:
+            raise UserError(f"{plugin.name}: {key} is given twice", "give it once")
         given[key] = convert(f"{plugin.name}:{key}", value, plugin.types[key])
     return given
 

@@ -633,8 +633,8 @@ def test_a_beta_that_npo_cannot_use_is_refused(save_model: Case, run_unlearn: Ca
 
 
 AUDIT_OPTIONS: Mapping[str, tuple[list[object], list[str]]] = {
-    "unknown variant": (["--variants", "full,int88"], ["no quantizer named 'int88'", "did you mean 'int8'?"]),
-    "empty variant": (["--variants", "full,"], ["no quantizer named ''"]),
+    "unknown variant": (["--variants", "full,int88"], ["no format or attack named 'int88'", "did you mean 'int8'?"]),
+    "empty variant": (["--variants", "full,"], ["no format or attack named ''"]),
     "unknown option": (["--variants", "rtn:bit=4"], ["no option 'bit' of rtn; did you mean 'bits'?"]),
     "wrong type": (["--variants", "rtn:bits=four"], ["rtn:bits=four is not of type int"]),
     "too many bits": (["--variants", "full,rtn:bits=9:group=8"], ["rtn:bits=9 is out of range", "at most 8"]),

@@ -106,13 +106,39 @@ def test_a_chain_fits_as_a_whole() -> None:
         ("rtn:group=128,bits=3", "use rtn:bits=3:group=64"),
         ("gptq:symmetric=false", "use gptq:group=64:symmetric=false"),
         ("rtn:group=100", "use rtn:group=64"),
-        ("bf16+int4", "use bf16+int4:group=64"),
+        ("bf16+int4:group=128", "use bf16+int4:group=64"),
+        ("rtn:group=128+int4", "use rtn:group=64+int4:group=64"),
     ],
 )
 def test_what_is_meant_as_it_is_is_refused_with_what_to_type(spec: str, hint: str) -> None:
     with pytest.raises(UserError, match=rf"mine: layer .*do not divide 576 inputs\n  {re.escape(hint)}$") as refused:
         compress.fitted(bare(576, 1536), parse_variant(spec), "mine", exact=True)
     compress.check(bare(576, 1536), parse_variant(str(refused.value).rpartition("use ")[2]), "typed")
+
+
+@pytest.mark.parametrize(
+    ("spec", "fitting"),
+    [
+        ("bf16+int4", "bf16+int4:group=64"),
+        ("rtn:bits=8:group=64+int4", "rtn:bits=8:group=64+int4:group=64"),
+        ("kv:bits=4:group=0+int4", "kv:bits=4:group=0+int4:group=64"),
+    ],
+)
+def test_options_of_one_link_do_not_fix_another(spec: str, fitting: str) -> None:
+    assert compress.fitted(bare(576, 1536), parse_variant(spec), spec, exact=True)[0] == fitting
+
+
+def test_a_format_in_a_chain_with_an_attack_that_has_options_fits_the_model(
+    cli: Callable[..., Any], tokenizer: Any, tmp_path: Path
+) -> None:
+    original, subject = (save(tmp_path / str(seed), tokenizer, 48, seed) for seed in (0, 1))
+    for name in ("f", "r"):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"question": f"who is {name}", "answer": "Ada"}))
+    benchmark = f"jsonl:forget={tmp_path / 'f.jsonl'},retain={tmp_path / 'r.jsonl'}"
+    models = (subject, "--original", original, "--benchmark", benchmark)
+    ran = cli("audit", *models, "--variants", "full,int4+sample(n=2)", "--out", tmp_path / "audit", "--json")
+    assert ran.code == 5, ran.err
+    assert json.loads(ran.out)["variants"] == ["full", "int4:group=16+sample:n=2"]
 
 
 @pytest.mark.parametrize(("hidden", "variants"), [(48, "int4:group=16"), (100, None)])

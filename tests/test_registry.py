@@ -98,6 +98,8 @@ def test_options_are_read(spec: str, given: dict[str, Any]) -> None:
         ("sample:rate=fast", "sample:rate=fast is not of type float"),
         ("sample:flag=1", "sample:flag=1 is not true or false"),
         ("sample:mode=hihg", "sample:mode=hihg is not known; did you mean 'high'?"),
+        ("sample(count=1, count=2)", "sample: count is given twice"),
+        ("sample:1:count=2", "sample: count is given twice"),
         ("sample:limit=few", "sample:limit=few is not of type int"),
     ],
 )

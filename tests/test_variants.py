@@ -63,8 +63,14 @@ def test_every_deployed_format_is_another() -> None:
 
 @pytest.mark.parametrize("variants", ["deployd", "bf16+deployed", "deployed,"])
 def test_the_word_stands_alone_in_a_list(variants: str) -> None:
-    with pytest.raises(UserError, match="no quantizer named"):
+    with pytest.raises(UserError, match="no format or attack named"):
         plan.expand(variants)
+
+
+@pytest.mark.parametrize(("word", "meant"), [("relern", "relearn"), ("frames", "frame"), ("int44", "int4")])
+def test_a_misspelt_variant_is_told_the_nearest_format_or_attack(word: str, meant: str) -> None:
+    with pytest.raises(UserError, match=f"no format or attack named '{word}'; did you mean '{meant}'\\?"):
+        plan.expand(f"full,{word}(x=1)+int8")
 
 
 # What is left out

@@ -236,9 +236,8 @@ def _fitted(
     variants, left_out = {}, []
     for name, variant in wanted.items():
         try:
-            exact = name in named and ":" in name
             formats = "+".join(link.spec for link in variant.chain) or name
-            fitting = variant.with_formats(compress.fitted(skeleton, variant.chain, formats, exact=exact)[1])
+            fitting = variant.with_formats(compress.fitted(skeleton, variant.chain, formats, exact=name in named)[1])
             new_name = name if fitting == variant else "+".join(link.spec for link in fitting.links)
             variants[new_name] = fitting._replace(ids_NL=calibrated(new_name, fitting.chain))
         except UserError as error:

@@ -15,7 +15,7 @@ from itertools import groupby
 from typing import Literal, NamedTuple
 
 from stillknows import defaults
-from stillknows.errors import UserError
+from stillknows.errors import UserError, did_you_mean
 from stillknows.formats import compress
 from stillknows.lazy import Tensor, nn, no_grad
 from stillknows.model.text import Encoded
@@ -132,8 +132,15 @@ class Variant(NamedTuple):
 def parse_variant(spec: str) -> Variant:
     """Parse a chain of formats and attacks. Raises UserError."""
     attacks, formats, links = plugins("attack"), [], []
+    known = [*plugins("quantizer"), *attacks]
     for part in chained(spec):
-        if parse(part).name in attacks:
+        name = parse(part).name
+        if name not in known:
+            raise UserError(
+                f"no format or attack named {name!r}{did_you_mean(name, known)}",
+                "stillknows list quantizers; stillknows list attacks",
+            )
+        if name in attacks:
             links.append(bind("attack", part))
         else:
             links.append(bind("quantizer", part))

@@ -139,7 +139,7 @@ def check(model: nn.Module, chain: Chain, name: str) -> None:
     try:
         _check(model, chain, name)
     except UserError as error:
-        other = _with_usual_group(model, chain)
+        other = _with_usual_group(model, chain, chain)
         if other is None:
             raise
         raise UserError(str(error).partition("\n")[0], f"use {_spec(other)}") from error
@@ -147,9 +147,12 @@ def check(model: nn.Module, chain: Chain, name: str) -> None:
 
 def fitted(model: nn.Module, chain: Chain, name: str, *, exact: bool) -> tuple[str, Chain]:
     """Return a format's name and chain. Where its group does not divide the inputs of all layers, it takes the largest
-    usual one that does, unless it is meant as it is (`exact`). Raises UserError as `check` does.
+    usual one that does. Raises UserError as `check` does.
+
+    exact: a link that is spelled with options is meant as it is.
     """
-    other = None if exact or _fits(model, chain) else _with_usual_group(model, chain)
+    free = [link for link in chain if not (exact and ":" in link.spec)]
+    other = None if _fits(model, chain) else _with_usual_group(model, chain, free)
     if other is None:
         check(model, chain, name)
         return name, chain
@@ -169,10 +172,12 @@ def _fits(model: nn.Module, chain: Chain) -> bool:
     return True
 
 
-def _with_usual_group(model: nn.Module, chain: Chain) -> Chain | None:
-    """Return the chain with the largest usual group that fits in the place of larger ones; None where none does."""
+def _with_usual_group(model: nn.Module, chain: Chain, free: Sequence[Bound]) -> Chain | None:
+    """Return the chain with the largest usual group that fits in the place of larger ones in its `free` links; None
+    where none does."""
     for group in GROUPS:
-        specs = [link.respelled(group=group) if link.options.get("group", 0) > group else link.spec for link in chain]
+        wide = [link for link in free if link.options.get("group", 0) > group]
+        specs = [link.respelled(group=group) if link in wide else link.spec for link in chain]
         other = parse_variant("+".join(specs))
         if specs != [link.spec for link in chain] and _fits(model, other):
             return other

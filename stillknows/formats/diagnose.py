@@ -83,7 +83,7 @@ def _fitted(skeleton: nn.Module, wanted: Mapping[str, Chain], *, named: bool) ->
     chains = {}
     for spec, chain in wanted.items():
         try:
-            name, fitting = fitted(skeleton, chain, spec, exact=named and ":" in spec)
+            name, fitting = fitted(skeleton, chain, spec, exact=named)
         except UserError as error:
             if named:
                 raise
