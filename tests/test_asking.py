@@ -144,6 +144,55 @@ def test_a_tokenizer_that_reads_an_item_otherwise_is_named(
     assert not (tmp_path / "audit" / "report.json").exists()
 
 
+SETTINGS: dict[str, Any] = {
+    "rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0},
+    "rms_norm_eps": 1e-3,
+    "hidden_act": "relu",
+    "is_causal": False,
+    "model_type": "mistral",
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_setting_by_which_a_model_computes_otherwise_is_named(
+    name: str, models: Any, run: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the same weights: long questions could be read through a window, or rotated otherwise."""
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *_, **__: pytest.fail("a model was loaded"))
+    original, subject = models
+    edit_json(subject / "config.json", **{name: SETTINGS[name]}, architectures=None)
+    ran = run(original, subject)
+    assert (ran.code, ran.out) == (2, "")
+    assert f"{subject} computes otherwise than {original}: its config.json says {name} = " in ran.err
+    assert "the original's config.json" in ran.err
+    assert not (tmp_path / "audit" / "report.json").exists()
+
+
+def test_rotations_that_depend_on_the_longest_text_make_it_a_setting(models: Any, run: Case) -> None:
+    dynamic = {"rope_parameters": {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10000.0}}
+    for folder, longest in zip(models, (64, 32), strict=True):
+        edit_json(folder / "config.json", **dynamic, max_position_embeddings=longest)
+    ran = run(*models)
+    assert ran.code == 2
+    assert "max_position_embeddings = 32, not 64" in ran.err
+
+
+@pytest.mark.parametrize("ends", ["abc", {"a": 1}, [2, 1.5], [True]])
+def test_end_tokens_that_are_no_numbers_are_named(ends: Any, models: Any, run: Case) -> None:
+    edit_json(models[1] / "generation_config.json", eos_token_id=ends)
+    ran = run(*models)
+    assert ran.code == 2
+    assert "generation_config.json" in ran.err
+    assert "eos_token_id" in ran.err
+
+
+def test_a_part_of_a_configuration_that_is_no_configuration_is_named(models: Any, run: Case) -> None:
+    edit_json(models[1] / "config.json", text_config={"a": "b"})
+    ran = run(*models)
+    assert ran.code == 2
+    assert "config.json cannot be used" in ran.err
+
+
 def other_words(template: str) -> str:
     return template.replace("assistant :{%", "assistant : in{%")
 
@@ -204,11 +253,20 @@ def ended_at_once(folder: Path) -> None:
     edit_json(folder / "generation_config.json", eos_token_id=[2, *range(3, 31)])
 
 
+def trained_otherwise(folder: Path) -> None:
+    """What trainers leave in a configuration, some of it unknown to transformers."""
+    edit_json(
+        folder / "config.json",
+        **{"use_cache": False, "attention_dropout": 0.1, "initializer_range": 0.5, "pretraining_tp": 2},
+        **{"_name_or_path": "org/model", "dtype": "bfloat16", "trainer_version": "2026.1", "pad_token_id": 0},
+    )
+
+
 def decoded_otherwise(folder: Path) -> None:
     edit_tokenizer(folder, decoder=decoders.Sequence([decoders.Replace(Regex(".*"), "dog"), decoders.Fuse()]))
 
 
-ALIKE = (resaved, longer, shorter, ended_at_once, decoded_otherwise)
+ALIKE = (resaved, longer, shorter, trained_otherwise, ended_at_once, decoded_otherwise)
 
 
 @pytest.mark.parametrize("change", ALIKE, ids=lambda f: f.__name__)

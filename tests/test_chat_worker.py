@@ -55,6 +55,7 @@ FAILING = {
     "{{ ''.__class__.__mro__ }}": "SecurityError",
     "{{ raise_exception('a system message first') }}": "a system message first",
     "{{ 1 / 0 }}": "ZeroDivisionError",
+    "{{ '\\ud800' }}{{ messages[0].content }}": "half of a surrogate pair",
     "{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}": "RecursionError",
     "{% include '/etc/passwd' %}": "TypeError",
     "{% for i in range(10 ** 9) %}{% endfor %}": "Range too big",

@@ -1,15 +1,18 @@
 """What the models of an audit are asked: the same tokens for the same items, ended and decoded alike.
 
 Weights are compared, so everything else has to be equal. A tokenizer that rewrites what was to be forgotten, or that
-ends answers otherwise, changes no weight and would look like forgetting.
+ends answers otherwise, changes no weight and would look like forgetting. So would a configuration that reads long
+questions through a narrow window, or rotates them otherwise.
 """
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import zip_longest
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from stillknows.auditing.variants import Variant
 from stillknows.errors import UserError
@@ -19,12 +22,23 @@ from stillknows.model.text import CHAT, Asked, Encoded, LongItems, encode_split
 from stillknows.store import key
 from stillknows.types import Benchmark, Split
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 Items = dict[str, list[Asked]]  # by split
 FIX = (
     "give it the original's tokenizer.json, tokenizer_config.json and chat_template.jinja: an audit measures what "
     "weights know, which other tokens for the same words hide"
 )
 SHOWN = 6  # tokens that a message shows
+# Settings of a configuration that change no answer: of training, of a cache, what `Reader` and the weights decide, and
+# those that layer_types and sliding_window say again.
+UNREAD = re.compile(
+    r".*(dropout|pdrop|layerdrop|init_std|initializer.*|_token_id|_loss.*|_jitter_noise|use_cache|vocab_size)"
+    r"|tie_word_embeddings|pretraining_tp|output_router_logits|use_sliding_window|max_window_layers"
+)
+ROTATION = re.compile(r'"rope_type": "(\w*)"')
+READ = ("model_type", "is_decoder", "is_causal", "head_dim")  # though not every configuration declares them
 
 
 class Reader(NamedTuple):
@@ -116,6 +130,40 @@ def require_same_vocabulary(original: Reader, model: Reader) -> None:
             f"{model.name} has another tokenizer than {original.name}",
             "probabilities of different tokens cannot be compared; audit models of one tokenizer",
         )
+
+
+def require_same_settings(
+    original: checkpoints.Source, model: checkpoints.Source, built: tuple[PreTrainedModel, PreTrainedModel]
+) -> None:
+    """Raise UserError that names the first setting by which two models of the same shapes compute otherwise.
+
+    Of a .gguf file nothing is compared: it says less, and in other words.
+
+    Args:
+        built: both models, in this order; their configurations are looked at.
+    """
+    if original.gguf or model.gguf:
+        return
+    ours, theirs = (_settings(part) for part in built)
+    for name in dict.fromkeys(["model_type", "rope_parameters", *sorted({*ours, *theirs})]):  # causes come first
+        if ours.get(name) != theirs.get(name):
+            raise UserError(
+                f"{model.name} computes otherwise than {original.name}: its config.json says {name} = "
+                f"{theirs.get(name)}, not {ours.get(name)}",
+                "give it the original's config.json: an audit measures what weights know, which other settings hide",
+            )
+
+
+def _settings(model: PreTrainedModel) -> dict[str, Any]:
+    """Return what answers depend on of what a configuration says: of what its kind declares, and READ."""
+    from transformers import PreTrainedConfig
+
+    config = model.config.get_text_config()
+    said = json.loads(json.dumps(config.to_dict(), default=str))
+    declared = type(config)().to_dict().keys() - PreTrainedConfig().to_dict().keys()
+    if {*ROTATION.findall(json.dumps(said.get("rope_parameters")))} <= {"default"}:
+        said.pop("max_position_embeddings", None)  # which other rotations depend on
+    return {name: said[name] for name in {*declared, *READ} & said.keys() if not UNREAD.fullmatch(name)}
 
 
 def require_same_tokens(

@@ -138,7 +138,8 @@ def _check_models(prepared: Sequence[Prepared]) -> None:
     """Check what concerns all models together."""
     original = prepared[0]
     for model in prepared[1:]:
-        checkpoints.require_same_shapes(original.source, model.source)
+        built = checkpoints.require_same_shapes(original.source, model.source)
+        asking.require_same_settings(original.source, model.source, built)
         if model.label == CONTROL and model.fingerprint == original.fingerprint:
             raise UserError(
                 f"{original.source.name} and {model.source.name} are the same model, given as original and as control",

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stillknows.errors import UserError, blamed_on
+from stillknows.store import LONE_SURROGATE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -64,6 +65,8 @@ def _rendered(template: str, special: tuple[tuple[str, str], ...], turns: tuple[
     answer = _worker().ask({"template": template, "variables": variables})
     if "error" in answer:
         raise ValueError(answer["error"])
+    if LONE_SURROGATE.search(answer["text"]):
+        raise ValueError("it writes half of a surrogate pair, which is no character")
     return answer["text"]
 
 

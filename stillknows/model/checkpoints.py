@@ -131,6 +131,7 @@ def understood(source: Source) -> Source:
     with blamed_on(f"{source.folder}/config.json cannot be used", limits.AGAIN):
         config = AutoConfig.from_pretrained(source.folder, trust_remote_code=source.trust_remote_code)
         wrong = [name for name in config.architectures or [] if not _writes_text(name, config.model_type)]
+        int(config.get_text_config().vocab_size)  # parts of a configuration may be of kinds that no library checks
     if wrong or (config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not source.trust_remote_code):
         kind = wrong[0] if wrong else config.model_type
         raise UserError(
@@ -405,7 +406,10 @@ def generation_ends(source: Source) -> frozenset[int]:
         else:
             settings = GenerationConfig.from_pretrained(source.folder)
     listed: Any = settings.eos_token_id
-    return frozenset(int(token) for token in (listed if isinstance(listed, list) else [listed]) if token is not None)
+    ends = [token for token in (listed if isinstance(listed, list) else [listed]) if token is not None]
+    if any(type(token) is not int for token in ends):
+        raise UserError(f"{path}: its eos_token_id {listed!r} is no token's number", "correct or remove eos_token_id")
+    return frozenset(ends)
 
 
 def vocabulary_size(source: Source) -> int:
