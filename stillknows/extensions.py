@@ -26,7 +26,7 @@ def load_package(entry: EntryPoint) -> None:
     package = entry.dist.name if entry.dist else entry.value
     try:
         entry.load()
-    except Exception as error:  # code of others fails in its own ways
+    except (Exception, SystemExit) as error:  # code of others fails in its own ways
         said = f"the plug-ins of {package} cannot be loaded: {_said(error)}"
         raise UserError(said, f"update it or remove it: pip uninstall {package}") from error
 
@@ -42,12 +42,12 @@ def load_file(path: Path) -> None:
     sys.modules[spec.name] = module  # dataclasses look there for the module that they are made in
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # code of others fails in its own ways
+    except (Exception, SystemExit) as error:  # which would end the command with a code that means a verdict
         del sys.modules[spec.name]
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
         place = f"{path}, line {lines[-1]}" if lines else str(path)
         raise UserError(f"{place}: {_said(error)}", "mend the file, or leave out --plugin") from error
 
 
-def _said(error: Exception) -> str:
+def _said(error: BaseException) -> str:
     return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"

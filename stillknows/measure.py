@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from stillknows.errors import NotMeasured
+from stillknows.errors import NotMeasured, UserError
 from stillknows.registry import Bound
 from stillknows.types import Floats, Observations
+
+ROUNDING = 1e-6  # by which a share may be above 1
 
 
 def score(metric: Bound, seen: Observations, reference: Observations | None = None) -> Floats:
@@ -18,7 +20,8 @@ def score(metric: Bound, seen: Observations, reference: Observations | None = No
     A parameter named after a field of Observations is given that field of `seen`, one named `reference_<field>` the
     field of `reference`: the control's observations under the same variant and on the same split. An example whose
     probabilities are not numbers has no score, whatever the metric reads. Raises NotMeasured when a field was not
-    observed, or when the reference is missing or of other examples.
+    observed, or when the reference is missing or of other examples; UserError for scores that are not one number for
+    each example, and for knowledge outside 0..1.
     """
     inputs = {}
     for name in metric.plugin.needs:
@@ -28,9 +31,37 @@ def score(metric: Bound, seen: Observations, reference: Observations | None = No
         value = getattr(seen if field == name else reference, field)
         if value is None:
             raise NotMeasured(f"{field} were not observed")
-        inputs[name] = value
+        inputs[name] = _fixed(value)
     broken = [bool(np.isnan(row).any()) for row in seen.log_probs or [()] * len(seen.ids)]
-    return np.where(broken, np.nan, np.asarray(metric(**inputs), dtype=np.float64))
+    return np.where(broken, np.nan, _checked(metric, metric(**inputs), len(seen.ids)))
+
+
+def _fixed(value: Any) -> Any:
+    """Return a field whose arrays cannot be written: the next metric reads them too."""
+    if isinstance(value, tuple):
+        return tuple(map(_fixed, value))
+    if isinstance(value, np.ndarray):
+        value = value.view()
+        value.flags.writeable = False
+    return value
+
+
+def _checked(metric: Bound, given: Any, count: int) -> Floats:
+    """Return what a metric gave as scores."""
+    try:
+        scores = np.asarray(given, dtype=np.float64)
+    except (TypeError, ValueError):
+        scores = np.array(np.nan)
+    if scores.shape != (count,):
+        raise UserError(
+            f"the metric {metric.spec} does not give one number for each of {count} examples", "mend the metric"
+        )
+    if metric.plugin.measures == "knowledge" and bool((np.abs(scores - 0.5) > 0.5 + ROUNDING).any()):
+        raise UserError(
+            f"the metric {metric.spec} gives knowledge outside 0..1",
+            'mend it, or register it as another: measures="behaviour"',
+        )
+    return scores
 
 
 def observed(splits: Mapping[str, Observations], name: str, *fields: str) -> list[Any]:

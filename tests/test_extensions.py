@@ -30,6 +30,7 @@ BROKEN = {  # a file: what is said of it
     "from stillknows.registry import register\nregister('metric', source='x')(lambda hits: hits)\n1 / 0": (
         "line 3: ZeroDivisionError: division by zero"
     ),
+    "import sys\nsys.exit(0)": "line 2: SystemExit: 0",  # 0 would stand for a verdict
     "import no_such_module": "line 1: ModuleNotFoundError: No module named 'no_such_module'",
     "def f(:": "SyntaxError: invalid syntax",
     "from stillknows.registry import register\n\n\n@register('metric', source='x')\ndef rouge_l(answers): ...": (
