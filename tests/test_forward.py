@@ -224,3 +224,11 @@ def test_batches_hold_every_item_once_and_alike(make_items: Items) -> None:
 def test_batches_of_long_items_hold_fewer() -> None:
     """At most so many tokens with fillers, and at least one row."""
     assert [len(rows) for rows in batches([300, 50, 50, 50, 4, 4], 64, 100)] == [1, 2, 2, 1]
+
+
+def test_a_model_whose_outputs_are_no_numbers_is_named_as_such(model) -> None:
+    with torch.no_grad():
+        for p in (model.model.norm.weight, model.lm_head.weight):  # sums of +∞ and −∞
+            p.copy_(torch.sign(p) * 3e38)
+    with pytest.raises(UserError, match="what it says of four tokens is NaN"):
+        output_layer(model)

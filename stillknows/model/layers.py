@@ -83,6 +83,8 @@ def output_layer(model: nn.Module) -> OutputLayer:
         theirs = model(input_ids=ids, use_cache=False).logits.float()
         ids[:, -1] = 0  # as long as before: another length would round otherwise, and formats of activations with it
         changed = layer(hidden_states(model, ids)).float()
+    if theirs.isnan().any():
+        raise UserError(f"{name}: what it says of four tokens is NaN", "its weights are too large: use another model")
     if own.shape != theirs.shape or not torch.allclose(own, theirs, rtol=1e-3, atol=1e-3):
         raise UserError(f"{name} computes its logits in a way that stillknows does not know")
     if not torch.allclose(own[:, :-1], changed[:, :-1], rtol=1e-3, atol=1e-3):
