@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import random
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -101,6 +104,28 @@ assert not heavy, heavy
     assert pages[6].strip().count(".") == 2
 
 
+@pytest.mark.parametrize("command", ["unlearn", "audit", "tune", "suppress", "quantize", "diagnose", "score", "list"])
+def test_help_is_whole_in_80_columns(command: str) -> None:
+    environment = {**os.environ, "COLUMNS": "80"}
+    ran = subprocess.run(
+        [sys.executable, "-m", "stillknows", command, "--help"], capture_output=True, text=True, env=environment
+    )
+    assert (ran.returncode, ran.stderr) == (0, "")
+    cut_off = re.findall(r"\S+… *│", ran.stdout)
+    assert not cut_off
+
+
+def test_examples_in_the_help_are_one_shell_command_each() -> None:
+    from stillknows.cli import app, shards
+
+    epilogs = [command.epilog for program in (app, shards) for command in program.registered_commands]
+    commands = [line for epilog in epilogs if epilog for line in re.findall("`(stillknows .*)`", epilog)]
+    assert len(commands) > 20
+    for command in commands:
+        words = list(shlex.shlex(command, posix=True, punctuation_chars="|;&<>"))
+        assert words.count("|") == command.count(" | jq "), command
+
+
 def test_no_command_shows_the_help(cli: Case) -> None:
     ran = cli()
     assert (ran.code, ran.err) == (0, "")
@@ -165,10 +190,11 @@ def test_what_is_listed_can_be_typed(cli: Case) -> None:
 
 def test_unlearn_writes_a_checkpoint_and_how_it_was_made(save_model: Case, forgets: Case, tmp_path: Path) -> None:
     model, out = save_model("model"), tmp_path / "out"
-    ran = forgets(model, out, "--method", "npo:beta=0.5 + kl", "--seed", 3)
+    ran = forgets(model, out, "--method", "npo:beta=0.5 + kl", "--seed", 3, "--template", "{prompt} is")
     assert ran.code == 0, ran.err
     assert "3 steps" in ran.out
     assert f"stillknows audit {out} --original {model} --benchmark jsonl:forget=" in ran.err
+    assert "--template '{prompt} is' --control …" in ran.err
 
     loaded, info = AutoModelForCausalLM.from_pretrained(out, output_loading_info=True)
     assert not any(info.values())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -167,7 +168,9 @@ def test_calibrating_keeps_the_score_and_no_more(make_model: Make) -> None:
     torch.testing.assert_close(model.lm_head.weight, original.lm_head.weight + alpha)
 
 
-def test_equal_retain_keeps_the_retain_items_probability(make_model: Make, make_items: Items) -> None:
+def test_equal_retain_keeps_the_retain_items_probability(
+    make_model: Make, make_items: Items, capsys: pytest.CaptureFixture[str]
+) -> None:
     original = make_model(layers=2)
     retain = make_items([2, 5, 3, 4], seed=1)
     fit(original, [Term(bind("retain", "nll"), retain)], Settings(lr=1e-2, epochs=30, batch_size=4))
@@ -180,9 +183,14 @@ def test_equal_retain_keeps_the_retain_items_probability(make_model: Make, make_
     assert probability(damaged) < 0.9 * start
     apply("equal_retain", damaged, original, make_items)
     assert 0.95 * start <= probability(damaged) < start
+    words = (
+        r"mixed with the original: \d[\d.]* % of the update is taken, which keeps 95 % of the original's .* on retain\n"
+    )
+    assert re.fullmatch(words, capsys.readouterr().err)
     unharmed = moved(original, 1e-6)
     before = interpolate.weights(unharmed)
     assert same(apply("equal_retain", unharmed, original, make_items), before)
+    assert capsys.readouterr().err == ""
 
 
 def test_noise_shrinks_vectors_and_disturbs_matrices_within_glorots_bound(make_model: Make) -> None:

@@ -41,6 +41,7 @@ LAYERS = (
     ("scratch", "demo", "meta", "study"),
     ("results", "api"),
     ("cli/",),
+    ("__main__",),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 FOLDERS = tuple(name for name in LEVEL if name.endswith("/"))

@@ -22,6 +22,7 @@ from stillknows import store
 from stillknows.auditing import evidence, report
 from stillknows.auditing.audit import Audit, Request
 from stillknows.auditing.evidence import Place
+from stillknows.auditing.overview import NOT_ASKED
 from stillknows.auditing.verdict import Policy, judge
 from stillknows.errors import UserError
 from stillknows.model.checkpoints import Source
@@ -353,9 +354,17 @@ def test_pages_show_raw_scores_where_there_is_no_control_and_mark_low_utility(au
     assert "1.00!" not in page + text
 
 
+def test_names_of_variants_break_between_their_parts_and_are_escaped(audit: Audit) -> None:
+    built = make_report(audit)
+    built["variants"] = {**dict.fromkeys(built["variants"]), "rtn:bits=3+<b>": None}
+    for subject in built["subjects"]:
+        subject["variants"]["rtn:bits=3+<b>"] = "UNDECIDED"
+    assert "<span>rtn:<wbr>bits=3+<wbr>&lt;b&gt;</span>" in report.html(built)
+
+
 def test_cells_that_are_absent_are_not_measured(audit: Audit) -> None:
     text = report.html(make_report(replace(audit, cells=())))
-    assert "not part of this audit" in text
+    assert NOT_ASKED in text
     assert "0.00" not in text[text.index("<h2>Knowledge kept</h2>") : text.index("<h2>Answers beside")]
 
 

@@ -132,7 +132,7 @@ def test_what_is_out_of_reach_is_told_beforehand(tolerance: float) -> None:
         passes = verdict([UNKNOWN] * n, policy=policy).name == "FORGOTTEN"
         told = out_of_reach(benchmark(n, "forget", "retain"), [FULL, "int4"], has_control=True, policy=policy)
         assert passes == (told == "") == (n >= least)
-        assert passes or f"forget has {n} of the {least} facts that exclude {tolerance * 100:g} %" in told
+        assert passes or f"forget has {n} of the {least} facts that it takes to exclude {tolerance * 100:g} %" in told
 
 
 def test_all_that_keeps_a_model_from_passing_is_told() -> None:

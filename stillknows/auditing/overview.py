@@ -10,6 +10,7 @@ from stillknows.words import for_markdown, number, table_of_texts
 
 Json = Mapping[str, Any]
 ABREAST = 4  # models in a table: as many as 80 columns hold
+NOT_ASKED = "not asked in this variant: attacks ask only what is to be forgotten"
 LOW = "!"  # marks utility below the floor
 
 
@@ -82,7 +83,7 @@ def _value(cells: Sequence[Json], worst: Any, notes: list[str]) -> str:
 def _find(subject: Json, variant: str, split: str, metric: str) -> Json:
     key = (variant, split, metric)
     found = (cell for cell in subject["cells"] if (cell["variant"], cell["split"], cell["metric"]) == key)
-    return next(found, {"not_measured": "not part of this audit"})
+    return next(found, {"not_measured": NOT_ASKED})
 
 
 def _splits(report: Json, role: str) -> list[str]:

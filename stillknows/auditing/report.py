@@ -6,6 +6,7 @@ Everything that is shown is made from the JSON data, so a saved report can be re
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from importlib.resources import files
@@ -18,7 +19,7 @@ from jinja2 import Environment, StrictUndefined
 
 from stillknows import __version__
 from stillknows.auditing.evidence import KEPT_ROLES, KNOWN_SHARE, LEAST_GAP, Place
-from stillknows.auditing.overview import LOW, overview
+from stillknows.auditing.overview import LOW, NOT_ASKED, overview
 from stillknows.errors import UserError
 from stillknows.observations import OBSERVATIONS, load_observations, observations_digest
 from stillknows.specs import spelled
@@ -282,9 +283,7 @@ def _layer_grid(subject: Json, number: str) -> Grid:
     return Grid(subject["name"], WEIGHTS, rows if len(rows) > 1 else [], notes)
 
 
-def _find(
-    subject: Json, variant: str, split: str, metric: str, notes: list[str], absent: str = "not part of this audit"
-) -> Json:
+def _find(subject: Json, variant: str, split: str, metric: str, notes: list[str], absent: str = NOT_ASKED) -> Json:
     """Return the subject's cell with its variant; one that was not measured gets its place in the list of reasons."""
     key = (variant, split, metric)
     found = next((c for c in subject["cells"] if (c["variant"], c["split"], c["metric"]) == key), {})
@@ -379,6 +378,11 @@ def _left_out(report: Json) -> list[str]:
     return [f"{left['variant']} was left out: {left['because']}" for left in report["left_out"]]
 
 
+def name_parts(name: str) -> list[str]:
+    """Return a variant's name in the parts between which a line may end: after what joins them, not within a word."""
+    return re.split(r"(?<=[:+,])", for_terminal(name))
+
+
 def html(report: Json) -> str:
     """Return one page that needs no network and no script; all data in it is escaped."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
@@ -390,6 +394,7 @@ def html(report: Json) -> str:
         "span": span,
         "percent": percent,
         "pretty": pretty,
+        "name_parts": name_parts,
     }
     grids = _grids(report)
     fixed = {"expected": EXPECTED, "level": LEVEL, "known_share": KNOWN_SHARE, "least_gap": LEAST_GAP}

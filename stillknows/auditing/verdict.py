@@ -67,7 +67,9 @@ def out_of_reach(benchmark: Benchmark, variants: Collection[str], has_control: b
     for split in benchmark.splits:
         facts = len({example.fact for example in split.examples})
         if split.role == "forget" and facts < least:
-            found.append(f"{split.name} has {facts} of the {least} facts that exclude {percent(policy.tolerance)}")
+            found.append(
+                f"{split.name} has {facts} of the {least} facts that it takes to exclude {percent(policy.tolerance)}"
+            )
     return f"FORGOTTEN is out of reach here: {'; '.join(found)}" if found else ""
 
 

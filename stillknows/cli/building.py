@@ -10,6 +10,9 @@ import typer
 
 from stillknows import defaults
 from stillknows.cli.terminal import (
+    CHOICE,
+    COUNT,
+    METRICS,
     AllowPickle,
     BenchmarkSpec,
     Data,
@@ -25,8 +28,16 @@ from stillknows.cli.terminal import (
     chosen_benchmark,
     command_line,
     examples,
+    listed,
     show,
 )
+
+
+def _next_audit(out: Path, original: str, benchmark: str, data: str | None, template: str | None) -> str:
+    """Say what to type next: an audit that asks as this command did."""
+    options = {"--original": original, "--benchmark": benchmark, "--data": data, "--template": template}
+    given = [word for name, value in options.items() if value for word in (name, value)]
+    return f"next: {shlex.join(['stillknows', 'audit', str(out), *given])} --control … --out …"
 
 
 @app.command(epilog=examples("stillknows demo", "stillknows demo --seed 3 --out runs/demo-3 --json"))
@@ -65,7 +76,9 @@ def unlearn(
     weights: Annotated[
         Literal["float32", "bfloat16", "stochastic", "compensated"],
         typer.Option(
-            help="How weights are kept between steps; bfloat16, as often published, can come undone in 4 bits."
+            metavar=CHOICE,
+            help="How weights are kept between steps: float32, bfloat16, stochastic or compensated; bfloat16, as often "
+            "published, can come undone in 4 bits.",
         ),
     ] = "float32",
     epochs: Annotated[float, typer.Option(help="Passes over the forget set.")] = 10.0,
@@ -126,9 +139,8 @@ def unlearn(
     record = unlearn.run(request, out, overwrite=overwrite, resume=resume)
     fit = record["fit"]
     words = f"{fit['steps']} steps in {fit['seconds']:.0f} s; {fit['stopped']}"
-    following = shlex.join(["stillknows", "audit", str(out), "--original", model, "--benchmark", benchmark])
     too_few = out_of_reach(request.benchmark, (FULL,), has_control=True, policy=Policy())
-    hint = f"wrote {out}; next: {following} --control … --out …"
+    hint = f"wrote {out}; {_next_audit(out, model, benchmark, data, template)}"
     show(record, as_json, words, "\n".join(filter(None, (hint, too_few))))
 
 
@@ -136,7 +148,8 @@ def unlearn(
     epilog=examples(
         "stillknows tune ./model --control runs/never --benchmark tofu:forget05 --search lr=1e-6..1e-4 --out runs/tune",
         "stillknows tune ./model --control runs/never --benchmark tofu:forget05 --method 'npo + kl' "
-        "--search lr=1e-6..1e-4 --search npo.beta=0.05|0.1|0.5 --search kl.weight=0.1..10 --trials 50 --out runs/tune",
+        "--search lr=1e-6..1e-4 --search 'npo.beta=0.05|0.1|0.5' --search kl.weight=0.1..10 --trials 50 "
+        "--out runs/tune",
     )
 )
 def tune(
@@ -150,11 +163,13 @@ def tune(
     out: Out,
     method: Annotated[str, typer.Option(help="As for `stillknows unlearn`.")] = defaults.METHOD,
     variants: Annotated[
-        str | None, typer.Option(help=f"The formats whose worst counts; by default {defaults.VARIANTS}.")
+        str | None, typer.Option(help=f"The formats whose worst counts; by default {listed(defaults.VARIANTS)}.")
     ] = None,
-    metrics: Annotated[str, typer.Option(help="What is measured besides the gates.")] = defaults.METRICS,
+    metrics: Annotated[
+        str, typer.Option(help=f"What is measured besides the gates; by default {METRICS}.", show_default=False)
+    ] = defaults.METRICS,
     trials: Annotated[
-        int, typer.Option(min=1, help="How many settings to try; more go on with a finished search.")
+        int, typer.Option(min=1, metavar=COUNT, help="How many settings to try; more go on with a finished search.")
     ] = 20,
     retain_floor: Annotated[float, typer.Option(help="Least retain score, as a share of the original's.")] = 0.95,
     lr: Annotated[float, typer.Option(help="Learning rate, where it is not searched.")] = defaults.LR,
@@ -224,12 +239,11 @@ def suppress(
     helpers = {name: folder for name, folder in (("unlearned", unlearned), ("reference", reference)) if folder}
     asked = chosen_benchmark(benchmark, data, template)
     content = suppress.write(out, model, method, asked, helpers, passages=passages, overwrite=overwrite)
-    following = shlex.join(["stillknows", "audit", str(out), "--original", model, "--benchmark", benchmark])
     show(
         content,
         as_json,
         f"wrote {out}; the weights of {model} stay as they are",
-        f"next: {following} --control … --out …",
+        _next_audit(out, model, benchmark, data, template),
     )
 
 

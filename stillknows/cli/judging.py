@@ -9,6 +9,9 @@ import typer
 
 from stillknows import defaults
 from stillknows.cli.terminal import (
+    CHOICE,
+    COUNT,
+    METRICS,
     AllowPickle,
     BenchmarkSpec,
     Data,
@@ -23,6 +26,7 @@ from stillknows.cli.terminal import (
     chosen_benchmark,
     command_line,
     examples,
+    listed,
     show,
 )
 from stillknows.errors import UserError
@@ -51,10 +55,15 @@ def audit(
         typer.Option(
             help="What is done to every model before measuring; `deployed` stands for the formats that people use, "
             "`+` chains: see `stillknows list quantizers` and `stillknows list attacks`. "
-            f"By default {defaults.VARIANTS}, as far as they fit the model."
+            f"By default {listed(defaults.VARIANTS)}, as far as they fit the model."
         ),
     ] = None,
-    metrics: Annotated[str, typer.Option(help="What is measured: see `stillknows list metrics`.")] = defaults.METRICS,
+    metrics: Annotated[
+        str,
+        typer.Option(
+            help=f"What is measured: see `stillknows list metrics`. By default {METRICS}.", show_default=False
+        ),
+    ] = defaults.METRICS,
     figures: Annotated[
         str | None,
         typer.Option(help="Published figures: see `stillknows list figures`; by default the benchmark's."),
@@ -70,7 +79,7 @@ def audit(
         typer.Option(help="Text file for formats that look at inputs (gptq, awq); by default the retain split."),
     ] = None,
     task_limit: Annotated[
-        int | None, typer.Option(min=1, help="Ask only the first so many documents of each task.")
+        int | None, typer.Option(min=1, metavar=COUNT, help="Ask only the first so many documents of each task.")
     ] = None,
     tolerance: Annotated[
         float, typer.Option(help="Largest share of knowledge, and of facts, that may remain.")
@@ -135,7 +144,7 @@ def diagnose(
         str | None,
         typer.Option(
             help="Formats that need no calibration inputs: see `stillknows list quantizers`. "
-            f"By default {defaults.FORMATS}, as far as they fit the model."
+            f"By default {listed(defaults.FORMATS)}, as far as they fit the model."
         ),
     ] = None,
     layers: Annotated[bool, typer.Option("--layers", help="Show every layer too.")] = False,
@@ -166,17 +175,25 @@ def diagnose(
 )
 def score(
     path: Annotated[Path, typer.Argument(help="Folder that an audit or the demo wrote; with --format, a log.")],
-    metrics: Annotated[str, typer.Option(help="For an audit: see `stillknows list metrics`.")] = defaults.METRICS,
+    metrics: Annotated[
+        str,
+        typer.Option(help=f"For an audit: see `stillknows list metrics`. By default {METRICS}.", show_default=False),
+    ] = defaults.METRICS,
     figures: Annotated[str, typer.Option(help="For an audit: see `stillknows list figures`.")] = "",
     log_format: Annotated[
         Literal["muse", "tofu", "openunlearning", "rwku"] | None,
-        typer.Option("--format", help="Whose log it is; without it, an audit's folder."),
+        typer.Option(
+            "--format",
+            metavar=CHOICE,
+            help="Whose log it is: muse, tofu, openunlearning or rwku; without it, an audit's folder.",
+        ),
     ] = None,
     reference: Annotated[
         Path | None, typer.Option(help="Log of the retrained model, for forget quality and PrivLeak.")
     ] = None,
     corpus: Annotated[
-        Literal["news", "books"] | None, typer.Option(help="Take the AUC that MUSE gives for its retrained model.")
+        Literal["news", "books"] | None,
+        typer.Option(metavar=CHOICE, help="Take the AUC that MUSE gives for its retrained model: news or books."),
     ] = None,
     as_json: Json = False,
 ) -> None:

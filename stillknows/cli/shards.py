@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from stillknows.cli.terminal import Device, Json, Overwrite, examples, show
+from stillknows.cli.terminal import COUNT, Device, Json, Overwrite, examples, show
 from stillknows.errors import UserError
 
 if TYPE_CHECKING:
@@ -36,9 +36,9 @@ def train(
     shard: Annotated[list[Path], typer.Option(help="Items of one shard, as for `--benchmark jsonl`: repeat it.")],
     out: Annotated[Path, typer.Option("--out", help="Folder for the adapters and their log.")],
     slices: Annotated[
-        int, typer.Option(min=1, help="Cut each shard into so many slices, in the order of its file.")
+        int, typer.Option(min=1, metavar=COUNT, help="Cut each shard into so many slices, in the order of its file.")
     ] = 1,
-    rank: Annotated[int, typer.Option(min=1, help="Of the adapters.")] = 8,
+    rank: Annotated[int, typer.Option(min=1, metavar=COUNT, help="Of the adapters.")] = 8,
     lr: Annotated[float, typer.Option(help="Learning rate of AdamW.")] = 1e-3,
     epochs: Annotated[float, typer.Option(help="Passes over each slice.")] = 10.0,
     steps: Annotated[int | None, typer.Option(help="Most steps to take on each slice.")] = None,

@@ -1,4 +1,4 @@
-"""What all commands share: the program they belong to, common options, and how results are for_terminal."""
+"""What all commands share: the program they belong to, common options, and how results are shown."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from stillknows import defaults
 from stillknows.errors import UserError
 from stillknows.progress import say
 from stillknows.words import for_terminal
@@ -27,6 +28,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+CHOICE = "<choice>"  # the help's text names the choices: as a type they would leave it no room in 80 columns
+COUNT = "<int>"
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 Out = Annotated[Path, typer.Option("--out", help="Folder for the results.")]
@@ -46,11 +50,21 @@ Refusals = Annotated[
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, …")]
 
 BenchmarkSpec = Annotated[
-    str, typer.Option("--benchmark", help="world:seed=0 | tofu:forget10 | jsonl:forget=f.jsonl,retain=r.jsonl")
+    str,
+    typer.Option(
+        "--benchmark",
+        help="What to forget and what to retain: jsonl:forget=FILE,retain=FILE for files of your own, "
+        "tofu:forget10, …: see `stillknows list benchmarks`.",
+    ),
 ]
 Data = Annotated[str | None, typer.Option("--data", help="Folder with the benchmark's files, instead of the hub.")]
 LongItems = Annotated[
-    Literal["error", "truncate"], typer.Option("--long-items", help="What to do with items longer than the context.")
+    Literal["error", "truncate"],
+    typer.Option(
+        "--long-items",
+        metavar=CHOICE,
+        help="What to do with items longer than the context: error or truncate.",
+    ),
 ]
 AllowPickle = Annotated[bool, typer.Option("--allow-pickle", help="Load pickled weights (they can run code).")]
 RemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")]
@@ -59,6 +73,14 @@ RemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code 
 def examples(*lines: str) -> str:
     """Return the end of a command's help: commands to type."""
     return "**Examples**\n\n" + "\n\n".join(f"`{line}`" for line in lines)
+
+
+def listed(names: str) -> str:
+    """Return names joined by commas as the help shows them: where a line may end, so that none is cut off."""
+    return names.replace(",", ", ")
+
+
+METRICS = listed(defaults.METRICS)
 
 
 def show(result: Any, as_json: bool, text: str, hint: str = "") -> None:

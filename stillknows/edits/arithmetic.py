@@ -12,6 +12,7 @@ from stillknows.model.text import Encoded
 from stillknows.progress import say
 from stillknows.registry import Limits, register
 from stillknows.training import interpolate
+from stillknows.words import percent
 
 
 @register("edit", source="arXiv 2212.04089; as in MUSE, arXiv 2407.06460")
@@ -58,4 +59,6 @@ def equal_retain(
         return mean_probability(score_items(model, output_layer(model), retain, thorough=()))
 
     alpha = interpolate.calibrate(model, original, score, floor)
-    say(f"mixed with the original: α = {alpha:g} keeps {floor:.0%} of the retain items' probability")
+    if alpha < 1:
+        kept = f"{percent(floor)} of the original's answer probability on retain"
+        say(f"mixed with the original: {percent(alpha)} of the update is taken, which keeps {kept}")
