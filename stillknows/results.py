@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,9 @@ class Report:
     def __str__(self) -> str:
         return report.summary(dict(self.data))
 
+    def __repr__(self) -> str:
+        return f"Report(verdicts={self.verdicts!r})"
+
     def _repr_html_(self) -> str:
         """Return the report's page in a frame of its own, so that a notebook's styles and the page's stay apart."""
         page = html.escape(report.html(dict(self.data)), quote=True)
@@ -69,7 +72,7 @@ class Unlearned:
     """An unlearned model on disk. `record` is what run.json holds: all that is needed to repeat the run."""
 
     path: Path
-    record: Mapping[str, Any]
+    record: Mapping[str, Any] = field(repr=False)
 
     def load(self) -> tuple[Any, Any]:
         """Return the model, in float32 and evaluation mode, and its tokenizer."""

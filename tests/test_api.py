@@ -39,6 +39,8 @@ def test_three_lines_unlearn_a_model_audit_it_and_show_the_verdict(world: Any, t
     )
     shown = report._repr_html_()
 
+    assert repr(report) == f"Report(verdicts={report.verdicts})"  # not the whole record, in a terminal
+    assert repr(unlearned) == f"Unlearned(path={unlearned.path!r})"
     assert unlearned.record["fit"]["steps"] == 6
     model, tokenizer = unlearned.load()
     assert tokenizer.eos_token_id is not None

@@ -149,6 +149,7 @@ def test_the_command_line(pair: Case, cli: Case) -> None:
 
     human = cli("diagnose", before, after, "--formats", "int8,rtn:group=0")
     assert (human.code, human.err) == (0, "")
+    assert max(len(line) for line in human.out.splitlines() if line.startswith("|")) <= 80
     assert "weights kept as bfloat16 between steps, learning rate 1e-05" in human.out
     assert "* beyond the small models that the prediction was fitted to" in human.out
     for form in found["formats"]:
@@ -166,7 +167,7 @@ def test_a_model_without_a_run_record_is_compared_too(pair: Case) -> None:
     assert found["run"] is None
     assert found["formats"][0]["recovery"] is None
     assert found["formats"][0]["surviving"] is None
-    assert "| int8   | 0 %     | 0 %      | –" in diagnosis.text(found)
+    assert "| int8   | 0 %     | 0 %      | –         | –" in diagnosis.text(found)
 
 
 def set_nan(tensors: dict[str, torch.Tensor]) -> None:

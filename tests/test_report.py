@@ -365,6 +365,7 @@ def test_names_of_variants_break_between_their_parts_and_are_escaped(audit: Audi
 def test_cells_that_are_absent_are_not_measured(audit: Audit) -> None:
     text = report.html(make_report(replace(audit, cells=())))
     assert NOT_ASKED in text
+    assert report.NO_FORMAT in text
     assert "0.00" not in text[text.index("<h2>Knowledge kept</h2>") : text.index("<h2>Answers beside")]
 
 

@@ -38,6 +38,7 @@ NUM_LEAKS = 10
 LEAD = "answer_probability"  # shown first where it was measured: the gate that a reader grasps at once
 SEVERITY: tuple[VerdictName, ...] = ("FORGOTTEN", "UNDECIDED", "DAMAGED", "HIDDEN", "STILL KNOWS")
 EXPECTED: Mapping[str, VerdictName] = {ORIGINAL: "STILL KNOWS", CONTROL: "FORGOTTEN"}
+NO_FORMAT = "weights are compared in formats alone"
 UNCHANGED = "nothing that the format rounds was changed here"
 TITLES = {
     "kept": "Knowledge kept: 0 as never taught, 1 as the original",
@@ -266,7 +267,8 @@ def _grid(report: Json, metric: str, split: str, *, audited_only: bool = False, 
     notes: list[str] = []
     subjects = _audited(report["subjects"]) if audited_only else report["subjects"]
     variants = [v for v in report["variants"] if v != FULL or not metric.endswith(".recovery")]
-    rows = [(s["name"], [_find(s, variant, split, metric, notes) for variant in variants]) for s in subjects]
+    absent = NO_FORMAT if split == WEIGHTS else NOT_ASKED
+    rows = [(s["name"], [_find(s, variant, split, metric, notes, absent) for variant in variants]) for s in subjects]
     return Grid(metric, split, rows, notes, own_unit)
 
 
@@ -283,7 +285,7 @@ def _layer_grid(subject: Json, number: str) -> Grid:
     return Grid(subject["name"], WEIGHTS, rows if len(rows) > 1 else [], notes)
 
 
-def _find(subject: Json, variant: str, split: str, metric: str, notes: list[str], absent: str = NOT_ASKED) -> Json:
+def _find(subject: Json, variant: str, split: str, metric: str, notes: list[str], absent: str) -> Json:
     """Return the subject's cell with its variant; one that was not measured gets its place in the list of reasons."""
     key = (variant, split, metric)
     found = next((c for c in subject["cells"] if (c["variant"], c["split"], c["metric"]) == key), {})

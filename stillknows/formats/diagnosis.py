@@ -8,11 +8,12 @@ from typing import Any
 from stillknows.formats import causes
 from stillknows.words import markdown_table, number, percent, significant
 
-HEADER = ["changed", "crossing", "surviving", "update in steps", "changed in zero bin", "all in zero bin"]
+WHAT_IS_LEFT = ["changed", "crossing", "surviving"]
+WHY = ["update in steps", "changed in zero bin", "all in zero bin"]
 
 
 def text(result: Mapping[str, Any], *, layers: bool = False, sizes: bool = False) -> str:
-    """Return the table of formats in Markdown and each format's cause.
+    """Return what each format leaves and why, in Markdown: two tables, which fit 80 columns, and each format's cause.
 
     Args:
         result: what `diagnose.run` returns.
@@ -20,14 +21,16 @@ def text(result: Mapping[str, Any], *, layers: bool = False, sizes: bool = False
         sizes: add a table of the formats by the size of weights.
     """
     formats = result["formats"]
-    rows = [[found["format"], *_row(found), _recovery(found["recovery"])] for found in formats]
-    parts = [markdown_table(["format", *HEADER, "recovery to expect"], rows), *_outside(formats)]
+    left = [[found["format"], *_what_is_left(found), _recovery(found["recovery"])] for found in formats]
+    why = [[found["format"], *_why(found)] for found in formats]
+    parts = [markdown_table(["format", *WHAT_IS_LEFT, "recovery to expect"], left), *_outside(formats)]
+    parts += [markdown_table(["format", *WHY], why)]
     parts += ["\n".join(line for found in formats for line in _sentences(found))]
     parts += [causes.storage(result["run"])] if result["run"] else []
     parts += [_size_table(formats)] if sizes else []
     for found in formats if layers else ():
-        rows = [[layer["layer"], *_row(layer)] for layer in found["layers"]]
-        parts += [markdown_table([found["format"], *HEADER], rows)]
+        rows = [[layer["layer"], *_what_is_left(layer), *_why(layer)] for layer in found["layers"]]
+        parts += [markdown_table([found["format"], *WHAT_IS_LEFT, *WHY], rows)]
     return "\n\n".join(parts)
 
 
@@ -49,15 +52,13 @@ def _sentences(found: Mapping[str, Any]) -> Iterator[str]:
     yield f"{found['format']}: " + ". ".join(filter(None, (found["cause"], causes.remedy(found)))) + "."
 
 
-def _row(shares: Mapping[str, Any]) -> list[str]:
-    return [
-        percent(shares["changed"]),
-        percent(shares["crossing"]),
-        number(shares["surviving"], "–"),
-        significant(shares["update_steps"], "–"),
-        _percent(shares["zero_bin_changed"]),
-        percent(shares["zero_bin"]),
-    ]
+def _what_is_left(shares: Mapping[str, Any]) -> list[str]:
+    return [percent(shares["changed"]), percent(shares["crossing"]), number(shares["surviving"], "–")]
+
+
+def _why(shares: Mapping[str, Any]) -> list[str]:
+    steps = significant(shares["update_steps"], "–")
+    return [steps, _percent(shares["zero_bin_changed"]), percent(shares["zero_bin"])]
 
 
 def _size_table(formats: list[Mapping[str, Any]]) -> str:
