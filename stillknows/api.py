@@ -14,25 +14,27 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, get_type_hints
 
 from stillknows import defaults
+from stillknows.arguments import require_type, typed
 from stillknows.auditing import report
 from stillknows.auditing.plan import labels
 from stillknows.auditing.verdict import Policy
-from stillknows.errors import UserError, did_you_mean
+from stillknows.errors import UserError, blamed_on, did_you_mean
 from stillknows.registry import bind
 from stillknows.results import Report, Unlearned
 from stillknows.store import claim, require_new, write_text
-from stillknows.types import Benchmark
+from stillknows.types import Benchmark, Example, Role
 
 if TYPE_CHECKING:
     from stillknows.training.loop import Settings
 
-Model: TypeAlias = "str | os.PathLike[str] | tuple[Any, Any]"
-Rows: TypeAlias = "Mapping[str, Sequence[Mapping[str, Any]]]"
+Model: TypeAlias = str | os.PathLike[str] | tuple[Any, Any]
+Rows: TypeAlias = Mapping[str, Sequence[Mapping[str, Any]]]
 
 
+@typed
 def unlearn(
     model: Model,
     benchmark: str | Benchmark | Rows,
@@ -75,6 +77,7 @@ def unlearn(
     return Unlearned(folder, unlearning.run(request, folder, overwrite=overwrite, resume=resume))
 
 
+@typed
 def audit(
     *models: Model,
     original: Model,
@@ -107,6 +110,8 @@ def audit(
     """
     from stillknows.auditing import audit as auditing
 
+    if not models:
+        raise UserError("no model to audit is given", "name one: audit(model, original=…, benchmark=…)")
     if len(controls) > 1:
         raise UserError("models are compared with one control", "give one in `controls`")
     _require_fields(auditing.Request, options)
@@ -127,11 +132,12 @@ def audit(
         return Report(report.write(report.build(auditing.run(request, folder), command), folder))
 
 
+@typed
 def finetune(
     model: Model,
     benchmark: str | Benchmark | Rows,
     *,
-    roles: Sequence[str] = ("forget", "retain"),
+    roles: Sequence[Role] = ("forget", "retain"),
     out: str | Path | None = None,
     template: str | None = None,
     device: str = "cpu",
@@ -150,12 +156,15 @@ def finetune(
     asked = _benchmark(benchmark, template)
     asked.require_usable()
     chosen = _settings(settings)
-    examples = [e for role in roles for e in asked.split(role).examples]  # type: ignore[arg-type]
+    examples = [e for role in roles for e in _examples(asked, role)]
+    if not examples:
+        raise UserError("no items to train on are named", 'give some: roles=("forget", "retain")')
     source, folder = checkpoints.locate(_folder(model)), _out(out)
     how: dict[str, Any] = {"device": device, "overwrite": overwrite}
     return Unlearned(folder, write_finetuned(source, examples, asked.template, chosen, folder, **how))
 
 
+@typed
 def quantize(model: Model, to: str, *, out: str | Path, overwrite: bool = False, **options: Any) -> dict[str, Any]:
     """Write a model in a format, as the file that people deploy, and return its record; see `stillknows quantize`.
 
@@ -165,9 +174,11 @@ def quantize(model: Model, to: str, *, out: str | Path, overwrite: bool = False,
     """
     from stillknows.formats import export
 
+    _require_fields(export.Request, options)
     return export.run(export.Request(_folder(model), to, **options), Path(out), overwrite=overwrite)
 
 
+@typed
 def diagnose(original: Model, unlearned: Model, formats: str | None = None, **options: Any) -> dict[str, Any]:
     """Find out what formats leave of an update to the weights, and why, without running a model.
 
@@ -178,6 +189,7 @@ def diagnose(original: Model, unlearned: Model, formats: str | None = None, **op
     return diagnosing.run(_folder(original), _folder(unlearned), formats, **options)
 
 
+@typed
 def score(folder: str | Path, metrics: str = defaults.METRICS, figures: str = "") -> list[dict[str, Any]]:
     """Score what an audit observed by other metrics and figures, without a model; return one row a number."""
     from stillknows.auditing import rescore
@@ -185,9 +197,17 @@ def score(folder: str | Path, metrics: str = defaults.METRICS, figures: str = ""
     return rescore.saved(Path(folder), metrics, figures)["cells"]
 
 
+@typed
 def load_report(folder: str | Path) -> Report:
     """Return the report that a folder holds. Raises UserError when there is none or when it was changed."""
     return Report(report.read(Path(folder)))
+
+
+def _examples(benchmark: Benchmark, role: Role) -> tuple[Example, ...]:
+    try:
+        return benchmark.split(role).examples
+    except LookupError as error:
+        raise UserError(str(error), "leave that role out") from error
 
 
 def _folder(model: Model) -> str:
@@ -197,6 +217,8 @@ def _folder(model: Model) -> str:
     from stillknows.model import checkpoints
 
     loaded, tokenizer = model
+    if not hasattr(loaded, "save_pretrained") or not hasattr(loaded, "state_dict"):
+        raise UserError(f"{type(loaded).__name__} is no model", "give a folder, or a pair (model, tokenizer)")
     name = Path(str(getattr(loaded, "name_or_path", ""))).name or "model"
     folder = Path(tempfile.mkdtemp(prefix="stillknows-")) / name
     folder.mkdir()
@@ -212,11 +234,12 @@ def _settings(chosen: Mapping[str, Any]) -> Settings:
 
 
 def _require_fields(request: type, given: Mapping[str, Any]) -> None:
-    """Raise UserError for a name that a dataclass does not have."""
-    known = [field.name for field in fields(request)]
-    for name in given:
+    """Raise UserError for a name that a dataclass does not have, and for a value of another type."""
+    known, kinds = [field.name for field in fields(request)], get_type_hints(request)
+    for name, value in given.items():
         if name not in known:
             raise UserError(f"there is no option {name!r}{did_you_mean(name, known)}")
+        require_type(name, value, kinds[name])
 
 
 def _out(folder: str | Path | None) -> Path:
@@ -234,5 +257,7 @@ def _written(rows: Rows) -> str:
     """Write items into temporary files, one for each role, and return what names them as a benchmark."""
     folder = Path(tempfile.mkdtemp(prefix="stillknows-"))
     for role, items in rows.items():
-        write_text(folder / f"{role}.jsonl", "".join(f"{json.dumps(item)}\n" for item in items))
+        with blamed_on(f"the items of {role!r} are no JSON", "give texts, and lists of texts"):
+            lines = [json.dumps(item) for item in items]
+        write_text(folder / f"{role}.jsonl", "".join(f"{line}\n" for line in lines))
     return "jsonl:" + ",".join(f"{role}={folder / role}.jsonl" for role in rows)

@@ -88,6 +88,22 @@ def test_what_is_fine_tuned_answers(save_model: Any) -> None:
         (lambda m: sk.unlearn(m, {"forgett": []}), "no option 'forgett' of jsonl; did you mean 'forget'"),
         (lambda m: sk.unlearn(m, ROWS | {"forget": [{"question": "who"}]}), "forget.jsonl:1.*answer"),
         (lambda m: sk.unlearn(m, ROWS | {"retain": ROWS["forget"]}), "2 items are in the forget and in the retain"),
+        (lambda m: sk.unlearn(m, ROWS, weights="int8"), "weights='int8' is of the wrong type"),
+        (lambda m: sk.unlearn(m, ROWS, batch_size=1.5), "batch_size=1.5 is of the wrong type\n  give int"),
+        (lambda m: sk.unlearn(m, [ROWS]), "is of the wrong type\n  give str or Benchmark or "),
+        (lambda m: sk.unlearn(m, {"forget": [{"text": {1}}]}), "the items of 'forget' are no JSON"),
+        (lambda m: sk.unlearn((m, m), ROWS), "PosixPath is no model"),
+        (lambda m: sk.unlearn(m, ROWS, resume="no"), "resume='no' is of the wrong type\n  give bool"),
+        (lambda m: sk.audit(original=m, benchmark=ROWS), "no model to audit is given"),
+        (lambda m: sk.audit(m, 5, original=m, benchmark=ROWS), "models=5 is of the wrong type"),
+        (lambda m: sk.audit(m, original=m, benchmark=ROWS, controls=str(m)), "controls="),
+        (lambda m: sk.audit(m, original=m, benchmark=ROWS, long_items="cut"), "give 'error' or 'truncate'"),
+        (lambda m: sk.audit(m, original=m, benchmark=ROWS, policy=sk.Policy(alpha="x")), "alpha='x' is of the wrong"),  # type: ignore[arg-type]
+        (lambda m: sk.finetune(m, ROWS, roles=["forgot"]), "'forgot'. is of the wrong type"),  # type: ignore[list-item]
+        (lambda m: sk.finetune(m, ROWS, roles=["neighbour"]), "neighbour"),
+        (lambda m: sk.finetune(m, ROWS, roles=[]), "no items to train on"),
+        (lambda m: sk.quantize(m, "nf4", out="x", devise="cpu"), "there is no option 'devise'; did you mean 'device'"),
+        (lambda m: sk.diagnose(m, m, ["nf4"]), "'nf4'. is of the wrong type\n  give str or None"),  # type: ignore[arg-type]
         (lambda m: sk.audit(m, original=m, benchmark=ROWS, figure=""), "no option 'figure'; did you mean 'figures'"),
         (lambda m: sk.audit(m, original=m, controls=[m, m], benchmark=ROWS), "one control"),
         (lambda m: sk.finetune(m, "no_such_benchmark"), "no benchmark named 'no_such_benchmark'"),

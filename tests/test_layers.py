@@ -19,7 +19,7 @@ ROOT = Path(stillknows.__file__).parent
 # From the bottom up. A module may import its own layer and those below it; "/" marks a folder.
 LAYERS = (
     ("__init__", "defaults", "errors", "lazy", "types", "words"),
-    ("extensions", "needs", "options", "registry", "specs", "stats", "scores", "measure", "progress"),
+    ("arguments", "extensions", "needs", "options", "registry", "specs", "stats", "scores", "measure", "progress"),
     ("store", "observations"),
     ("model/",),
     ("formats/",),

@@ -12,9 +12,10 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, get_type_hints
 
 from stillknows import defaults
+from stillknows.arguments import require_type
 from stillknows.auditing.evidence import Comparison, Place, Table, compare, unscored, utility
 from stillknows.errors import UserError
 from stillknows.stats import LEVEL, holm, p_value_at_most
@@ -43,7 +44,9 @@ class Policy:
     utility: str = "answer_probability"
 
     def __post_init__(self) -> None:
-        """Raise UserError for thresholds that no evidence can meet or miss."""
+        """Raise UserError for thresholds that no evidence can meet or miss, and for what is no number."""
+        for name, kind in get_type_hints(Policy).items():
+            require_type(name, getattr(self, name), kind)
         for name, value in (("tolerance", self.tolerance), ("alpha", self.alpha)):
             if not 0 < value < 1:
                 raise UserError(f"--{name} {value} is out of range", "it must be above 0 and below 1")

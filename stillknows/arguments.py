@@ -1,0 +1,71 @@
+"""Arguments of Python functions, checked against the types that are written beside them."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import numbers
+import types
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from stillknows.errors import UserError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def typed(function: Callable[P, R]) -> Callable[P, R]:
+    """Return the function, which raises UserError for arguments of other types than its annotations say."""
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def call(*args: P.args, **options: P.kwargs) -> R:
+        kinds = get_type_hints(function)
+        for name, value in signature.bind(*args, **options).arguments.items():
+            is_many = signature.parameters[name].kind is inspect.Parameter.VAR_POSITIONAL
+            if signature.parameters[name].kind is not inspect.Parameter.VAR_KEYWORD:
+                for one in value if is_many else (value,):
+                    require_type(name, one, kinds[name])
+        return function(*args, **options)
+
+    return call
+
+
+def require_type(name: str, value: object, kind: Any) -> None:
+    """Raise UserError for a value that is not of an annotated type; it calls it `name`."""
+    if not fits(value, kind):
+        raise UserError(f"{name}={value!r} is of the wrong type", f"give {_words(kind)}")
+
+
+def fits(value: object, kind: Any) -> bool:
+    """Tell whether a value is of an annotated type. Whole numbers are taken for float; bool for nothing but itself."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return True
+    if origin in (Union, types.UnionType):
+        return any(fits(value, part) for part in inner)
+    if origin is Literal:
+        return isinstance(value, str) and value in inner
+    if origin is tuple:
+        parts = inner[:1] * len(value) if isinstance(value, tuple) and inner[1:] == (...,) else inner
+        return isinstance(value, tuple) and len(value) == len(parts) and all(map(fits, value, parts))
+    if origin is Sequence:
+        return (
+            isinstance(value, Sequence) and not isinstance(value, str) and all(fits(part, inner[0]) for part in value)
+        )
+    if origin is Mapping:
+        return isinstance(value, Mapping) and all(fits(part, inner[1]) for part in value.values())
+    if kind in (int, float):
+        wanted = numbers.Integral if kind is int else numbers.Real
+        return isinstance(value, wanted) and not isinstance(value, bool)
+    return isinstance(value, origin or kind)
+
+
+def _words(kind: Any) -> str:
+    """Return a type as it is written."""
+    if get_origin(kind) in (Union, types.UnionType):
+        return " or ".join(map(_words, get_args(kind)))
+    if get_origin(kind) is Literal:
+        return " or ".join(map(repr, get_args(kind)))
+    return "None" if kind is type(None) else str(kind) if get_args(kind) else kind.__name__
