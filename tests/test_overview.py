@@ -84,6 +84,16 @@ def test_without_a_control_raw_scores_are_shown_beside_the_originals() -> None:
     assert not any("[1]" in line or "Controls" in line for line in found)
 
 
+@pytest.mark.parametrize(("score", "told"), [(0.1, True), (0.11, False)])
+def test_an_original_that_shows_no_knowledge_is_told_where_there_is_no_control(score: float, told: bool) -> None:
+    """The gap that a control must leave to the original cannot be larger than the original's score."""
+    scores = {"full": cells("there is no never-taught control", 1.0) | {f"forget.{LEAD}": score}}
+    found = lines(made({"npo": scores, ORIGINAL: scores}, ROLES, {}))
+    words = "The original scores 0.10 on forget: asked like this, it shows no knowledge."
+    assert (words in found) == told
+    assert max(map(len, found)) <= 80
+
+
 def test_the_worst_of_several_splits_is_shown() -> None:
     roles = {"forget": "forget", "recall": "forget", "retain": "retain", "facts": "retain", "neighbour": "neighbour"}
     more = {f"recall.{LEAD}.kept": 0.6, f"facts.{LEAD}.ratio": 0.7, f"neighbour.{LEAD}.ratio": 0.1}

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from stillknows.types import CONTROL, ORIGINAL
+from stillknows.auditing.evidence import LEAST_GAP
+from stillknows.types import CONTROL, FULL, ORIGINAL
 from stillknows.words import for_markdown, number, table_of_texts
 
 Json = Mapping[str, Any]
@@ -37,7 +38,7 @@ def overview(report: Json, lead: str, expected: Mapping[str, str]) -> list[str]:
         _legend(report, lead, has_control),
         *tables,
         *(f"[{i}] not measured: {for_markdown(note)}" for i, note in enumerate(notes, 1)),
-        *(_controls(report, expected) if has_control else []),
+        *(_controls(report, expected) if has_control else _blind(report, lead)),
     ]
 
 
@@ -88,6 +89,15 @@ def _find(subject: Json, variant: str, split: str, metric: str) -> Json:
 
 def _splits(report: Json, role: str) -> list[str]:
     return [split["name"] for split in report["splits"] if split["role"] == role]
+
+
+def _blind(report: Json, lead: str) -> list[str]:
+    """Say on which forget splits the original scores so little that no control could be told from it."""
+    originals = [subject for subject in report["subjects"] if subject["name"] == ORIGINAL]
+    found = [(split, _find(s, FULL, split, lead)) for s in originals for split in _splits(report, "forget")]
+    low = [f"{number(cell['value'])} on {split}" for split, cell in found if cell.get("value", 1) <= LEAST_GAP]
+    first = for_markdown(f"The original scores {', '.join(low)}: asked like this, it shows no knowledge.")
+    return [f"{first}\nA control would not help. Try another --template, or other facts."] if low else []
 
 
 def _controls(report: Json, expected: Mapping[str, str]) -> list[str]:
