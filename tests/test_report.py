@@ -354,6 +354,19 @@ def test_pages_show_raw_scores_where_there_is_no_control_and_mark_low_utility(au
     assert "1.00!" not in page + text
 
 
+def test_the_page_says_that_a_missing_control_is_why_nothing_is_decided(audit: Audit) -> None:
+    built = make_report(make_audit(control=False))
+    built["verdict"] = "UNDECIDED"
+    for subject in built["subjects"]:
+        subject["verdict"] = "UNDECIDED"
+    page, why = report.html(built), "There is no never-taught control, so nothing is decided."
+    assert page.count(why) == 1 + len(built["subjects"])
+    assert "this benchmark cannot show a leak" not in page
+    assert why not in report.html(make_report(audit))
+    built["variants"] = built["variants"][:1]
+    assert "covers the one variant that was tested: full." in report.html(built)
+
+
 def test_names_of_variants_break_between_their_parts_and_are_escaped(audit: Audit) -> None:
     built = make_report(audit)
     built["variants"] = {**dict.fromkeys(built["variants"]), "rtn:bits=3+<b>": None}
