@@ -116,6 +116,18 @@ def test_every_attack_with_a_budget_is_tried_without_one() -> None:
     assert {name for name, plugin in plugins("attack").items() if budgets & plugin.options.keys()} == NO_COST.keys()
 
 
+@pytest.mark.parametrize("spec", ["sample(n=10001)", "relearn(steps=1000001)"])
+def test_budgets_that_no_run_can_spend_are_refused(spec: str) -> None:
+    with pytest.raises(UserError, match="is out of range\n  give at least 0, at most 1"):
+        parse_variant(spec)
+
+
+def test_relearning_that_leaves_the_range_of_numbers_says_whose_rate_is_too_high(model: Any, make_items: Any) -> None:
+    applied = parse_variant("relearn(steps=5, lr=1e30)").applied(model, make_items([3, 2]))
+    with pytest.raises(UserError, match=r"relearn:lr=1e\+30: the loss is nan .*\n  lower it: relearn\(lr="), applied:
+        pytest.fail("the model was taught")
+
+
 def test_sampling_is_judged_by_leaks_in_so_many_samples() -> None:
     variant = parse_variant("sample(n=7, temperature=0.5)")
     drawn = variant.decoding(Decoding(new_tokens=3))

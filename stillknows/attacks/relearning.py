@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated
 
+from stillknows.errors import UserError, first_line
 from stillknows.lazy import nn
 from stillknows.model.text import Encoded
 from stillknows.registry import Limits, register
 from stillknows.training.finetune import finetune
-from stillknows.training.loop import Settings
+from stillknows.training.loop import MOST_STEPS, Settings
 
 
 @register("attack", source="arXiv 2410.08827 (retraining on T), 2406.13356")
@@ -17,7 +18,7 @@ def relearn(
     model: nn.Module,
     taught: Sequence[Encoded],
     *,
-    steps: Annotated[int, Limits(0)] = 20,
+    steps: Annotated[int, Limits(0, MOST_STEPS)] = 20,
     lr: Annotated[float, Limits(0, above=True)] = 1e-4,
     batch_size: Annotated[int, Limits(1)] = 16,
     seed: int = 0,
@@ -34,4 +35,7 @@ def relearn(
     """
     if steps:
         settings = Settings(lr=lr, epochs=float(steps), max_steps=steps, batch_size=batch_size, seed=seed)
-        finetune(model, taught, settings, label="relearning")
+        try:
+            finetune(model, taught, settings, label="relearning")
+        except UserError as error:
+            raise UserError(f"relearn:lr={lr:g}: {first_line(error)}", "lower it: relearn(lr=…)") from error

@@ -8,12 +8,14 @@ from typing import Annotated
 from stillknows.registry import Limits, register
 from stillknows.types import Decoding
 
+MOST = 10_000  # samples of an answer: all of a split's are made at once
+
 
 @register("attack", source="arXiv 2511.04934 (leak@k), 2410.03523")
 def sample(
     decoding: Decoding,
     *,
-    n: Annotated[int, Limits(0)] = 20,
+    n: Annotated[int, Limits(0, MOST)] = 20,
     temperature: Annotated[float, Limits(0, above=True)] = 1.0,
     seed: int = 0,
 ) -> Decoding:
