@@ -174,10 +174,13 @@ def test_a_report_that_contradicts_itself_is_refused(
 # Signals
 
 SLOW = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from stillknows import cli, store
 from stillknows.cli.terminal import app
+
+# what a shell runs in the background ignores Ctrl-C, and so does what that starts
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 @app.command()
 def slow(out: Path):
