@@ -116,7 +116,14 @@ def test_what_was_not_measured_says_why_and_never_0() -> None:
     assert "| full    | 0.20      |" in lines(made({"npo": {"full": cells(0.2, 1)}, CONTROL: {"full": {}}}, roles, {}))
 
 
-@pytest.mark.parametrize("names", [list(demo.SUBJECTS), [f"model-{i}" for i in range(9)]])
+@pytest.mark.parametrize(
+    "names",
+    [
+        list(demo.SUBJECTS),
+        [f"model-{i}" for i in range(9)],
+        [*(f"SmolLM2-135M-Instruct-{i}.gguf" for i in range(3)), "a", "b", "c", "d", "e"],
+    ],
+)
 def test_it_fits_into_80_columns(names: list[str]) -> None:
     variants = dict.fromkeys(demo.VARIANTS.split(","), cells(-0.06, 0.45))
     found = lines(

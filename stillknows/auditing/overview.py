@@ -10,7 +10,7 @@ from stillknows.types import CONTROL, FULL, ORIGINAL
 from stillknows.words import for_markdown, number, table_of_texts
 
 Json = Mapping[str, Any]
-ABREAST = 4  # models in a table: as many as 80 columns hold
+SCREEN = 80  # columns of a terminal
 NOT_ASKED = "not asked in this variant: attacks ask only what is to be forgotten"
 LOW = "!"  # marks utility below the floor
 
@@ -26,20 +26,37 @@ def overview(report: Json, lead: str, expected: Mapping[str, str]) -> list[str]:
     has_control = any(subject["name"] == CONTROL for subject in report["subjects"])
     shown = [s for s in report["subjects"] if s["name"] not in expected or (s["name"] == ORIGINAL and not has_control)]
     metric, notes = f"{lead}.kept" if has_control else lead, []
-    tables = []
-    for start in range(0, len(shown), ABREAST):
-        models = shown[start : start + ABREAST]
-        rows = [
-            [variant, *(_cell(report, s, variant, metric, notes) for s in models)] for variant in report["variants"]
-        ]
-        verdicts = ["verdict", *(subject["verdict"] for subject in models)]
-        tables.append(table_of_texts(["variant", *(subject["name"] for subject in models)], [verdicts, *rows]))
+    first = ["variant", "verdict", *report["variants"]]
+    columns = [
+        [s["name"], s["verdict"], *(_cell(report, s, variant, metric, notes) for variant in report["variants"])]
+        for s in shown
+    ]
+    tables = [table_of_texts(*_header_and_rows([first, *some])) for some in _abreast(first, columns)]
     return [
         _legend(report, lead, has_control),
         *tables,
         *(f"[{i}] not measured: {for_markdown(note)}" for i, note in enumerate(notes, 1)),
         *(_controls(report, expected) if has_control else _blind(report, lead)),
     ]
+
+
+def _abreast(first: Sequence[str], columns: Sequence[Sequence[str]]) -> list[list[Sequence[str]]]:
+    """Part columns into tables that begin with the first one and fit a screen, or hold a single one that does not."""
+    parts: list[list[Sequence[str]]] = []
+    room = 0
+    for column in columns:
+        width = max(map(len, column)) + len(" | ")
+        if width > room:
+            parts.append([])
+            room = SCREEN - len("| ") - max(map(len, first)) - len(" |")
+        parts[-1].append(column)
+        room -= width
+    return parts
+
+
+def _header_and_rows(columns: Sequence[Sequence[str]]) -> tuple[list[str], list[list[str]]]:
+    header, *rows = map(list, zip(*columns, strict=True))
+    return header, rows
 
 
 def _legend(report: Json, lead: str, has_control: bool) -> str:
