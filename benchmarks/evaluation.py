@@ -41,7 +41,7 @@ from torch.nn.functional import cross_entropy
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from benchmarks.memory import forget_peak, peak
-from stillknows.auditing.evidence import Place, suite_cells, tabulate
+from stillknows.auditing.evidence import CellKey, suite_cells, tabulate
 from stillknows.auditing.observe import observe
 from stillknows.model.text import Asked, Encoded, encode_split
 from stillknows.registry import bind
@@ -116,18 +116,18 @@ def stillknows(
     retrained: Observations,
 ) -> Numbers:
     decoding = Decoding(new_tokens=NEW_TOKENS)
-    seen: dict[Place, Observations] = {}
+    seen: dict[CellKey, Observations] = {}
     for name, items in splits.items():
         fields = {"generations"} if name != "holdout" else set()
-        seen[Place("subject", FULL, name)] = observe(model, tokenizer, items, fields=fields, decoding=decoding)
+        seen[CellKey("subject", FULL, name)] = observe(model, tokenizer, items, fields=fields, decoding=decoding)
         if name in ("forget", "holdout"):
-            seen[Place(CONTROL, FULL, name)] = observe(reference, tokenizer, [Asked(item.answer) for item in items])
+            seen[CellKey(CONTROL, FULL, name)] = observe(reference, tokenizer, [Asked(item.answer) for item in items])
     metrics = {spec: bind("metric", spec) for spec in (*KNOWLEDGE, *ATTACKS)}
     table = tabulate(seen, metrics, dict.fromkeys(splits, "forget"))
     found = {m: float(np.nanmean(table.get("subject", FULL, "forget", m))) for m in KNOWLEDGE}
     for attack in ATTACKS:
         found[attack] = auc(*(table.get("subject", FULL, split, attack) for split in ("forget", "holdout")))
-    seen[Place(CONTROL, FULL, "forget")] = retrained
+    seen[CellKey(CONTROL, FULL, "forget")] = retrained
     for cell in suite_cells(seen, "subject", [FULL], {spec: bind("figure", spec) for spec in FIGURES}):
         if cell.metric in FIGURES and isinstance(cell.result, Interval):
             found[cell.metric] = cell.result.value

@@ -53,12 +53,12 @@ def make(original: Path, benchmark: Benchmark, seed: int, out: Path) -> None:
     models = {}
     for name, method, settings in runs(seed):
         models[name] = str(out / "models" / name)
-        request = unlearn.Request(str(original), benchmark, method, settings)
+        request = unlearn.UnlearnConfig(str(original), benchmark, method, settings)
         with once(Path(models[name]), asdict(request)) as folder:
             if folder:
                 unlearn.run(request, folder, overwrite=True)
     forgotten = replace(benchmark, splits=tuple(split for split in benchmark.splits if split.role == "forget"))
-    request = audit.Request(
+    request = audit.AuditConfig(
         original=str(original), subjects=models, benchmark=forgotten, variants=VARIANTS, metrics=demo.METRICS
     )
     report.write(report.build(audit.run(request, out), "python examples/diagnosis_models.py"), out)

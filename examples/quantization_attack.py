@@ -159,7 +159,7 @@ def runs(seed: int, methods: Sequence[str], kinds: Sequence[str]) -> Iterator[Ru
 def measure(subjects: Subjects, chosen: Sequence[Run], out: Path, seed: int, device: str) -> list[Json]:
     """Return the rows of one seed, earlier ones included; each model is audited as soon as it is made."""
     benchmark, folders = subjects.benchmark, {}
-    request = audit.Request(
+    request = audit.AuditConfig(
         subjects.original, {}, benchmark, subjects.control, FORMATS, ROUGE, Policy(gates=(ROUGE,), utility=ROUGE),
         device=device, figures=FIGURES,
     )  # fmt: skip

@@ -69,13 +69,13 @@ def run(data: str, out: Path, seed: int) -> dict:
         for weights in ("float32", "bfloat16"):
             label = f"{method.partition(':')[0].partition(' ')[0]}-{weights}"
             subjects[label] = str(out / label)
-            request = unlearn.Request(
+            request = unlearn.UnlearnConfig(
                 str(out / "original"), benchmark, method, replace(UNLEARNING, seed=seed, weights=weights)
             )
             with once(out / label, asdict(request)) as folder:
                 if folder:
                     unlearn.run(request, folder, overwrite=True)
-    request = audit.Request(str(out / "original"), subjects, benchmark, str(out / "control"), VARIANTS)
+    request = audit.AuditConfig(str(out / "original"), subjects, benchmark, str(out / "control"), VARIANTS)
     result = report.build(audit.run(request, out), f"python examples/tofu_from_scratch.py --data TOFU --seed {seed}")
     report.write(result, out)
     return result

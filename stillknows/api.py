@@ -63,7 +63,7 @@ def unlearn(
     """
     from stillknows.unlearning import unlearn as unlearning
 
-    request = unlearning.Request(
+    request = unlearning.UnlearnConfig(
         _folder(model),
         _benchmark(benchmark, template),
         method,
@@ -104,7 +104,7 @@ def audit(
         out: folder for the report and for what was observed, from which an interrupted audit resumes; None makes a
             temporary one, which is left to the system to remove.
         command: what report.json says to type to repeat the audit.
-        options: further fields of `auditing.plan.Request`, such as `figures`, `tasks` or `calibration`.
+        options: further fields of `auditing.plan.AuditConfig`, such as `figures`, `tasks` or `calibration`.
 
     Raises UserError for bad input, before any model is loaded where it can be seen there.
     """
@@ -114,8 +114,8 @@ def audit(
         raise UserError("no model to audit is given", "name one: audit(model, original=…, benchmark=…)")
     if len(controls) > 1:
         raise UserError("models are compared with one control", "give one in `controls`")
-    _require_fields(auditing.Request, options)
-    request = auditing.Request(
+    _require_fields(auditing.AuditConfig, options)
+    request = auditing.AuditConfig(
         original=_folder(original),
         subjects=labels([_folder(model) for model in models]),
         benchmark=_benchmark(benchmark, template),
@@ -170,12 +170,12 @@ def quantize(model: Model, to: str, *, out: str | Path, overwrite: bool = False,
 
     Args:
         to: the format, such as "gguf:Q4_K_M" or "nf4".
-        options: further fields of `formats.export.Request`.
+        options: further fields of `formats.export.ExportConfig`.
     """
     from stillknows.formats import export
 
-    _require_fields(export.Request, options)
-    return export.run(export.Request(_folder(model), to, **options), Path(out), overwrite=overwrite)
+    _require_fields(export.ExportConfig, options)
+    return export.run(export.ExportConfig(_folder(model), to, **options), Path(out), overwrite=overwrite)
 
 
 @typed

@@ -55,11 +55,11 @@ def run(out: Path, seed: int, command: str) -> dict[str, Any]:
         subjects = {name: out / "models" / name for name in (ORIGINAL, CONTROL, *SUBJECTS)}
         train_both(subjects, benchmark, replace(TRAINING, seed=seed))
         for name, (method, settings) in SUBJECTS.items():
-            request = unlearn.Request(str(subjects[ORIGINAL]), benchmark, method, replace(settings, seed=seed))
+            request = unlearn.UnlearnConfig(str(subjects[ORIGINAL]), benchmark, method, replace(settings, seed=seed))
             with once(subjects[name], asdict(request)) as folder:
                 if folder:
                     unlearn.run(request, folder, overwrite=True)
-        request = audit.Request(
+        request = audit.AuditConfig(
             original=str(subjects[ORIGINAL]),
             control=str(subjects[CONTROL]),
             subjects={name: str(subjects[name]) for name in SUBJECTS},

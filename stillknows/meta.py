@@ -113,7 +113,7 @@ class Pupil(NamedTuple):
     seed: int
 
 
-class Unlearned(NamedTuple):
+class UnlearnedModel(NamedTuple):
     """A model to be made from a knowing one."""
 
     name: str
@@ -183,14 +183,14 @@ def pupils(world: Facts, models: int, seed: int) -> list[Pupil]:
     return found
 
 
-def unlearning(taught: Sequence[Pupil], models: int, seed: int) -> list[Unlearned]:
+def unlearning(taught: Sequence[Pupil], models: int, seed: int) -> list[UnlearnedModel]:
     """Return what to unlearn from the knowing models that were taught all facts; models and methods take turns."""
     originals = [pupil for pupil in taught if pupil.pool == "knowing" and pupil.kind != "few"]
     found = []
     for i in range(models):
         name, method, settings = METHODS[i % len(METHODS)]
         original = originals[i % len(originals)].name
-        found.append(Unlearned(f"{name}-{i}", original, method, replace(settings, seed=seed * 1000 + i)))
+        found.append(UnlearnedModel(f"{name}-{i}", original, method, replace(settings, seed=seed * 1000 + i)))
     return found
 
 
@@ -254,10 +254,10 @@ def _train(out: Path, world: Facts, taught: Sequence[Pupil]) -> None:
                 scratch.train(folder, examples, world.template, tokenizer, ARCHITECTURE, settings)
 
 
-def _unlearn(out: Path, world: Facts, later: Sequence[Unlearned]) -> None:
+def _unlearn(out: Path, world: Facts, later: Sequence[UnlearnedModel]) -> None:
     for model in later:
         original = _folder(out, model.original)
-        request = unlearn.Request(str(original), world.benchmark, model.method, model.settings)
+        request = unlearn.UnlearnConfig(str(original), world.benchmark, model.method, model.settings)
         plan = asdict(replace(request, model=checkpoints.fingerprint(original)))  # a moved folder is not made again
         with once(_folder(out, model.name), plan) as folder:
             if folder:
@@ -265,7 +265,7 @@ def _unlearn(out: Path, world: Facts, later: Sequence[Unlearned]) -> None:
                 unlearn.run(request, folder, overwrite=True)
 
 
-class Questions(NamedTuple):
+class SplitQuestions(NamedTuple):
     """The world as tokens, which all models share: what each split of their observations asks, what the knowing models
     of each kind were `taught`, and what is relearned."""
 
@@ -274,7 +274,7 @@ class Questions(NamedTuple):
     relearned: list[Encoded]
 
 
-def _questions(world: Facts, folder: Path) -> Questions:
+def _questions(world: Facts, folder: Path) -> SplitQuestions:
     source = checkpoints.locate(str(folder))
     tokenizer, context = checkpoints.load_tokenizer(source), checkpoints.context_length(source)
 
@@ -283,7 +283,7 @@ def _questions(world: Facts, folder: Path) -> Questions:
         return encode_split(split, tokenizer, world.template, context, lowered=True)
 
     forget = asked(world.asked)
-    return Questions(
+    return SplitQuestions(
         splits={"forget": forget, "holdout": asked(world.holdout), "retain": asked(world.kept[:KEPT_SAMPLE])},
         taught={"asked": forget, "reworded": asked(world.reworded), "few": forget[::FEW]},
         relearned=[item.answer for item, apart in zip(forget, world.measured, strict=True) if not apart],
@@ -291,7 +291,7 @@ def _questions(world: Facts, folder: Path) -> Questions:
 
 
 def _observe(
-    out: Path, world: Facts, taught: Sequence[Pupil], later: Sequence[Unlearned], judged: Sequence[Plugin]
+    out: Path, world: Facts, taught: Sequence[Pupil], later: Sequence[UnlearnedModel], judged: Sequence[Plugin]
 ) -> Seen:
     """Observe every model as it is, and the control and the unlearned ones in every format and relearned as well."""
     fields = {

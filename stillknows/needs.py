@@ -18,7 +18,7 @@ OF_TERMS = ("forget_gradients", "retain_gradients")  # gradients of the method's
 OF_SCRAMBLED = ("forget_scrambled_gradients", "retain_scrambled_gradients")  # of answers with tokens replaced
 
 
-class Form(NamedTuple):
+class Needs(NamedTuple):
     """One set of parameters that a kind's plug-in may have: all that are required, and any that are optional."""
 
     required: frozenset[str] = frozenset()
@@ -30,8 +30,8 @@ def _names(*parts: Sequence[str]) -> frozenset[str]:
     return frozenset("_".join(filter(None, words)) for words in product(*parts))
 
 
-def _form(*required: str, optional: Collection[str] = ()) -> Form:
-    return Form(frozenset(required), frozenset(optional))
+def _form(*required: str, optional: Collection[str] = ()) -> Needs:
+    return Needs(frozenset(required), frozenset(optional))
 
 
 OBSERVED = tuple(field.name for field in fields(Observations))
@@ -41,7 +41,7 @@ OBJECTIVE = (
         | _names(TEACHERS, COMPANIONS_OR_OWN, ("log_probs", "logits", "hidden", "kl")),
     ),
 )
-NEEDS: Mapping[str, tuple[Form, ...]] = {
+NEEDS: Mapping[str, tuple[Needs, ...]] = {
     "forget": OBJECTIVE,
     "retain": OBJECTIVE,
     "mask": (_form(optional=("weights", *OF_TERMS, *OF_SCRAMBLED)),),

@@ -10,7 +10,7 @@ from stillknows.errors import UserError, did_you_mean
 READABLE = "use int, float, bool, str or Literal words, one of these | None, or Annotated with Limits or Names"
 
 
-class Reader(Protocol):
+class ValueReader(Protocol):
     """What an `Annotated` type holds beside the type itself."""
 
     def read(self, name: str, value: Any) -> Any:

@@ -42,7 +42,7 @@ def sample(split: Split, count: int = KEPT_SAMPLE) -> Split:
 
 def unlearn_once(run: Run, original: Path, benchmark: Benchmark, folder: Path, *, device: str = "cpu") -> Path:
     """Return the folder of the unlearned model, which is made unless it is there from the same run."""
-    request = unlearn.Request(str(original), benchmark, run.method, run.settings, device=device)
+    request = unlearn.UnlearnConfig(str(original), benchmark, run.method, run.settings, device=device)
     plan = [checkpoints.fingerprint(original), asdict(benchmark), run.method, chosen(run.settings)]
     with once(folder, plan) as unmade:
         if unmade:
@@ -57,7 +57,7 @@ def chosen(settings: Settings) -> Json:
     return {name: value for name, value in asdict(settings).items() if name not in defaults or defaults[name] != value}
 
 
-def audited(request: audit.Request, subjects: Mapping[str, Path], out: Path, command: str) -> Json:
+def audited(request: audit.AuditConfig, subjects: Mapping[str, Path], out: Path, command: str) -> Json:
     """Audit these models into `out` and return the report, which lies there too; what was seen before is read again."""
     request = replace(request, subjects={name: str(folder) for name, folder in subjects.items()})
     return report.write(report.build(audit.run(request, out), command), out)

@@ -11,8 +11,8 @@ import torch
 
 from stillknows.auditing import audit, report
 from stillknows.auditing.asking import Questions
-from stillknows.auditing.evidence import Place, tabulate
-from stillknows.auditing.plan import Request
+from stillknows.auditing.evidence import CellKey, tabulate
+from stillknows.auditing.plan import AuditConfig
 from stillknows.auditing.variants import Variant, parse_variant, taught_facts
 from stillknows.auditing.verdict import Policy, judge
 from stillknows.errors import UserError
@@ -153,7 +153,7 @@ def seen(scores: Any, wordings: Any = None, facts: Any = None) -> Observations:
 def test_of_several_wordings_the_worst_counts() -> None:
     """Fact 0 in two phrasings, each under two frames: means .4 and .3; fact 1 under one frame: .2."""
     observations = seen([0.1, 0.7, 0.5, 0.1, 0.2], wordings=("x", "x", "y", "y", "y"), facts="00001")
-    place = Place("subject", "frame", "forget")
+    place = CellKey("subject", "frame", "forget")
     table = tabulate({place: observations}, {"p": bind("metric", "answer_probability")}, {"forget": "forget"})
     assert table.scores[place, "p"].tolist() == pytest.approx([0.4, 0.2])
     nan = tabulate(
@@ -169,9 +169,9 @@ def verdict(variants: Any, retain: float, attacks: Any, facts: int = 60) -> Any:
     observations = {}
     for variant, score in variants.items():
         for model, p in (("subject", score), (CONTROL, 0.05), (ORIGINAL, 0.95)):
-            observations[Place(model, variant, "forget")] = seen([p] * facts)
+            observations[CellKey(model, variant, "forget")] = seen([p] * facts)
             if variant not in attacks:
-                observations[Place(model, variant, "retain")] = seen([retain if model == "subject" else 0.9] * facts)
+                observations[CellKey(model, variant, "retain")] = seen([retain if model == "subject" else 0.9] * facts)
     metrics = {"answer_probability": bind("metric", "answer_probability")}
     table = tabulate(observations, metrics, {"forget": "forget", "retain": "retain"})
     gates = ("answer_probability",)
@@ -197,10 +197,10 @@ def test_attacks_do_not_weaken_what_is_found_in_formats() -> None:
     names = [FULL, "int4", *(f"attack {i}" for i in range(100))]
     for variant in names:
         for model, p in (("subject", scores if variant == "int4" else np.full(60, 0.05)), (CONTROL, np.full(60, 0.05))):
-            observations[Place(model, variant, "forget")] = seen(p)
-        observations[Place(ORIGINAL, variant, "forget")] = seen(np.full(60, 0.95))
+            observations[CellKey(model, variant, "forget")] = seen(p)
+        observations[CellKey(ORIGINAL, variant, "forget")] = seen(np.full(60, 0.95))
         for model in ("subject", CONTROL, ORIGINAL):
-            observations[Place(model, variant, "retain")] = seen(np.full(5, 0.9))
+            observations[CellKey(model, variant, "retain")] = seen(np.full(5, 0.9))
     metrics = {"answer_probability": bind("metric", "answer_probability")}
     table = tabulate(observations, metrics, {"forget": "forget", "retain": "retain"})
     policy = Policy(gates=("answer_probability",), alpha=0.2)
@@ -213,7 +213,7 @@ def test_an_audit_with_attacks_resumes_and_treats_all_models_alike(
     world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     variants = "full,int8,frame,sample(n=2),relearn(steps=2),int8+frame"
-    request = Request(
+    request = AuditConfig(
         str(world.original), {"mine": str(world.original)}, world.benchmark, str(world.control), variants, figures=""
     )
     made: list[tuple[str, tuple[str, ...]]] = []

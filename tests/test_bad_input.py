@@ -600,20 +600,20 @@ def one_sided(role: Role) -> Benchmark:
 def test_a_split_that_unlearning_lacks_is_named_before_loading(
     role: Role, method: str, settings: dict[str, float], words: str, save_model: Case, no_loading: None, tmp_path: Path
 ) -> None:
-    request = unlearn.Request(str(save_model("model")), one_sided(role), method, Settings(lr=0.01, **settings))
+    request = unlearn.UnlearnConfig(str(save_model("model")), one_sided(role), method, Settings(lr=0.01, **settings))
     with pytest.raises(UserError, match=words):
         unlearn.run(request, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_methods_without_a_retain_term_need_no_split_to_retain(save_model: Case, tmp_path: Path) -> None:
-    request = unlearn.Request(str(save_model("model")), one_sided("forget"), "ga", Settings(lr=0.01, max_steps=2))
+    request = unlearn.UnlearnConfig(str(save_model("model")), one_sided("forget"), "ga", Settings(lr=0.01, max_steps=2))
     assert unlearn.run(request, tmp_path / "out")["fit"]["steps"] == 2
 
 
 def test_an_audit_without_a_split_to_forget_is_refused(save_model: Case, no_loading: None, tmp_path: Path) -> None:
     models = [str(save_model(name, seed=seed)) for seed, name in enumerate(("original", "subject"))]
-    request = audit.Request(models[0], {"subject": models[1]}, one_sided("retain"))
+    request = audit.AuditConfig(models[0], {"subject": models[1]}, one_sided("retain"))
     with pytest.raises(UserError, match="measures no split to forget"):
         audit.run(request, tmp_path / "audit")
 

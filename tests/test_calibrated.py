@@ -18,7 +18,7 @@ from stillknows.model.layers import blocks, linears
 from stillknows.observations import load_observations
 from stillknows.quantizers import calibrated, parts
 from stillknows.quantizers.calibrated import awq, gptq, output_error
-from stillknows.quantizers.rtn import Grid, rtn
+from stillknows.quantizers.rtn import RoundingGrid, rtn
 from stillknows.registry import bind
 
 OUTPUTS, INPUTS = 24, 64
@@ -121,10 +121,10 @@ def by_derivation(weight_OI: Tensor, hessian_II: Tensor, group: int, damp: float
     output error given all roundings so far, w_R ← w_R − e/[H⁻¹]₁₁·[H⁻¹]₁,R with H⁻¹ over the inputs that are left."""
     weight_OI, hessian_II = weight_OI.double().clone(), hessian_II.double()
     hessian_II = hessian_II + damp * hessian_II.diagonal().mean() * torch.eye(len(hessian_II), dtype=torch.float64)
-    grid = Grid.of(weight_OI.float().reshape(len(weight_OI), -1, group), 4, True, "full")
+    grid = RoundingGrid.of(weight_OI.float().reshape(len(weight_OI), -1, group), 4, True, "full")
     for i in range(weight_OI.shape[1]):
         inverse = hessian_II[i:, i:].inverse()
-        column = Grid(grid.step[:, i // group, 0].double(), torch.zeros(len(weight_OI)), grid.low, grid.high)
+        column = RoundingGrid(grid.step[:, i // group, 0].double(), torch.zeros(len(weight_OI)), grid.low, grid.high)
         rounded = column.values(column.codes(weight_OI[:, i]))
         error = (weight_OI[:, i] - rounded) / inverse[0, 0]
         weight_OI[:, i + 1 :] -= torch.outer(error, inverse[0, 1:])

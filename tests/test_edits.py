@@ -480,7 +480,7 @@ def test_what_cannot_work_is_told_before_the_model_is_loaded(
     tmp_path: Path,
 ) -> None:
     monkeypatch.setattr(checkpoints, "load", lambda *args, **options: pytest.fail("the model was loaded"))
-    request = unlearn.Request(str(save_model("model")), source, method, SETTINGS)
+    request = unlearn.UnlearnConfig(str(save_model("model")), source, method, SETTINGS)
     with pytest.raises(UserError, match=message):
         unlearn.run(request, tmp_path / "out")
 
@@ -495,7 +495,7 @@ def test_edits_run_after_the_training_and_in_their_order(save_model: Callable[..
         ("lunar", "lunar:layer=1"),
     ):
         out = tmp_path / name
-        unlearn.run(unlearn.Request(str(folder), benchmark(), method, SETTINGS), out)
+        unlearn.run(unlearn.UnlearnConfig(str(folder), benchmark(), method, SETTINGS), out)
         found[name] = interpolate.weights(checkpoints.load(checkpoints.locate(str(out))).model)
         assert read_json(out / "run.json")["method"] == method
     original = interpolate.weights(checkpoints.load(checkpoints.locate(str(folder))).model)

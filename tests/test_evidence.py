@@ -11,8 +11,8 @@ import pytest
 from stillknows import stats
 from stillknows.auditing import evidence
 from stillknows.auditing.evidence import (
+    CellKey,
     Comparison,
-    Place,
     Table,
     cells,
     compare,
@@ -26,7 +26,7 @@ from stillknows.registry import bind
 from stillknows.types import CONTROL, FULL, ORIGINAL, Interval, Observations
 
 PROBABILITY = "answer_probability"
-HERE = Place("subject", FULL, "forget")
+HERE = CellKey("subject", FULL, "forget")
 
 
 def observe(probabilities: Sequence[float], facts: Sequence[str] | None = None, **changes: Any) -> Observations:
@@ -45,7 +45,7 @@ def observe(probabilities: Sequence[float], facts: Sequence[str] | None = None, 
     return Observations(**(fields | changes))
 
 
-def table(seen: Mapping[Place, Observations], metrics: Sequence[str] = (PROBABILITY,)) -> Table:
+def table(seen: Mapping[CellKey, Observations], metrics: Sequence[str] = (PROBABILITY,)) -> Table:
     return tabulate(seen, {name: bind("metric", name) for name in metrics}, {"forget": "forget", "retain": "retain"})
 
 
@@ -54,7 +54,7 @@ def three(
 ) -> Table:
     """A table of the three models on the forget split in full precision."""
     models = {"subject": subject, CONTROL: control, ORIGINAL: original}
-    return table({Place(name, FULL, "forget"): observe(p, facts) for name, p in models.items()})
+    return table({CellKey(name, FULL, "forget"): observe(p, facts) for name, p in models.items()})
 
 
 def measured(found: object) -> Any:
@@ -80,7 +80,7 @@ def test_a_metric_without_an_answer_gives_nan_and_is_left_out() -> None:
 def test_a_score_relative_to_the_control_takes_it_in_the_same_variant() -> None:
     """−ln .5 + ln .25 in full precision, −ln .5 + ln .125 in int4."""
     seen = {HERE._replace(variant=v): observe([0.5]) for v in (FULL, "int4")}
-    seen |= {Place(CONTROL, v, "forget"): observe([p]) for v, p in ((FULL, 0.25), ("int4", 0.125))}
+    seen |= {CellKey(CONTROL, v, "forget"): observe([p]) for v, p in ((FULL, 0.25), ("int4", 0.125))}
     found = table(seen, ["reference"])
     scores = [found.get(*HERE._replace(variant=v), "reference") for v in (FULL, "int4")]
     assert np.concatenate(scores).tolist() == pytest.approx([np.log(2), np.log(4)])
@@ -152,7 +152,7 @@ def test_order_of_examples_changes_nothing() -> None:
 
 
 def test_without_a_control_nothing_is_compared() -> None:
-    seen = {Place(name, FULL, "forget"): observe([0.5] * 4) for name in ("subject", ORIGINAL)}
+    seen = {CellKey(name, FULL, "forget"): observe([0.5] * 4) for name in ("subject", ORIGINAL)}
     assert compare(table(seen), HERE, PROBABILITY) == "there is no never-taught control"
 
 
@@ -173,8 +173,8 @@ def test_facts_without_a_score_stay_in_n_and_may_be_known() -> None:
     """Of 5 facts the original has none for the third, the subject none for the second; the last is nothing for it."""
     seen = {
         HERE: observe([0.5] * 5, generations=("a", None, "b", "b", None)),
-        Place(CONTROL, FULL, "forget"): observe([0.5] * 5, generations=(*"bbbb", None)),
-        Place(ORIGINAL, FULL, "forget"): observe([0.5] * 5, generations=("a", "a", None, "a", None)),
+        CellKey(CONTROL, FULL, "forget"): observe([0.5] * 5, generations=(*"bbbb", None)),
+        CellKey(ORIGINAL, FULL, "forget"): observe([0.5] * 5, generations=("a", "a", None, "a", None)),
     }
     scored = table(seen, ["rouge_l"])
     found: Comparison = measured(compare(scored, HERE, "rouge_l"))
@@ -190,7 +190,7 @@ def test_facts_without_a_score_stay_in_n_and_may_be_known() -> None:
     assert compare(table(nothing, ["rouge_l"]), HERE, "rouge_l") == "no fact has a score under all three models"
 
 
-INT4 = Place("subject", "int4", "forget")
+INT4 = CellKey("subject", "int4", "forget")
 
 
 def recovered(s: list[float], s_v: list[float], o_v: list[float]) -> Interval | str:
@@ -226,7 +226,7 @@ def test_recovery_says_when_there_is_none_to_measure() -> None:
 
 
 def test_utility_by_hand() -> None:
-    place = Place("subject", "int4", "retain")
+    place = CellKey("subject", "int4", "retain")
     seen = {place: observe([0.4, 0.5]), place._replace(model=ORIGINAL): observe([0.5, 0.7])}
     found = measured(utility(table(seen), place, PROBABILITY))
     assert found.value == pytest.approx(0.9 / 1.2)
@@ -255,10 +255,10 @@ def test_share_kept_of_the_published_table(variant: str, base: str, expected: fl
     One reading gives both: the scores of all four methods with a retain term, both measures and both corpora summed,
     over as many times the target's in the same precision. Over the target in full precision, 4 bits keep 62 %.
     """
-    place = Place("all four", variant, "forget")
+    place = CellKey("all four", variant, "forget")
     scores = {(place, "score"): np.concatenate([method[variant] for method in PUBLISHED.values()])}
     for precision, target in TARGET.items():
-        scores[Place(ORIGINAL, precision, "forget"), "score"] = np.tile(target, len(PUBLISHED))
+        scores[CellKey(ORIGINAL, precision, "forget"), "score"] = np.tile(target, len(PUBLISHED))
     found = measured(share(Table(scores, {"forget": "forget"}, False), place, "score", base))
     assert found.value == pytest.approx(expected, abs=5e-5)
     assert found.low < found.value < found.high

@@ -155,7 +155,7 @@ def test_the_auditor_says_forgotten_of_an_exact_deletion(world: Any, tmp_path: P
     exact.delete(folder, secrets[:1])
     exact.merge(folder, tmp_path / "after")
     subjects = {name: str(tmp_path / name) for name in ("before", "after")}
-    request = audit.Request(
+    request = audit.AuditConfig(
         str(world.original), subjects, world.benchmark, str(world.control), "full,int8,nf4",
         "answer_probability,extraction_strength",
     )  # fmt: skip

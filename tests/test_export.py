@@ -96,7 +96,7 @@ def written(source: Path, text: Path, tmp_path_factory: pytest.TempPathFactory) 
     @functools.cache
     def make(spec: str) -> Path:
         out = tmp_path_factory.mktemp("written")
-        record = export.run(export.Request(str(source), spec, text if "gptq" in spec else None), out)
+        record = export.run(export.ExportConfig(str(source), spec, text if "gptq" in spec else None), out)
         return out / (record["file"] or "")
 
     return make
@@ -107,7 +107,7 @@ def write(source: Path, text: Path, tmp_path: Path) -> Case:
     """Return write(spec, model=source): what to load of a file of the test's own."""
 
     def run(spec: str, model: Path = source) -> Path:
-        request = export.Request(str(model), spec, text if "gptq" in spec else None)
+        request = export.ExportConfig(str(model), spec, text if "gptq" in spec else None)
         record = export.run(request, tmp_path / "out", overwrite=True)
         return tmp_path / "out" / (record["file"] or "")
 
@@ -462,7 +462,7 @@ def test_what_cannot_be_shipped_is_refused_before_loading(
     (spec, *given), words = REFUSED[name]
     monkeypatch.setattr(checkpoints, "load", lambda *_, **__: pytest.fail("a model was loaded"))
     with pytest.raises(UserError, match=words):
-        export.run(export.Request(str(source), spec, text if given else None), tmp_path / "out")
+        export.run(export.ExportConfig(str(source), spec, text if given else None), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -479,16 +479,16 @@ def test_conv1d_is_not_written_for_compressed_tensors(save_model: Case, write: C
 def test_a_result_is_not_written_over(source: Path, write: Case, tmp_path: Path) -> None:
     write("nf4")
     with pytest.raises(UserError, match=r"exists already\n.*--overwrite"):
-        export.run(export.Request(str(source), "nf4"), tmp_path / "out")
+        export.run(export.ExportConfig(str(source), "nf4"), tmp_path / "out")
     with pytest.raises(UserError, match="lies in the model folder"):
-        export.run(export.Request(str(source), "nf4"), source / "nf4")
+        export.run(export.ExportConfig(str(source), "nf4"), source / "nf4")
 
 
 @pytest.mark.parametrize("spec", ["nf4", "int4", "gguf:Q8_0"])
 def test_only_an_audit_takes_quantized_files(spec: str, source: Path, written: Case, tmp_path: Path) -> None:
     path = str(written(spec))
     with pytest.raises(UserError, match="quantized already"):
-        export.run(export.Request(path, "nf4"), tmp_path / "again")
+        export.run(export.ExportConfig(path, "nf4"), tmp_path / "again")
     with pytest.raises(UserError, match="quantized already"):
         diagnose.run(str(source), path)
     with pytest.raises(UserError, match=r"quantized already\n.*full precision"):
@@ -628,7 +628,7 @@ def test_a_folder_is_named_by_what_it_is_not_by_how_it_is_given(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(source)
-    record = export.run(export.Request(".", "gguf:Q8_0"), tmp_path / "out")
+    record = export.run(export.ExportConfig(".", "gguf:Q8_0"), tmp_path / "out")
     assert record["file"] == f"{source.name}-Q8_0.gguf"
 
 

@@ -163,6 +163,13 @@ def test_what_is_imported_is_declared() -> None:
     assert {name.partition(".")[0] for name in names} - known <= declared
 
 
+def test_no_two_public_types_share_a_name() -> None:
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in ROOT.rglob("*.py")]
+    names = [node.name for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)]
+    public = [name for name in names if not name.startswith("_")]
+    assert sorted({name for name in public if public.count(name) > 1}) == []
+
+
 def test_no_import_cycles() -> None:
     """Modules of one layer may import one another, but not in a circle."""
     state: dict[str, str] = {}

@@ -27,7 +27,7 @@ from stillknows.formats.compress import check, compressed, parse_variant, quanti
 from stillknows.formats.tally import tallies, total
 from stillknows.model.layers import linears
 from stillknows.model.packed.ggml import Bytes, pack
-from stillknows.model.places import Place, placed
+from stillknows.model.places import MatrixRole, placed
 from stillknows.quantizers.gguf import FALLBACK, gguf, main_type, type_in_file
 from stillknows.quantizers.gguf_blocks import SUPER, TYPES, fill
 from stillknows.registry import plugins
@@ -266,7 +266,7 @@ def test_types_are_those_that_llama_cpp_chooses(file: str) -> None:
             asked: Any = "output" if tied and role == "embedding" else role
             inputs = {"down": sizes["n_ff"], "attention_output": 64 * 64}.get(role, sizes["n_embd"])
             for layer in range(sizes["n_layer"] if role not in ("embedding", "output") else 1):
-                place = Place(asked, layer, sizes["n_layer"], sizes["n_head"] // sizes["n_head_kv"], "llama", 0)
+                place = MatrixRole(asked, layer, sizes["n_layer"], sizes["n_head"] // sizes["n_head_kv"], "llama", 0)
                 kinds = listed.get(role, {})
                 expected = next((kind for kind, text in kinds.items() if layer in layers_of(text)), main)
                 assert fitting(type_in_file(file, place, inputs), inputs) == expected, (model, role, layer)
@@ -308,8 +308,8 @@ def test_rows_that_32_does_not_divide_stay_float16(file: Any) -> None:
     assert torch.equal(gguf(x, file=file).values_OI, x.half().float())
 
 
-def at(role: Any, layer: int = 0, **changes: Any) -> Place:
-    return Place(role, layer, 16, 1, "llama", 0)._replace(**changes)
+def at(role: Any, layer: int = 0, **changes: Any) -> MatrixRole:
+    return MatrixRole(role, layer, 16, 1, "llama", 0)._replace(**changes)
 
 
 def test_a_place_changes_the_type_and_pure_does_not_look_at_it() -> None:
@@ -321,7 +321,7 @@ def test_a_place_changes_the_type_and_pure_does_not_look_at_it() -> None:
 
 
 @pytest.mark.parametrize("place", [at("unknown"), at("up", experts=8), at("up", family="falcon")])
-def test_a_mixture_that_is_not_known_is_refused_with_a_way_out(place: Place) -> None:
+def test_a_mixture_that_is_not_known_is_refused_with_a_way_out(place: MatrixRole) -> None:
     with pytest.raises(UserError, match="use gguf:Q4_K_M:pure=true, which gives every matrix Q4_K"):
         gguf(sample(), place)
     gguf(sample(), place, pure=True)

@@ -20,8 +20,8 @@ from jsonschema import Draft202012Validator
 
 from stillknows import store
 from stillknows.auditing import evidence, report
-from stillknows.auditing.audit import Audit, Request
-from stillknows.auditing.evidence import Place
+from stillknows.auditing.audit import Audit, AuditConfig
+from stillknows.auditing.evidence import CellKey
 from stillknows.auditing.overview import NOT_ASKED
 from stillknows.auditing.verdict import Policy, judge
 from stillknows.errors import UserError
@@ -78,7 +78,7 @@ def observe(model: str, variant: str, split: Split) -> Observations:
 def make_cells(table: evidence.Table, label: str) -> Iterator[Cell]:
     for variant in VARIANTS:
         for split, role in table.roles.items():
-            place, metric = Place(label, variant, split), "answer_probability"
+            place, metric = CellKey(label, variant, split), "answer_probability"
             if role == "retain":
                 yield Cell(*place, f"{metric}.ratio", evidence.utility(table, place, metric))
                 continue
@@ -103,7 +103,7 @@ RECORDS = {"brittle": {"method": "npo <i>", "settings": {"lr": math.nan}}}
 def make_audit(*, control: bool = True) -> Audit:
     splits = tuple(Split(role, role, make_examples(role)) for role in ("forget", "retain"))
     policy = Policy(gates=("answer_probability",))
-    request = Request(
+    request = AuditConfig(
         "runs/original",
         SUBJECTS,
         Benchmark("by-hand", splits),
@@ -113,7 +113,7 @@ def make_audit(*, control: bool = True) -> Audit:
         policy,
     )
     observations = {
-        Place(model, variant, split.name): observe(model, variant, split)
+        CellKey(model, variant, split.name): observe(model, variant, split)
         for model in request.models
         for variant in VARIANTS
         for split in splits

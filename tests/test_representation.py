@@ -305,6 +305,6 @@ def test_a_layer_that_does_not_exist_is_told_before_the_model_is_loaded(
     forget = Split("forget", "forget", (Example("a", "what is", "red", "a"),))
     retain = Split("retain", "retain", (Example("b", "where is", "blue", "b"),))
     benchmark = Benchmark("test", (forget, retain))
-    request = unlearn.Request(str(save_model("model")), benchmark, spec, setting())
+    request = unlearn.UnlearnConfig(str(save_model("model")), benchmark, spec, setting())
     with pytest.raises(UserError, match="layer=7 does not exist"):
         unlearn.run(request, tmp_path / "out")

@@ -15,7 +15,7 @@ import pytest
 
 from stillknows import store
 from stillknows.auditing import evidence, rescore
-from stillknows.auditing.evidence import Place
+from stillknows.auditing.evidence import CellKey
 from stillknows.errors import UserError
 from stillknows.observations import load_observations, observations_digest, save_observations
 from stillknows.registry import bind
@@ -138,11 +138,11 @@ def test_observations_that_were_exchanged_after_the_audit_are_seen(audited: Path
 
 def test_saved_observations_score_as_in_the_audit(audited: Path) -> None:
     metrics = {name: bind("metric", name) for name in ("answer_probability", "reference")}
-    seen = {Place(m, FULL, "forget"): observe([p, p / 2, p / 4]) for m, p in (("npo", 0.8), (CONTROL, 0.2))}
+    seen = {CellKey(m, FULL, "forget"): observe([p, p / 2, p / 4]) for m, p in (("npo", 0.8), (CONTROL, 0.2))}
     table = evidence.tabulate(seen, metrics, {"forget": "forget"})
     found = {c["metric"]: c for c in rescore.saved(audited, ",".join(metrics))["cells"] if c["variant"] == FULL}
     for name, cell in found.items():
-        expected = evidence.mean(table, Place(cell["subject"], FULL, "forget"), name)
+        expected = evidence.mean(table, CellKey(cell["subject"], FULL, "forget"), name)
         assert not isinstance(expected, str)
         assert (cell["value"], cell["low"], cell["high"], cell["n"]) == expected
     assert found.keys() == metrics.keys()

@@ -15,15 +15,15 @@ from stillknows.errors import UserError
 from stillknows.formats import tally
 from stillknows.formats.compress import parse_variant, quantize, weights
 from stillknows.formats.tally import EDGES, Format, Tally, by_layer, compare, tallies, total
-from stillknows.model.places import Place
+from stillknows.model.places import MatrixRole
 
-PLACE = Place("query", 0, 2, 1, "llama", 0)
+PLACE = MatrixRole("query", 0, 2, 1, "llama", 0)
 # Rounded on grids of step 1 and 2: codes 7, 1, 0, −3 in either row. Three weights change, and the −3.6 crosses to −4.
 BEFORE = torch.tensor([[7, 1, 0.2, -3.2], [14, 2, 0.4, -6.4]])
 AFTER = torch.tensor([[7, 1, 0.4, -3.6], [14, 2, 0.6, -6.4]])
 
 
-def counted(before: Tensor, after: Tensor, spec: str, place: Place | None = None, *, sizes: bool = False) -> Tally:
+def counted(before: Tensor, after: Tensor, spec: str, place: MatrixRole | None = None, *, sizes: bool = False) -> Tally:
     return compare(before, after, {spec: Format(parse_variant(spec), place)}, sizes=sizes)[spec]
 
 

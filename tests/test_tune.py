@@ -51,7 +51,7 @@ def test_what_cannot_be_searched(text: str, words: str) -> None:
 
 
 def test_settings_and_options_take_the_values_of_a_trial() -> None:
-    request = unlearn.Request("m", bind("benchmark", WORLD)(), METHOD, Settings(lr=1.0))
+    request = unlearn.UnlearnConfig("m", bind("benchmark", WORLD)(), METHOD, Settings(lr=1.0))
     found = configured(request, {"lr": 1e-3, "weights": "bfloat16", "npo.beta": 0.1, "nll.weight": 2.0})
     assert (found.settings.lr, found.settings.weights) == (1e-3, "bfloat16")
     assert found.method == "npo:beta=0.1 + nll:weight=2.0"

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from stillknows import stats
-from stillknows.auditing.evidence import Place, Table, tabulate
+from stillknows.auditing.evidence import CellKey, Table, tabulate
 from stillknows.auditing.verdict import EXIT_CODES, Policy, judge, least_facts, out_of_reach
 from stillknows.errors import UserError
 from stillknows.registry import bind
@@ -56,7 +56,7 @@ Models = Mapping[str, Mapping[str, tuple[Scores, Scores]]]  # model -> variant -
 def tabulated(models: Models, facts: Sequence[str] | None = None) -> Table:
     roles: dict[str, Role] = {"forget": "forget", "retain": "retain"}
     seen = {
-        Place(model, variant, split): observe(scores, facts if split == "forget" else None)
+        CellKey(model, variant, split): observe(scores, facts if split == "forget" else None)
         for model, variants in models.items()
         for variant, splits in variants.items()
         for split, scores in zip(roles, splits, strict=True)
@@ -311,7 +311,7 @@ def test_every_gate_must_pass() -> None:
     models = controls() | {"subject": {FULL: ([UNKNOWN] * 40, [KNOWN] * 30)}}
     table = tabulated(models)
     leaking = dict(table.scores)
-    leaking[Place("subject", FULL, "forget"), "extraction_strength"] = np.full(40, 0.8)
+    leaking[CellKey("subject", FULL, "forget"), "extraction_strength"] = np.full(40, 0.8)
     both = Table(leaking, table.roles, table.has_control)
     assert judge(both, "subject", [FULL], Policy()).name == "STILL KNOWS"
     assert judge(both, "subject", [FULL], ONE_GATE).name == "FORGOTTEN"
@@ -363,7 +363,7 @@ def test_a_gate_that_could_not_be_compared_is_no_pass() -> None:
     """Nothing can be extracted from the original either: extraction strength says nothing of the subject."""
     table = tabulated(controls() | {"subject": {FULL: ([UNKNOWN] * 40, [KNOWN] * 30)}})
     blind = dict(table.scores)
-    blind[Place(ORIGINAL, FULL, "forget"), "extraction_strength"] = np.full(40, UNKNOWN)
+    blind[CellKey(ORIGINAL, FULL, "forget"), "extraction_strength"] = np.full(40, UNKNOWN)
     found = judge(Table(blind, table.roles, table.has_control), "subject", [FULL], Policy())
     assert found.name == "UNDECIDED"
     assert "answer_probability on forget: keeps 0.00" in found.reasons[0]

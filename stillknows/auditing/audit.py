@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from stillknows.auditing import evidence
-from stillknows.auditing.evidence import Place, Table
+from stillknows.auditing.evidence import CellKey, Table
 from stillknows.auditing.general import general
 from stillknows.auditing.loader import OBSERVATIONS_VERSION, Loader, observations_file
 from stillknows.auditing.observe import observe
-from stillknows.auditing.plan import LeftOut, Request, plan
+from stillknows.auditing.plan import AuditConfig, LeftOut, plan
 from stillknows.auditing.prepared import Prepared
 from stillknows.auditing.updates import updates
 from stillknows.auditing.variants import Variant
@@ -30,12 +30,12 @@ from stillknows.types import FULL, ORIGINAL, UNWRAPPED, Cell, Observations, Verd
 class Audit:
     """The outcome: what was seen, the numbers made of it, the verdicts."""
 
-    request: Request
+    request: AuditConfig
     sources: Mapping[str, checkpoints.Source]
     fingerprints: Mapping[str, str]
     records: Mapping[str, dict[str, Any] | None]
     versions: Mapping[str, str]
-    observations: Mapping[Place, Observations]
+    observations: Mapping[CellKey, Observations]
     table: Table
     cells: tuple[Cell, ...]
     verdicts: tuple[Verdict, ...]
@@ -43,7 +43,7 @@ class Audit:
     suppressions: Mapping[str, str] = field(default_factory=dict)
 
 
-def run(request: Request, out: Path) -> Audit:
+def run(request: AuditConfig, out: Path) -> Audit:
     """Measure everything that `out` does not hold yet and judge. Raises UserError for bad input, before loading."""
     prepared, reader, variants, left_out, metrics, figures, suite = plan(request, out)
     if reasons := out_of_reach(request.benchmark, variants, request.control is not None, request.policy):
@@ -60,7 +60,7 @@ def run(request: Request, out: Path) -> Audit:
         if suite is not None:
             measured += general(load, model, deployments, suite, request, out)
     observations = {
-        Place(model.label, name, split): _read(out, model, name, split, keys(model, variant, split))
+        CellKey(model.label, name, split): _read(out, model, name, split, keys(model, variant, split))
         for model in prepared
         for name, variant in variants.items()
         for split in model.items(variant)
@@ -86,7 +86,7 @@ def run(request: Request, out: Path) -> Audit:
 
 
 def _judged(
-    table: Table, model: Prepared, original: Prepared, variants: Mapping[str, Variant], request: Request
+    table: Table, model: Prepared, original: Prepared, variants: Mapping[str, Variant], request: AuditConfig
 ) -> Verdict:
     """Return the verdict, which says first if something but the weights was changed."""
     attacks = {name: v.gates(request.policy.gates) for name, v in variants.items() if v.role == "attack"}

@@ -25,7 +25,7 @@ OTHER_FACTS = "the attack teaches some of the facts and is judged by the others,
 LEAST_GAP = 0.1  # the original must beat the control by this much on average, or the probe shows nothing
 
 
-class Place(NamedTuple):
+class CellKey(NamedTuple):
     """Where observations were made."""
 
     model: str
@@ -40,17 +40,17 @@ class Table:
     A score is NaN where there is none; `missing` says why where that is so for a whole split.
     """
 
-    scores: Mapping[tuple[Place, str], Floats]
+    scores: Mapping[tuple[CellKey, str], Floats]
     roles: Mapping[str, Role]
     has_control: bool
-    missing: Mapping[tuple[Place, str], str] = field(default_factory=dict)
+    missing: Mapping[tuple[CellKey, str], str] = field(default_factory=dict)
 
     def get(self, model: str, variant: str, split: str, metric: str) -> Floats:
-        return self.scores[Place(model, variant, split), metric]
+        return self.scores[CellKey(model, variant, split), metric]
 
 
 def tabulate(
-    observations: Mapping[Place, Observations], metrics: Mapping[str, Bound], roles: Mapping[str, Role]
+    observations: Mapping[CellKey, Observations], metrics: Mapping[str, Bound], roles: Mapping[str, Role]
 ) -> Table:
     """Score all observations and average them over the examples of each fact; NaN where a metric has no answer."""
     scores, missing = {}, {}
@@ -83,7 +83,7 @@ def cells(table: Table, label: str, variants: Collection[str], metrics: Mapping[
     """Yield every number about one model: scores, knowledge kept, recovery, share of the original's, utility."""
     for variant in variants:
         for split, role in table.roles.items():
-            place = Place(label, variant, split)
+            place = CellKey(label, variant, split)
             for name, metric in metrics.items():
                 if (place, name) not in table.scores:  # attacks are tried on what was to be forgotten
                     continue
@@ -97,7 +97,7 @@ def cells(table: Table, label: str, variants: Collection[str], metrics: Mapping[
 
 
 def suite_cells(
-    observations: Mapping[Place, Observations], label: str, variants: Collection[str], figures: Mapping[str, Bound]
+    observations: Mapping[CellKey, Observations], label: str, variants: Collection[str], figures: Mapping[str, Bound]
 ) -> Iterator[Cell]:
     """Yield the figures that a benchmark publishes, made of all splits of one model under each variant."""
     for variant in variants:
@@ -114,7 +114,7 @@ def suite_cells(
                 yield Cell(label, variant, SUITE, number, value)
 
 
-def _forget_cells(table: Table, place: Place, metric: str) -> Iterator[Cell]:
+def _forget_cells(table: Table, place: CellKey, metric: str) -> Iterator[Cell]:
     compared = compare(table, place, metric)
     kept, known = (compared, compared) if isinstance(compared, str) else (compared.kept, compared.known)
     yield Cell(*place, f"{metric}.kept", kept)
@@ -124,7 +124,7 @@ def _forget_cells(table: Table, place: Place, metric: str) -> Iterator[Cell]:
     yield Cell(*place, f"{metric}.share_of_full", share(table, place, metric, FULL))
 
 
-def mean(table: Table, place: Place, metric: str) -> Interval | str:
+def mean(table: Table, place: CellKey, metric: str) -> Interval | str:
     """Return the mean score over facts."""
     scores = table.get(*place, metric)
     kept = scores[~np.isnan(scores)]
@@ -146,7 +146,7 @@ class Comparison(NamedTuple):
     resamples: Floats
 
 
-def compare(table: Table, place: Place, metric: str) -> Comparison | str:
+def compare(table: Table, place: CellKey, metric: str) -> Comparison | str:
     """Compare a subject with both controls, or say in words why that is not possible."""
     if not table.has_control:
         return "there is no never-taught control"
@@ -170,7 +170,7 @@ def compare(table: Table, place: Place, metric: str) -> Comparison | str:
     return Comparison(kept, Interval(known / trials, low, high, trials), resamples)
 
 
-def unscored(table: Table, models: Collection[str], place: Place, metric: str) -> list[str]:
+def unscored(table: Table, models: Collection[str], place: CellKey, metric: str) -> list[str]:
     """Say of each model how many of a split's facts have no score under it, such as NaN; nothing where all have one."""
     found = []
     for model in models:
@@ -180,7 +180,7 @@ def unscored(table: Table, models: Collection[str], place: Place, metric: str) -
     return found
 
 
-def recovery(table: Table, place: Place, metric: str) -> Interval | str:
+def recovery(table: Table, place: CellKey, metric: str) -> Interval | str:
     """Return R = Σ(s_v − s)/Σ(o_v − s): what of the forgotten a variant v brings back; 0 nothing, 1 all of it.
 
     s is the subject's score in full precision, s_v and o_v are subject and original under the variant. May be
@@ -201,12 +201,12 @@ def recovery(table: Table, place: Place, metric: str) -> Interval | str:
     return _interval(_kept, s_v, s, o_v)
 
 
-def utility(table: Table, place: Place, metric: str) -> Interval | str:
+def utility(table: Table, place: CellKey, metric: str) -> Interval | str:
     """Return Σs/Σo on a split to keep: 1 as good as the original under the same variant, 0 nothing left."""
     return share(table, place, metric, place.variant)
 
 
-def share(table: Table, place: Place, metric: str, base: str) -> Interval | str:
+def share(table: Table, place: CellKey, metric: str, base: str) -> Interval | str:
     """Return Σs/Σo with the original under the variant `base`: its own for the share of the original's score in the
     same format, FULL for that in full precision.
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from stillknows.auditing import harness
 from stillknows.auditing.loader import OBSERVATIONS_VERSION, Loader, observations_file
-from stillknows.auditing.plan import Request
+from stillknows.auditing.plan import AuditConfig
 from stillknows.auditing.prepared import Prepared
 from stillknows.auditing.variants import Variant
 from stillknows.model.text import CHAT
@@ -25,7 +25,7 @@ def general(
     model: Prepared,
     variants: Mapping[str, Variant],
     suite: harness.Suite,
-    request: Request,
+    request: AuditConfig,
     out: Path,
 ) -> Iterator[Cell]:
     """Yield general utility under each format, with the task in the place of a split."""

@@ -25,7 +25,7 @@ EVAL, SUMMARY = "_EVAL.json", "_SUMMARY.json"
 
 
 @dataclass(frozen=True)
-class Table:
+class LogTable:
     """One metric of a log: what it holds of each item (None where that is null), and the log's own number or None."""
 
     items: Mapping[str, Mapping[str, Any] | None]
@@ -45,7 +45,7 @@ class Log:
     """The tables of a log by metric; those of an attack are called "mia_….forget" and "mia_….holdout"."""
 
     file: Path
-    tables: Mapping[str, Table]
+    tables: Mapping[str, LogTable]
 
     @property
     def metrics(self) -> list[str]:
@@ -109,20 +109,20 @@ def _beside(summary: Path, numbers: Mapping[str, Any]) -> Log:
         raise UserError(f"{summary} holds numbers without items: nothing can be computed from it", f"give {wanted}")
     log = read(whole)
     told = {name: _aggregate(summary, name, value) for name, value in numbers.items()}
-    kept = {name: Table(table.items, told[name]) for name, table in log.tables.items() if name in told}
+    kept = {name: LogTable(table.items, told[name]) for name, table in log.tables.items() if name in told}
     return Log(whole, {**log.tables, **kept})
 
 
-def _tables(file: Path, log: Mapping[str, Any]) -> Iterator[tuple[str, Table]]:
+def _tables(file: Path, log: Mapping[str, Any]) -> Iterator[tuple[str, LogTable]]:
     for name, value in log.items():
         if not isinstance(value, dict):
             continue
         sides = SIDES if all(isinstance(value.get(side), dict) for side in SIDES) else ()
         for side in sides:
-            yield f"{name}.{side}", Table(_items(file, f"{name}.{side}", value[side]), None)
+            yield f"{name}.{side}", LogTable(_items(file, f"{name}.{side}", value[side]), None)
         if sides or "agg_value" in value or "value_by_index" in value:
             aggregate = value.get("agg_value", value.get("auc"))
-            yield name, Table(_items(file, name, value), _aggregate(file, name, aggregate))
+            yield name, LogTable(_items(file, name, value), _aggregate(file, name, aggregate))
 
 
 def _items(file: Path, name: str, table: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -29,7 +29,7 @@ from stillknows.types import CONTROL, FULL, ORIGINAL, SUITE, UNWRAPPED, WEIGHTS,
 
 
 @dataclass(frozen=True)
-class Request:
+class AuditConfig:
     """What to audit. Models are local folders or hub names; `subjects` maps labels to them."""
 
     original: str
@@ -76,7 +76,7 @@ class Plan(NamedTuple):
     suite: harness.Suite | None
 
 
-def plan(request: Request, out: Path) -> Plan:
+def plan(request: AuditConfig, out: Path) -> Plan:
     """Check and encode everything. Raises UserError for bad input."""
     named, wanted_variants = expand(request.variants)
     metrics = bind_all("metric", request.metrics)
@@ -114,7 +114,7 @@ def labels(names: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def _check_request(request: Request, metrics: Mapping[str, Bound]) -> None:
+def _check_request(request: AuditConfig, metrics: Mapping[str, Bound]) -> None:
     request.benchmark.require_usable()
     if not any(split.role == "forget" for split in request.benchmark.splits):
         raise UserError(f"{request.benchmark.spec} measures no split to forget", "choose another benchmark")
@@ -156,7 +156,7 @@ def _fields(benchmark: Benchmark, measures: Sequence[Bound]) -> dict[str, frozen
     return {s.name: read | ({"generations"} if s.role == "forget" else set()) for s in benchmark.splits}
 
 
-def _find(request: Request) -> tuple[dict[str, Suppression], dict[str, checkpoints.Source]]:
+def _find(request: AuditConfig) -> tuple[dict[str, Suppression], dict[str, checkpoints.Source]]:
     """Return by label the suppressions, and the models as far as their files tell, before torch is imported."""
     allowed = {
         "allow_pickle": request.allow_pickle,
@@ -170,7 +170,7 @@ def _find(request: Request) -> tuple[dict[str, Suppression], dict[str, checkpoin
 
 
 def _prepare(
-    request: Request,
+    request: AuditConfig,
     fields: dict[str, frozenset[str]],
     suppressions: Mapping[str, Suppression],
     sources: Mapping[str, checkpoints.Source],
@@ -226,7 +226,7 @@ def _suppressed(
 
 
 def _fitted(
-    request: Request, original: Prepared, wanted: Mapping[str, Variant], named: frozenset[str]
+    request: AuditConfig, original: Prepared, wanted: Mapping[str, Variant], named: frozenset[str]
 ) -> tuple[dict[str, Variant], tuple[LeftOut, ...]]:
     """Check every variant's formats against the model's layers and give them the calibration tokens that they need.
 
@@ -250,7 +250,7 @@ def _fitted(
     return variants, tuple(left_out)
 
 
-def _calibration(request: Request, original: Prepared) -> Callable[[str, compress.Chain], Tensor | None]:
+def _calibration(request: AuditConfig, original: Prepared) -> Callable[[str, compress.Chain], Tensor | None]:
     """Return f(variant, chain): calibration tokens [N, L], None for a chain that needs none; UserError for too few."""
     texts: dict[str, Callable[[], list[str]]] = {
         split.name: lambda split=split: _texts(split, request.benchmark) for split in request.benchmark.splits
@@ -289,7 +289,7 @@ def _texts(split: Split, benchmark: Benchmark) -> list[str]:
     return [f"{framed(e.prompt, frame)} {e.answer}" if e.prompt else e.answer for e in split.examples]
 
 
-def _suite(request: Request) -> harness.Suite | None:
+def _suite(request: AuditConfig) -> harness.Suite | None:
     """Load the general tasks with their documents; None when none is asked for."""
     if not request.tasks:
         return None

@@ -18,7 +18,7 @@ import numpy as np
 from jinja2 import Environment, StrictUndefined
 
 from stillknows import __version__
-from stillknows.auditing.evidence import KEPT_ROLES, KNOWN_SHARE, LEAST_GAP, Place
+from stillknows.auditing.evidence import KEPT_ROLES, KNOWN_SHARE, LEAST_GAP, CellKey
 from stillknows.auditing.overview import LOW, NOT_ASKED, overview
 from stillknows.errors import UserError
 from stillknows.observations import OBSERVATIONS, load_observations, observations_digest
@@ -123,10 +123,10 @@ def read(folder: Path) -> Json:
     return report
 
 
-def observed(report: Json) -> dict[Place, str]:
+def observed(report: Json) -> dict[CellKey, str]:
     """Return the digests of the observations that a report was made of."""
     return {
-        Place(subject["name"], variant, split): digest
+        CellKey(subject["name"], variant, split): digest
         for subject in report["subjects"]
         for variant, splits in subject[OBSERVATIONS].items()
         for split, digest in splits.items()
@@ -185,7 +185,7 @@ def _lead(metrics: Sequence[str], gates: Sequence[str]) -> str:
 def _leaks(audit: Audit, label: str, metric: str) -> list[Json]:
     """Return the forget facts with the largest gain over the control, in the variant where the subject keeps most."""
     kept = {
-        Place(label, cell.variant, cell.split): cell.result.value
+        CellKey(label, cell.variant, cell.split): cell.result.value
         for cell in audit.cells
         if cell.subject == label and cell.metric == f"{metric}.kept" and isinstance(cell.result, Interval)
     }
@@ -206,7 +206,7 @@ def _leaks(audit: Audit, label: str, metric: str) -> list[Json]:
     ]
 
 
-def _texts(audit: Audit, place: Place, fact: int) -> Json:
+def _texts(audit: Audit, place: CellKey, fact: int) -> Json:
     """Return what was asked and answered about a fact (its place in the table), in the wording that leaks most."""
     seen, full = audit.observations[place], audit.observations.get(place._replace(variant=FULL))
     _, rows = np.unique(seen.facts, return_inverse=True)

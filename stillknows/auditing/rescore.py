@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from stillknows.auditing import evidence, report
-from stillknows.auditing.evidence import Place
+from stillknows.auditing.evidence import CellKey
 from stillknows.auditing.logs import ROUGE, Attacks, Generations, TofuLog, read_muse, read_tofu
 from stillknows.auditing.scored import (
     EXACT,
@@ -74,11 +74,11 @@ def saved(folder: Path, metrics: str, figures: str = "") -> Json:
     return {"cells": [finite(cell.to_json()) for cell in cells], "warnings": []}
 
 
-def _load(folder: Path) -> dict[Place, Observations]:
+def _load(folder: Path) -> dict[CellKey, Observations]:
     files = sorted((folder / OBSERVATIONS).glob("*/*/*.npz"))
     reported = report.read(folder) if (folder / report.JSON).is_file() else None
     typed = {name_of(variant): variant for variant in (reported or {}).get("variants", ())}
-    places = {file: Place(file.parts[-3], typed.get(file.parts[-2], file.parts[-2]), file.stem) for file in files}
+    places = {file: CellKey(file.parts[-3], typed.get(file.parts[-2], file.parts[-2]), file.stem) for file in files}
     if reported is not None:  # without observations of an earlier audit
         of_this_audit = report.observed(reported)
         places = {file: place for file, place in places.items() if place in of_this_audit}

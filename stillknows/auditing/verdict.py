@@ -16,7 +16,7 @@ from typing import NamedTuple, get_type_hints
 
 from stillknows import defaults
 from stillknows.arguments import require_type
-from stillknows.auditing.evidence import Comparison, Place, Table, compare, unscored, utility
+from stillknows.auditing.evidence import CellKey, Comparison, Table, compare, unscored, utility
 from stillknows.errors import UserError
 from stillknows.stats import LEVEL, holm, p_value_at_most
 from stillknows.types import CONTROL, FULL, ORIGINAL, Benchmark, Interval, Verdict, VerdictName
@@ -132,7 +132,7 @@ def judge(
 def _collect(table: Table, subject: str, variant: str, policy: Policy, gates: Sequence[str]) -> _Evidence:
     found = _Evidence()
     for split, role in table.roles.items():
-        place = Place(subject, variant, split)
+        place = CellKey(subject, variant, split)
         if role == "retain" and (place, policy.utility) in table.scores:
             found.unscored += unscored(table, list(dict.fromkeys((subject, ORIGINAL))), place, policy.utility)
             kept = utility(table, place, policy.utility)

@@ -125,7 +125,7 @@ def unlearn(
         accumulate=accumulate, weights=weights, seed=seed, warmup=warmup, beta2=beta2, forget_below=forget_below,
         retain_floor=retain_floor, check_every=check_every,
     )  # fmt: skip
-    request = unlearn.Request(
+    request = unlearn.UnlearnConfig(
         model,
         chosen_benchmark(benchmark, data, template, refusals),
         method,
@@ -194,9 +194,9 @@ def tune(
 
     asked = chosen_benchmark(benchmark, data, template, refusals)
     settings = Settings(lr=lr, epochs=epochs, batch_size=batch_size, forget_below=forget_below, seed=seed)
-    request = tune.Request(
-        unlearn.Request(model, asked, method, settings, device=device),
-        audit.Request(model, {}, asked, control, variants, metrics, device=device),
+    request = tune.TuneConfig(
+        unlearn.UnlearnConfig(model, asked, method, settings, device=device),
+        audit.AuditConfig(model, {}, asked, control, variants, metrics, device=device),
         tuple(tune.parse_range(text, method) for text in search),
         trials,
         retain_floor,
@@ -272,7 +272,7 @@ def quantize(
     """
     from stillknows.formats import export
 
-    request = export.Request(model, to, calibration, device, allow_pickle, trust_remote_code)
+    request = export.ExportConfig(model, to, calibration, device, allow_pickle, trust_remote_code)
     record = export.run(request, out, overwrite=overwrite)
     path = out / (record["file"] or "")
     show(record, as_json, export.text(record), f"wrote {path}; next: stillknows audit {shlex.quote(str(path))} …")

@@ -105,7 +105,7 @@ def audit(
     from stillknows.auditing.verdict import EXIT_CODES, Policy
     from stillknows.store import claim, require_new
 
-    request = audit.Request(
+    request = audit.AuditConfig(
         original, plan.labels(models), chosen_benchmark(benchmark, data, template), control, variants, metrics,
         Policy(tolerance=tolerance, utility_floor=utility_floor), long_items, device, allow_pickle, trust_remote_code,
         figures, tuple(task.strip() for task in tasks.split(",") if task.strip()), task_folder, task_limit, calibration,

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from stillknows.formats.compress import Chain, check_fixed, matrices, parse_variant, quantize
 from stillknows.lazy import Tensor, nn, no_grad, torch
-from stillknows.model.places import Place
+from stillknows.model.places import MatrixRole
 from stillknows.progress import say
 from stillknows.registry import Limits, Names, register
 
@@ -57,7 +57,7 @@ def floor(
 
 
 def raise_update(
-    before_OI: Tensor, now_OI: Tensor, is_chosen_OI: Tensor, chain: Chain, bins: float, place: Place | None = None
+    before_OI: Tensor, now_OI: Tensor, is_chosen_OI: Tensor, chain: Chain, bins: float, place: MatrixRole | None = None
 ) -> Tensor:
     """Return the weights with the changes of chosen ones raised, as `floor` says."""
     form = quantize(before_OI, chain, place=place)

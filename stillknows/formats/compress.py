@@ -16,7 +16,7 @@ from stillknows.formats.activations import CACHED, INPUTS, attention_name, head_
 from stillknows.formats.calibrate import Statistics, statistics
 from stillknows.lazy import Tensor, nn, no_grad, torch
 from stillknows.model.layers import Linear, linears
-from stillknows.model.places import Place, placed
+from stillknows.model.places import MatrixRole, placed
 from stillknows.progress import say
 from stillknows.registry import Bound, bind
 from stillknows.specs import chained
@@ -90,7 +90,7 @@ def links_of(chain: Chain, need: str) -> list[Bound]:
 
 
 def quantize(
-    weight_OI: Tensor, chain: Chain, inputs: Statistics | None = None, place: Place | None = None
+    weight_OI: Tensor, chain: Chain, inputs: Statistics | None = None, place: MatrixRole | None = None
 ) -> Quantized:
     """Apply a chain's formats of weights to one matrix in float32; the codes are the last one's, or the bits as given.
 
@@ -118,7 +118,7 @@ def _require_finite(values_OI: Tensor, weight_OI: Tensor, link: Bound) -> None:
         )
 
 
-def matrices(model: nn.Module, chain: Chain) -> Iterator[tuple[Linear, Place | None]]:
+def matrices(model: nn.Module, chain: Chain) -> Iterator[tuple[Linear, MatrixRole | None]]:
     """Yield what a chain applies to: the linear maps; for file formats embedding and output layer too, with places.
     Layers that share their weights are yielded once, as the first of them."""
     everything = placed(model) if any(map(is_placed, chain)) else ((layer, None) for layer in linears(model))
@@ -187,7 +187,7 @@ def _with_usual_group(model: nn.Module, chain: Chain, free: Sequence[Bound]) -> 
 @no_grad
 def _check(model: nn.Module, chain: Chain, name: str) -> None:
     _check_reach(model, chain, name)
-    tried: set[tuple[int, Place | None]] = set()
+    tried: set[tuple[int, MatrixRole | None]] = set()
     for layer, place in matrices(model, chain):
         outputs, inputs = layer.read().shape
         if (inputs, place) in tried:
@@ -237,7 +237,7 @@ def _check_cache(model: nn.Module, links: Sequence[Bound], name: str) -> None:
         raise UserError(f"{name}: keys and values: {error}") from error
 
 
-def _try_shape(inputs: int, chain: Chain, place: Place | None) -> None:
+def _try_shape(inputs: int, chain: Chain, place: MatrixRole | None) -> None:
     """Quantize one row of zeros; for formats that solve for their weights, a row that has a shape and no numbers."""
     for link in links_of(chain, INPUTS):
         link(**{INPUTS: torch.zeros(1, inputs)})

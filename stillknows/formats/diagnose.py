@@ -20,8 +20,8 @@ from stillknows.formats.rates import EXPONENTS, HALF_STEP, count_exponents, leas
 from stillknows.formats.tally import Format, Tally, by_layer, compare, total
 from stillknows.lazy import Tensor, nn, torch
 from stillknows.model import checkpoints, modelfiles, records
-from stillknows.model.places import Place
-from stillknows.model.weightfiles import Stored, locate, stored
+from stillknows.model.places import MatrixRole
+from stillknows.model.weightfiles import StoredWeights, locate, stored
 from stillknows.progress import progress, say
 from stillknows.specs import spelled
 
@@ -105,10 +105,10 @@ def _of_weights(spec: str) -> Chain:
 
 
 def _count(
-    before: Mapping[str, Stored],
-    after: Mapping[str, Stored],
+    before: Mapping[str, StoredWeights],
+    after: Mapping[str, StoredWeights],
     chains: Mapping[str, Chain],
-    places: Mapping[str, Mapping[str, Place | None]],
+    places: Mapping[str, Mapping[str, MatrixRole | None]],
     sizes: bool,
     exponents: Tensor | None,
 ) -> dict[str, dict[str, Tally]]:

@@ -48,7 +48,7 @@ NEAREST = {
 
 
 @dataclass(frozen=True)
-class Request:
+class ExportConfig:
     """What to write. `model` is a local folder or a hub name, `spec` a chain of formats whose last is the file's."""
 
     model: str
@@ -77,7 +77,7 @@ class Writer(Protocol):
         ...
 
 
-def run(request: Request, out: Path, *, overwrite: bool = False) -> dict[str, Any]:
+def run(request: ExportConfig, out: Path, *, overwrite: bool = False) -> dict[str, Any]:
     """Quantize a model and write it as a file of the format's own kind, with run.json; return that record.
 
     Every quantized matrix is read back from the file and equals, bit by bit, what an audit measures under the format.
@@ -110,7 +110,7 @@ def run(request: Request, out: Path, *, overwrite: bool = False) -> dict[str, An
         return _run(request, chain, source, writer, ids_NL, out)
 
 
-def _require_free(request: Request, out: Path, overwrite: bool) -> None:
+def _require_free(request: ExportConfig, out: Path, overwrite: bool) -> None:
     """Raise UserError for an `out` that lies in the model's folder, or holds a model that is to be kept."""
     require_apart(out, checkpoints.here(request.model))
     for path in (out / RECORD, *modelfiles.present(out)):
@@ -173,7 +173,7 @@ def _dtype(source: checkpoints.Source) -> torch.dtype:
     return getattr(torch, str(config.get("dtype") or config.get("torch_dtype")), torch.float32)
 
 
-def _check_calibration(request: Request, chain: compress.Chain) -> None:
+def _check_calibration(request: ExportConfig, chain: compress.Chain) -> None:
     """Raise UserError for a calibration text that is needed and absent, or given and not needed."""
     needed = [link for link in chain if compress.is_calibrated(link)]
     if not needed and request.calibration:
@@ -187,7 +187,7 @@ def _check_calibration(request: Request, chain: compress.Chain) -> None:
         read_text(request.calibration)
 
 
-def _calibration(request: Request, tokenizer: Any, context: int) -> Tensor | None:
+def _calibration(request: ExportConfig, tokenizer: Any, context: int) -> Tensor | None:
     """Return calibration tokens [N, L], the same that an audit with this text takes; None where none are needed."""
     if request.calibration is None:
         return None
@@ -196,7 +196,7 @@ def _calibration(request: Request, tokenizer: Any, context: int) -> Tensor | Non
 
 
 def _run(
-    request: Request,
+    request: ExportConfig,
     chain: compress.Chain,
     source: checkpoints.Source,
     writer: Writer,
@@ -259,7 +259,7 @@ def _compare(path: Path, digests: Mapping[str, str], rest: Mapping[str, str], to
 
 
 def _record(
-    request: Request,
+    request: ExportConfig,
     source: checkpoints.Source,
     writer: Writer,
     form: str,

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from stillknows.formats.compress import Chain, matrices, quantize
 from stillknows.lazy import Tensor, inference_mode, nn, torch
 from stillknows.model.layers import Linear
-from stillknows.model.places import Place
+from stillknows.model.places import MatrixRole
 
 Counts = NDArray[np.int64]
 SLICE = 2**17  # weights tallied at once, in whole rows: what a processor's cache holds with all that is made of them
@@ -39,7 +39,7 @@ class Format(NamedTuple):
     """A format, and for file formats the place of the matrix."""
 
     chain: Chain
-    place: Place | None = None
+    place: MatrixRole | None = None
 
 
 class Rows(NamedTuple):
@@ -233,7 +233,7 @@ def _form(weight: Tensor, to: Format) -> Form:
 
 
 @functools.cache
-def _is_rowwise(chain: Chain, inputs: int, place: Place | None) -> bool:
+def _is_rowwise(chain: Chain, inputs: int, place: MatrixRole | None) -> bool:
     """Tell whether a format treats each row of a matrix by itself: tried on rows of noise whose sizes differ, unless
     the format says that it does not."""
     if any(link.plugin.whole for link in chain):

@@ -47,7 +47,7 @@ ROLES: dict[str, Role] = {
 }
 
 
-class Place(NamedTuple):
+class MatrixRole(NamedTuple):
     """The place of one matrix.
 
     role: what it does; "output" for one that is the embedding as well.
@@ -66,7 +66,7 @@ class Place(NamedTuple):
     experts: int
 
 
-def placed(model: nn.Module) -> Iterator[tuple[Linear, Place]]:
+def placed(model: nn.Module) -> Iterator[tuple[Linear, MatrixRole]]:
     """Yield embedding, linear maps and output layer with their places; weights that two of them share once."""
     config = model.config.get_text_config()  # type: ignore[union-attr]
     heads = getattr(config, "num_attention_heads", 1)
@@ -78,10 +78,10 @@ def placed(model: nn.Module) -> Iterator[tuple[Linear, Place]]:
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()  # type: ignore[operator]
     names = {id(module): name for name, module in model.named_modules()}
     if embedding.weight is not head.weight:
-        yield Linear(names[id(embedding)], embedding, transposed=False), Place("embedding", 0, *general)
+        yield Linear(names[id(embedding)], embedding, transposed=False), MatrixRole("embedding", 0, *general)
     for layer in linears(model):
-        yield layer, Place(role_of(layer.name), number_of(layer.name), *general)
-    yield Linear(names[id(head)], head, transposed=False), Place("output", 0, *general)
+        yield layer, MatrixRole(role_of(layer.name), number_of(layer.name), *general)
+    yield Linear(names[id(head)], head, transposed=False), MatrixRole("output", 0, *general)
 
 
 def role_of(name: str) -> Role:

@@ -16,7 +16,7 @@ from stillknows.model.layers import Linear
 STORED_TYPES = ("BF16", "F16", "F32")
 
 
-class Stored(NamedTuple):
+class StoredWeights(NamedTuple):
     """Where a checkpoint keeps a matrix; `transposed` marks one that is kept as [I, O]."""
 
     model: str
@@ -48,7 +48,7 @@ def locate(name: str, trust_remote_code: bool) -> checkpoints.Source:
     return source
 
 
-def stored(source: checkpoints.Source, model: nn.Module, layers: Iterable[Linear]) -> dict[str, Stored]:
+def stored(source: checkpoints.Source, model: nn.Module, layers: Iterable[Linear]) -> dict[str, StoredWeights]:
     """Find each layer's matrix in a checkpoint. UserError for one that is missing, of another shape, or quantized.
 
     model: the checkpoint's own skeleton; `layers` may be those of another with the same names, which share less.
@@ -80,7 +80,7 @@ def stored(source: checkpoints.Source, model: nn.Module, layers: Iterable[Linear
                 f"{source.name}: the weights {key} are kept as {dtype}",
                 f"give the model in full precision: {', '.join(STORED_TYPES)}",
             )
-        found[layer.name] = Stored(source.name, file, key, layer.transposed)
+        found[layer.name] = StoredWeights(source.name, file, key, layer.transposed)
     return found
 
 

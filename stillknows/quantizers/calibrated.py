@@ -12,7 +12,7 @@ from stillknows.errors import UserError
 from stillknows.formats.compress import Quantized
 from stillknows.lazy import Tensor, torch
 from stillknows.quantizers.parts import largest, parts
-from stillknows.quantizers.rtn import Grid, GridKind, in_blocks, rtn
+from stillknows.quantizers.rtn import GridKind, RoundingGrid, in_blocks, rtn
 from stillknows.registry import Limits, register
 
 COLUMNS = 16  # inputs that are rounded one by one; what many of them leave to others is one product of matrices
@@ -47,7 +47,7 @@ def gptq(
 
     Raises UserError when `group` does not divide I.
     """
-    even = Grid.of(in_blocks(weight_OI, group), bits, symmetric, grid)
+    even = RoundingGrid.of(in_blocks(weight_OI, group), bits, symmetric, grid)
     magnitudes_I = hessian_II.diagonal()
     places_I = torch.arange(len(magnitudes_I), device=weight_OI.device)
     if order == "magnitude":
@@ -82,15 +82,15 @@ def _feedback(hessian_II: Tensor, places_I: Tensor, damp: float) -> Tensor:
     return factor_II.div_(factor_II.diagonal().clone())
 
 
-def _grids(even: Grid, places_I: Tensor) -> list[Grid]:
+def _grids(even: RoundingGrid, places_I: Tensor) -> list[RoundingGrid]:
     """Return the grid of each input, steps and zeros [O] or [1], in the order of `places_I`."""
     step_GO, zero_GO = (part.squeeze(-1).T.contiguous() for part in (even.step, even.zero))
     group = len(places_I) // len(step_GO)
-    return [Grid(step_GO[i // group], zero_GO[i // group], even.low, even.high) for i in places_I.tolist()]
+    return [RoundingGrid(step_GO[i // group], zero_GO[i // group], even.low, even.high) for i in places_I.tolist()]
 
 
 def _round_in_order(
-    errors_IO: Tensor, weight_IO: Tensor, codes_IO: Tensor, grids: Sequence[Grid], feedback_II: Tensor
+    errors_IO: Tensor, weight_IO: Tensor, codes_IO: Tensor, grids: Sequence[RoundingGrid], feedback_II: Tensor
 ) -> None:
     """Write the codes of weights, [I, O]. Halves of halves: the errors of the first half reach the second in one
     product of matrices.
@@ -165,7 +165,7 @@ def awq(
     values_OGC, codes_OGC = torch.empty_like(blocks_OGC), torch.empty_like(blocks_OGC, dtype=torch.int8)
     inside_GCC = _inside(hessian_II, scale_I, blocks_OGC.shape[-1])
     for blocks, values, codes in parts(blocks_OGC, values_OGC, codes_OGC):
-        rounded_OGC = _clipped(blocks, inside_GCC, lambda shrunk: Grid.of(shrunk, bits, symmetric, grid))
+        rounded_OGC = _clipped(blocks, inside_GCC, lambda shrunk: RoundingGrid.of(shrunk, bits, symmetric, grid))
         for here, part in zip((values, codes), rounded_OGC, strict=True):
             here.copy_(part)
     return Quantized(values_OGC.reshape(weight_OI.shape).div_(scale_I), codes_OGC.reshape(weight_OI.shape))
@@ -177,7 +177,9 @@ def _inside(hessian_II: Tensor, scale_I: Tensor, columns: int) -> Tensor:
     return torch.stack([hessian_II[own, own] / torch.outer(scale_I[own], scale_I[own]) for own in groups])
 
 
-def _clipped(blocks_OGC: Tensor, inside_GCC: Tensor, grid_of: Callable[[Tensor], Grid]) -> tuple[Tensor, Tensor]:
+def _clipped(
+    blocks_OGC: Tensor, inside_GCC: Tensor, grid_of: Callable[[Tensor], RoundingGrid]
+) -> tuple[Tensor, Tensor]:
     """Return values and codes with each block's range shrunk by the share that gives the least error of the block's own
     outputs."""
 

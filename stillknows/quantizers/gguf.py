@@ -7,7 +7,7 @@ from typing import Literal
 from stillknows.errors import UserError
 from stillknows.formats.compress import Quantized, Stored
 from stillknows.lazy import Tensor
-from stillknows.model.places import Place
+from stillknows.model.places import MatrixRole
 from stillknows.quantizers.casts import fp16
 from stillknows.quantizers.gguf_blocks import TYPES, fill
 from stillknows.registry import register
@@ -40,7 +40,7 @@ LEAST = 2.0**-100  # far below what a float16 scale can stand for; keeps recipro
 
 
 @register("quantizer", source="llama.cpp: llama-quantize, ggml's reference quantizers")
-def gguf(weight_OI: Tensor, place: Place | None = None, *, file: File = "Q4_K_M", pure: bool = False) -> Quantized:
+def gguf(weight_OI: Tensor, place: MatrixRole | None = None, *, file: File = "Q4_K_M", pure: bool = False) -> Quantized:
     """GGUF: blocks of 32 or 256 inputs in the type that llama.cpp gives this matrix in such a file.
 
     Args:
@@ -75,7 +75,7 @@ def main_type(file: str) -> str:
     return file if file in TYPES else file[:-2]
 
 
-def type_in_file(file: str, place: Place, inputs: int) -> str:
+def type_in_file(file: str, place: MatrixRole, inputs: int) -> str:
     """Return the block type of a matrix in a file, before rows that do not fit it are considered.
 
     Raises UserError for a place that is not known, and for models that llama.cpp has rules of their own for.
@@ -99,7 +99,7 @@ def type_in_file(file: str, place: Place, inputs: int) -> str:
     return main
 
 
-def _value_type(file: str, place: Place) -> str:
+def _value_type(file: str, place: MatrixRole) -> str:
     if file == "Q2_K":
         return "Q4_K" if place.sharing >= 4 else "Q3_K"
     if file == "Q3_K_M":
@@ -109,7 +109,7 @@ def _value_type(file: str, place: Place) -> str:
     return "Q6_K" if file in ("Q4_K_M", "Q5_K_M") and _gets_more_bits(place) else main_type(file)
 
 
-def _down_type(file: str, place: Place) -> str:
+def _down_type(file: str, place: MatrixRole) -> str:
     if file == "Q2_K":
         return "Q3_K"
     if file == "Q3_K_M":
@@ -119,7 +119,7 @@ def _down_type(file: str, place: Place) -> str:
     return "Q6_K" if file in ("Q4_K_M", "Q5_K_M") and _gets_more_bits(place) else main_type(file)
 
 
-def _gets_more_bits(place: Place) -> bool:
+def _gets_more_bits(place: MatrixRole) -> bool:
     """The first eighth of the layers, the last, and every third between them."""
     eighth = place.layers // 8
     return place.layer < eighth or place.layer >= 7 * place.layers // 8 or (place.layer - eighth) % 3 == 2

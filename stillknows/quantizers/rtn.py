@@ -14,7 +14,7 @@ TINY = 2.0**-126  # the least normal number in float32
 GridKind = Literal["restricted", "full", "paper"]
 
 
-class Grid(NamedTuple):
+class RoundingGrid(NamedTuple):
     """The values Δ·(code − z) of blocks of weights; Δ and z have the blocks' shape with a last axis of 1."""
 
     step: Tensor
@@ -23,7 +23,7 @@ class Grid(NamedTuple):
     high: int
 
     @classmethod
-    def of(cls, blocks: Tensor, bits: int, symmetric: bool, kind: GridKind) -> Grid:
+    def of(cls, blocks: Tensor, bits: int, symmetric: bool, kind: GridKind) -> RoundingGrid:
         """Return the grid that spans each block; see `rtn` for the options."""
         half = 2 ** (bits - 1)
         if symmetric:
@@ -71,7 +71,7 @@ def rtn(
     not divide I.
     """
     blocks = in_blocks(weight_OI, group)
-    even = Grid.of(blocks, bits, symmetric, grid)
+    even = RoundingGrid.of(blocks, bits, symmetric, grid)
     values, codes = torch.empty_like(blocks), torch.empty_like(blocks, dtype=torch.int8)
     for weights, steps, zeros, values_here, codes_here in parts(blocks, even.step, even.zero, values, codes):
         own = even._replace(step=steps, zero=zeros)

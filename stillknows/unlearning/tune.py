@@ -43,14 +43,14 @@ class Range(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Request:
+class TuneConfig:
     """What to search: an unlearning request, an audit to judge by (without subjects), the ranges and the limits.
 
     retain_floor: least retain score as a share of the original's, in every format, of a result that counts.
     """
 
-    unlearn: unlearn.Request
-    audit: audit.Request
+    unlearn: unlearn.UnlearnConfig
+    audit: audit.AuditConfig
     ranges: tuple[Range, ...]
     trials: int = 20
     retain_floor: float = 0.95
@@ -95,7 +95,7 @@ def _type_of(name: str, method_spec: str) -> Any:
     return types[name]
 
 
-def run(request: Request, out: Path, *, overwrite: bool = False) -> Json:
+def run(request: TuneConfig, out: Path, *, overwrite: bool = False) -> Json:
     """Search, keep the best model under `out`/best, and return all trials with the best one's settings.
 
     Returns `trials`, each with its settings, `worst` [value, low, high], the largest share of the knowledge that is
@@ -128,7 +128,7 @@ def _require_optuna() -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
-def _plan(request: Request) -> str:
+def _plan(request: TuneConfig) -> str:
     """Identify a search by what its trials depend on; their number may grow."""
     wanted = request.unlearn
     source = checkpoints.find(
@@ -137,7 +137,7 @@ def _plan(request: Request) -> str:
     return key(repr(replace(request, trials=0)), checkpoints.fingerprint(source.folder))
 
 
-def _done(request: Request, out: Path, overwrite: bool) -> list[Json]:
+def _done(request: TuneConfig, out: Path, overwrite: bool) -> list[Json]:
     """Return the trials that are there already."""
     if not (out / JSON).is_file():
         return []
@@ -155,7 +155,7 @@ def _done(request: Request, out: Path, overwrite: bool) -> list[Json]:
     return []
 
 
-def _distributions(request: Request) -> dict[str, Any]:
+def _distributions(request: TuneConfig) -> dict[str, Any]:
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     found: dict[str, Any] = {}
@@ -170,7 +170,7 @@ def _distributions(request: Request) -> dict[str, Any]:
     return found
 
 
-def _suggest(request: Request, done: Sequence[Json]) -> dict[str, Any]:
+def _suggest(request: TuneConfig, done: Sequence[Json]) -> dict[str, Any]:
     """Ask Optuna's tree-structured Parzen estimator for the next settings, given all trials so far."""
     import optuna
 
@@ -188,7 +188,7 @@ def _suggest(request: Request, done: Sequence[Json]) -> dict[str, Any]:
     return study.ask(distributions).params
 
 
-def _trial(request: Request, out: Path, number: int, chosen: Mapping[str, Any]) -> Json:
+def _trial(request: TuneConfig, out: Path, number: int, chosen: Mapping[str, Any]) -> Json:
     label = _label(number)
     folder = out / "trials" / label
     asked = configured(request.unlearn, chosen)
@@ -218,7 +218,7 @@ def _label(number: int) -> str:
     return f"trial-{number:03d}"
 
 
-def configured(request: unlearn.Request, chosen: Mapping[str, Any]) -> unlearn.Request:
+def configured(request: unlearn.UnlearnConfig, chosen: Mapping[str, Any]) -> unlearn.UnlearnConfig:
     """Return a request with these settings in the place of its own."""
     types = get_type_hints(Settings)
     training = {name: convert(name, str(value), types[name]) for name, value in chosen.items() if "." not in name}
@@ -243,7 +243,7 @@ def _worst(cells: Sequence[Json], gates: Sequence[str]) -> list[float]:
     return max(known, key=lambda found: found[2], default=unknown)
 
 
-def _utility(cells: Sequence[Json], request: audit.Request) -> float:
+def _utility(cells: Sequence[Json], request: audit.AuditConfig) -> float:
     """Return the least retain score in any format, as a share of the original's; 0 where none was measured."""
     retained = {split.name for split in request.benchmark.splits if split.role == "retain"}
     ratio = f"{request.policy.utility}.ratio"
@@ -265,7 +265,7 @@ def _keep_best(out: Path, trials: Sequence[Json]) -> None:
             remove(folder)
 
 
-def _result(request: Request, trials: Sequence[Json]) -> Json:
+def _result(request: TuneConfig, trials: Sequence[Json]) -> Json:
     return {
         "plan": _plan(request),
         "model": request.unlearn.model,

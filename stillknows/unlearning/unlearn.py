@@ -30,7 +30,7 @@ CHECKPOINT = "checkpoint.safetensors"
 
 
 @dataclass(frozen=True)
-class Request:
+class UnlearnConfig:
     """What to unlearn and how. `model` is a local folder or a hub name; a request may follow another, whose run is in
     the folder `after`: it then starts from that run's checkpoint, and `model` is what the first request began with."""
 
@@ -45,7 +45,7 @@ class Request:
     after: Path | None = None
 
 
-def run(request: Request, out: Path, *, overwrite: bool = False, resume: bool = False) -> dict[str, Any]:
+def run(request: UnlearnConfig, out: Path, *, overwrite: bool = False, resume: bool = False) -> dict[str, Any]:
     """Unlearn and write the checkpoint with run.json; return the record.
 
     Weights that were kept in bfloat16 are saved as such, exactly, others in float32. `resume` continues an interrupted
@@ -64,7 +64,7 @@ def run(request: Request, out: Path, *, overwrite: bool = False, resume: bool = 
         return _run(request, prepared, out, out / CHECKPOINT, resume)
 
 
-def _check_request(request: Request) -> Method:
+def _check_request(request: UnlearnConfig) -> Method:
     """Check what the request alone can tell, before torch is imported; return the method."""
     chosen = method.parse(request.method)
     request.benchmark.require_usable()
@@ -73,7 +73,7 @@ def _check_request(request: Request) -> Method:
     return chosen
 
 
-def _require_free(request: Request, out: Path, overwrite: bool, resume: bool) -> None:
+def _require_free(request: UnlearnConfig, out: Path, overwrite: bool, resume: bool) -> None:
     """Raise UserError for an `out` that lies in a model's folder, or holds a run or a model that is to be kept."""
     require_apart(out, checkpoints.here(request.model, *([] if request.after is None else [str(request.after)])))
     checkpoint = out / CHECKPOINT
@@ -96,7 +96,7 @@ class _Prepared(NamedTuple):
     refusals: tuple[str, ...]  # none where the method does not train with them
 
 
-def _prepare(request: Request, chosen: Method) -> _Prepared:
+def _prepare(request: UnlearnConfig, chosen: Method) -> _Prepared:
     """Check everything else that can be checked without the weights."""
     benchmark = request.benchmark
     base, source, earlier = _start(request)
@@ -133,7 +133,7 @@ def _refusals(benchmark: Benchmark, chosen: Method) -> tuple[str, ...]:
     return benchmark.refusals or defaults.REFUSALS
 
 
-def _start(request: Request) -> tuple[checkpoints.Source, checkpoints.Source, sequence.Earlier]:
+def _start(request: UnlearnConfig) -> tuple[checkpoints.Source, checkpoints.Source, sequence.Earlier]:
     """Return the model that the first request began with, the one to start from, and the requests between them."""
     allowed = {"allow_pickle": request.allow_pickle, "trust_remote_code": request.trust_remote_code}
     base = checkpoints.find(request.model, **allowed)
@@ -164,7 +164,7 @@ def _check_names(chosen: Method, skeleton: nn.Module) -> None:
             check_fixed(skeleton, parse_variant(part.options["format"]), part.spec)
 
 
-def _check_splits(request: Request, chosen: Method) -> None:
+def _check_splits(request: UnlearnConfig, chosen: Method) -> None:
     """Raise UserError for a split that the benchmark lacks and that the method, or its early stop, works on."""
     benchmark = request.benchmark
     fix = "choose a benchmark, or options of it, that has one: see `stillknows list benchmarks`"
@@ -190,7 +190,7 @@ def _split(benchmark: Benchmark, role: Role) -> Split | None:
         return None
 
 
-def _run(request: Request, prepared: _Prepared, out: Path, checkpoint: Path, resume: bool) -> dict[str, Any]:
+def _run(request: UnlearnConfig, prepared: _Prepared, out: Path, checkpoint: Path, resume: bool) -> dict[str, Any]:
     chosen, settings = prepared.method, request.settings
     subject = checkpoints.load(prepared.source, device=request.device)
     if not resume:
@@ -213,7 +213,7 @@ def _run(request: Request, prepared: _Prepared, out: Path, checkpoint: Path, res
     return written
 
 
-def _train(request: Request, prepared: _Prepared, model: nn.Module, checkpoint: Path, plan_key: str) -> Fit:
+def _train(request: UnlearnConfig, prepared: _Prepared, model: nn.Module, checkpoint: Path, plan_key: str) -> Fit:
     """Change the model in place, as the method says, and return what was done and what all of it cost."""
     chosen, settings = prepared.method, request.settings
     given: dict[str, Any] = {"model": model, "forget": prepared.forget, "retain": prepared.retain, "settings": settings}
@@ -248,7 +248,7 @@ def _train(request: Request, prepared: _Prepared, model: nn.Module, checkpoint: 
     return outcome
 
 
-def _terms(request: Request, prepared: _Prepared, model: nn.Module) -> list[Term]:
+def _terms(request: UnlearnConfig, prepared: _Prepared, model: nn.Module) -> list[Term]:
     """Pair each objective with its items and the other answers that it needs."""
     how = prepared.answering
     items = {"forget": prepared.forget, "retain": prepared.retain}
@@ -271,7 +271,7 @@ def _reinforced(model: nn.Module, forget: list[Encoded], settings: Settings) -> 
     return copy_
 
 
-def _record(request: Request, plan: dict[str, Any], outcome: Fit, truncated: int) -> dict[str, Any]:
+def _record(request: UnlearnConfig, plan: dict[str, Any], outcome: Fit, truncated: int) -> dict[str, Any]:
     """Everything that is needed to repeat the run and to know what it cost."""
     return {
         "stillknows": __version__,
