@@ -3,19 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Literal, NamedTuple, Protocol, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 
 from stillknows.errors import UserError, did_you_mean
 
 READABLE = "use int, float, bool, str or Literal words, one of these | None, or Annotated with Limits or Names"
-
-
-class ValueReader(Protocol):
-    """What an `Annotated` type holds beside the type itself."""
-
-    def read(self, name: str, value: Any) -> Any:
-        """Return the value, or what it stands for. Raises UserError that calls it `name`."""
-        ...
 
 
 class Limits(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,10 +77,18 @@ def test_what_is_taught_is_not_asked(tokenizer: Any) -> None:
     assert items.keys() == {"forget"}
     facts = {item.answer.example.fact for item in items["forget"]}
     assert facts == {"fact 1", "fact 3"}
-    assert facts.isdisjoint(taught_facts(SPLIT))
-    assert facts | taught_facts(SPLIT) == {e.fact for e in SPLIT.examples}
-    with pytest.raises(UserError, match="the one fact of the forget split is taught"):
-        parse_variant("relearn").worded(asked("where is Ada?"), TEMPLATE)
+    with pytest.raises(UserError, match="every fact of the forget split is taught"):
+        parse_variant("relearn").worded(SPLIT, TEMPLATE, taught_facts([SPLIT, SPLIT]) | facts)
+
+
+def test_the_same_facts_are_taught_in_all_splits_whatever_their_order(tokenizer: Any) -> None:
+    """A fact that one split teaches and another asks for could not be taught at all."""
+    turned = replace(SPLIT, name="paraphrase", examples=SPLIT.examples[::-1])
+    questions = Questions(Benchmark("mine", (SPLIT, turned), TEMPLATE), "error", 64, 64, frozenset())
+    items = questions.attacked(parse_variant("relearn"), tokenizer)
+    facts = {name: {item.answer.example.fact for item in found} for name, found in items.items()}
+    assert facts == {"forget": {"fact 1", "fact 3"}, "paraphrase": {"fact 1", "fact 3"}}
+    assert taught_facts([SPLIT, turned]) == {"fact 0", "fact 2"}
 
 
 @pytest.mark.parametrize("spec", ["int8+relearn(steps=2, lr=0.01)", "relearn(steps=2, lr=0.01)+int8"])

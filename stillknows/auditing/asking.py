@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from stillknows.auditing.variants import Variant
+from stillknows.auditing.variants import Variant, taught_facts
 from stillknows.errors import UserError
 from stillknows.model import checkpoints
 from stillknows.model.suppress import Suppression, with_question
@@ -99,13 +99,13 @@ class Questions:
 
     def attacked(self, variant: Variant, tokenizer: Any, suppression: Suppression | None = None) -> Items:
         """Return the items to be forgotten as an attack asks for them; nothing else is asked under attack."""
-        found: Items = {}
-        for split in self.benchmark.splits:
-            if split.role == "forget":
-                wordings = variant.worded(split, self.benchmark.template)
-                asked = [self._only(wording).encoded(tokenizer, suppression) for wording in wordings.values()]
-                pairs = zip(wordings, (items[split.name] for items in asked), strict=True)
-                found[split.name] = [replace(item, wording=name) for name, items in pairs for item in items]
+        splits = [split for split in self.benchmark.splits if split.role == "forget"]
+        found, taught = {}, taught_facts(splits)
+        for split in splits:
+            wordings = variant.worded(split, self.benchmark.template, taught)
+            asked = [self._only(wording).encoded(tokenizer, suppression) for wording in wordings.values()]
+            pairs = zip(wordings, (items[split.name] for items in asked), strict=True)
+            found[split.name] = [replace(item, wording=name) for name, items in pairs for item in items]
         return found
 
     def _only(self, split: Split) -> Questions:

@@ -9,7 +9,7 @@ model.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby
 from typing import Literal, NamedTuple
@@ -69,17 +69,18 @@ class Variant(NamedTuple):
         changing = [link.identity for link in self._attacks(QUESTIONS)]
         return "+".join([*changing, *(["taught"] if self.teaches else [])])
 
-    def worded(self, split: Split, template: str) -> dict[str, Split]:
+    def worded(self, split: Split, template: str, taught: Collection[str] = ()) -> dict[str, Split]:
         """Return a split as attacks on questions word it, by the name of the wording; as it is, under "", without one.
 
-        Facts that attacks on the weights teach are left out: of them nothing would be learned. Raises UserError where
-        nothing is left.
+        Of the facts in `taught`, those that an attack on the weights teaches are left out: nothing would be learned of
+        them. Raises UserError where nothing is left.
         """
         if self.teaches:
-            taught = taught_facts(split)
             split = replace(split, examples=tuple(e for e in split.examples if e.fact not in taught))
             if not split.examples:
-                raise UserError(f"the one fact of the {split.name} split is taught and cannot be asked", "give more")
+                raise UserError(
+                    f"every fact of the {split.name} split is taught and cannot be asked", "give more facts"
+                )
         found = {"": split}
         for link in self._attacks(QUESTIONS):
             found = {
@@ -171,9 +172,9 @@ def expand(variants: str | None) -> tuple[frozenset[str], dict[str, Variant]]:
     return frozenset(named), {FULL: found[FULL]} | found
 
 
-def taught_facts(split: Split) -> frozenset[str]:
-    """Return every second fact of a split: those that attacks on the weights may teach."""
-    return frozenset(list(dict.fromkeys(e.fact for e in split.examples))[::2])
+def taught_facts(splits: Iterable[Split]) -> frozenset[str]:
+    """Return every second fact of the splits to be forgotten: those that attacks on the weights may teach."""
+    return frozenset(list(dict.fromkeys(e.fact for split in splits for e in split.examples))[::2])
 
 
 def _is_attack(link: Bound) -> bool:
