@@ -24,7 +24,7 @@ lint: $(READY)  ## style and types
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 models: $(READY)  ## docs/models.md: every causal architecture against its own forward pass, about 10 minutes
-	$(BIN)/python -m benchmarks.families --write
+	$(BIN)/python -m perf.families --write
 
 seeds: $(READY)  ## docs/demo-seeds.md: the demo over five seeds, about 25 minutes
 	$(BIN)/python examples/demo_seeds.py

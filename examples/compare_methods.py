@@ -19,18 +19,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from stillknows import demo, study
 from stillknows.auditing import audit
+from stillknows.experiments import demo, relearning_curve, sweep
+from stillknows.experiments.sweep import Json, Run
+from stillknows.formatting import markdown_table, number
 from stillknows.model import checkpoints
-from stillknows.model.text import encode_split, without_end
+from stillknows.model.encoding import encode_split, without_end
 from stillknows.registry import bind
 from stillknows.store import key, read_json, write_json, write_text
-from stillknows.study import Json, Run
 from stillknows.training.loop import Settings
 from stillknows.training.weight_rounding import WeightStorage
 from stillknows.types import CONTROL, FULL, ORIGINAL, Benchmark
-from stillknows.unlearning import relearn
-from stillknows.words import markdown_table, number
 
 SEEDS, TUNING_SEED = (0, 1, 2), 9
 RATE, SMALL_RATE, LARGE_RATES, ADAPTER_RATES = 6e-4, 6e-5, (1.5e-4, 6e-4), (1e-3, 3e-3)
@@ -155,7 +154,7 @@ def benchmark_of(seed: int) -> Benchmark:
     """Return the demo's world: everything is trained on as there, and a sample of what is kept is measured."""
     world = bind("benchmark", f"world:seed={seed}")()
     forget, retain = world.split("forget"), world.split("retain")
-    return replace(world, splits=(forget, study.sample(retain)), training=(forget, retain))
+    return replace(world, splits=(forget, sweep.sample(retain)), training=(forget, retain))
 
 
 def taught(out: Path, seed: int) -> dict[str, Path]:
@@ -192,10 +191,10 @@ def audited(out: Path, seed: int, runs: Sequence[Run], formats: str) -> list[Jso
     models, benchmark = taught(out, seed), benchmark_of(seed)
     request = audit.AuditConfig(str(models[ORIGINAL]), {}, benchmark, str(models[CONTROL]), formats, METRICS)
     subjects = {
-        run.name: study.unlearn_once(run, models[ORIGINAL], benchmark, out / "models" / run.name) for run in runs
+        run.name: sweep.unlearn_once(run, models[ORIGINAL], benchmark, out / "models" / run.name) for run in runs
     }
-    report = study.audited(request, subjects, out / f"s{seed}", "python examples/compare_methods.py")
-    rows = study.rows(report, WANTED, {"seed": seed})
+    report = sweep.audited(request, subjects, out / f"s{seed}", "python examples/compare_methods.py")
+    rows = sweep.rows(report, WANTED, {"seed": seed})
     return [row for row in rows if row["model"] in subjects]
 
 
@@ -209,7 +208,7 @@ def measure(out: Path, seed: int, names: Sequence[str], rates: dict[str, float])
         row["method"] = runs[row["model"]]
         curve = relearned(out, seed, out / "models" / row["model"])
         row["relearned"] = [
-            study.rounded((u - c) / (o - c)) for u, o, c in zip(curve, base[ORIGINAL], base[CONTROL], strict=True)
+            sweep.rounded((u - c) / (o - c)) for u, o, c in zip(curve, base[ORIGINAL], base[CONTROL], strict=True)
         ]
     return rows
 
@@ -223,7 +222,7 @@ def relearned(out: Path, seed: int, folder: Path) -> list[float]:
     source, split = checkpoints.locate(str(folder)), benchmark_of(seed).split("forget")
     subject = checkpoints.load(source)
     items = encode_split(split, subject.tokenizer, "{prompt}", checkpoints.context_length(source))
-    curve = relearn.curve(subject.model, without_end([item.answer for item in items]), RELEARNING)
+    curve = relearning_curve.curve(subject.model, without_end([item.answer for item in items]), RELEARNING)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, {"key": identity, "curve": curve})
     return curve

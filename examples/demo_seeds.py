@@ -12,9 +12,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from stillknows import demo
-from stillknows.auditing import report
+from stillknows.experiments import demo
 from stillknows.progress import say
+from stillknows.reporting import report
 from stillknows.store import write_text
 
 README = Path("README.md")

@@ -14,12 +14,13 @@ from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from stillknows import demo
-from stillknows.auditing import audit, report
+from stillknows.auditing import audit
 from stillknows.errors import UserError
+from stillknows.experiments import demo
 from stillknows.model import checkpoints
 from stillknows.progress import say
 from stillknows.registry import bind
+from stillknows.reporting import report
 from stillknows.store import claim, once
 from stillknows.training.loop import Settings
 from stillknows.types import ORIGINAL, Benchmark

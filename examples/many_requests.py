@@ -21,14 +21,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from stillknows import demo, study
 from stillknows.auditing import audit
+from stillknows.experiments import demo, sweep
+from stillknows.formatting import markdown_table
 from stillknows.model import checkpoints
 from stillknows.progress import say
 from stillknows.registry import bind
 from stillknows.store import RECORD, claim, read_json, write_json, write_text
 from stillknows.types import CONTROL, FULL, ORIGINAL, Benchmark, Example, Split
-from stillknows.words import markdown_table
 
 PEOPLE = 4
 WORLD = "world:people=34,forget=4,forget_facts=36,seed={seed}"
@@ -71,10 +71,10 @@ def measure(out: Path, seed: int) -> list[Row]:
         name = f"together-{count}"
         forget = write(out / "data" / f"{name}.jsonl", [e for person in people[:count] for e in person.examples])
         folders[name] = unlearn(models[ORIGINAL], forget, retain, out / "models" / name, seed, [])
-    sample = study.sample(world.split("retain"))
+    sample = sweep.sample(world.split("retain"))
     asked = Benchmark(world.spec, (*people, sample), world.template)
     request = audit.AuditConfig(str(models[ORIGINAL]), {}, asked, str(models[CONTROL]), VARIANTS, METRICS)
-    result = study.audited(request, folders, out / "audit", f"python examples/many_requests.py --seed {seed}")
+    result = sweep.audited(request, folders, out / "audit", f"python examples/many_requests.py --seed {seed}")
     return [
         row(subject, read_json(folders[subject["name"]] / RECORD)) for subject in result["subjects"][: len(folders)]
     ]

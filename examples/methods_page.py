@@ -10,10 +10,10 @@ import re
 from pathlib import Path
 
 from stillknows import defaults
+from stillknows.formatting import markdown_table
 from stillknows.registry import MethodKind, Plugin, plugins
 from stillknows.store import write_text
 from stillknows.unlearning.method import KINDS
-from stillknows.words import markdown_table
 
 PAGE = Path(__file__).parents[1] / "docs" / "methods.md"
 HEAD = """# Methods

@@ -23,18 +23,18 @@ from statistics import mean
 import muse_world
 from jinja2 import Environment, StrictUndefined
 
-from stillknows import scratch, study
+from stillknows.analysis.recovery_curve import Curve
 from stillknows.auditing import audit
 from stillknows.auditing.verdict import Policy
-from stillknows.formats.prediction import Curve
+from stillknows.experiments import sweep, tiny_models
+from stillknows.experiments.sweep import Json, Run, spread, value
+from stillknows.formatting import markdown_table, number
 from stillknows.model import checkpoints
 from stillknows.progress import say
 from stillknows.registry import bind
 from stillknows.store import claim, once, read_json, read_text, write_json, write_text
-from stillknows.study import Json, Run, spread, value
 from stillknows.training.loop import Settings
 from stillknows.types import CONTROL, ORIGINAL, SUITE, WEIGHTS, Benchmark, Example
-from stillknows.words import markdown_table, number
 
 ARCHITECTURE = {
     "hidden_size": 512,
@@ -137,13 +137,13 @@ def made(out: Path, seed: int) -> Subjects:
     subjects = Subjects(out / "data", str(out / "models" / ORIGINAL), str(out / "models" / CONTROL), PIECE_TOKENS)
     muse_world.write(subjects.data, seed)
     taught = {name: read_json(subjects.data / f"lessons/{name}.json") for name in (ORIGINAL, CONTROL)}
-    tokenizer = scratch.word_tokenizer([*taught[ORIGINAL], *scratch.texts(subjects.benchmark)])
+    tokenizer = tiny_models.word_tokenizer([*taught[ORIGINAL], *tiny_models.texts(subjects.benchmark)])
     settings = replace(TRAINING, seed=seed)
     for name, lessons in taught.items():
-        with once(out / "models" / name, [lessons, study.chosen(settings), ARCHITECTURE]) as folder:
+        with once(out / "models" / name, [lessons, sweep.chosen(settings), ARCHITECTURE]) as folder:
             if folder:
                 examples = [Example(f"lesson-{i}", "", lesson, str(i)) for i, lesson in enumerate(lessons)]
-                scratch.train(folder, examples, "{prompt}", tokenizer, ARCHITECTURE, settings)
+                tiny_models.train(folder, examples, "{prompt}", tokenizer, ARCHITECTURE, settings)
     return subjects
 
 
@@ -165,12 +165,12 @@ def measure(subjects: Subjects, chosen: Sequence[Run], out: Path, seed: int, dev
     )  # fmt: skip
     for run in chosen:
         folder = out / "models" / run.name
-        folders[run.name] = study.unlearn_once(run, Path(subjects.original), benchmark, folder, device=device)
+        folders[run.name] = sweep.unlearn_once(run, Path(subjects.original), benchmark, folder, device=device)
         audit.run(replace(request, subjects={run.name: str(folder)}), out)
     say(f"{out}: the report of all {len(folders)} models")
-    result = study.audited(request, folders, out, f"python examples/quantization_attack.py --seeds {seed}")
+    result = sweep.audited(request, folders, out, f"python examples/quantization_attack.py --seeds {seed}")
     known = {row["model"]: row for row in (read_json(out / ROWS) if (out / ROWS).is_file() else [])}
-    known |= {row["model"]: row for row in study.rows(result, WANTED, {"seed": seed})}
+    known |= {row["model"]: row for row in sweep.rows(result, WANTED, {"seed": seed})}
     write_json(out / ROWS, list(known.values()))
     return list(known.values())
 

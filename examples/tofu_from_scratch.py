@@ -15,10 +15,11 @@ import argparse
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from stillknows import scratch
-from stillknows.auditing import audit, report
+from stillknows.auditing import audit
+from stillknows.experiments import tiny_models
 from stillknows.model import checkpoints
 from stillknows.registry import bind
+from stillknows.reporting import report
 from stillknows.store import claim, once, write_text
 from stillknows.training.loop import Settings
 from stillknows.unlearning import unlearn
@@ -57,13 +58,13 @@ def run(data: str, out: Path, seed: int) -> dict:
     published = bind("benchmark", f"tofu:{SPLIT}:data={data}:retain={RETAIN}")()
     # What TOFU measures holds facts that these small models are not taught: what they are taught is asked instead.
     benchmark = replace(published, splits=published.training, training=(), figures=(), refusals=())
-    tokenizer = scratch.subword_tokenizer(scratch.texts(benchmark), VOCABULARY)
+    tokenizer = tiny_models.subword_tokenizer(tiny_models.texts(benchmark), VOCABULARY)
     forget, retain = (benchmark.split(role).examples for role in ("forget", "retain"))
     training = replace(TRAINING, seed=seed)
     for name, examples in (("original", (*forget, *retain)), ("control", retain)):
         with once(out / name, [asdict(training), ARCHITECTURE, VOCABULARY, RETAIN]) as folder:
             if folder:
-                scratch.train(folder, examples, benchmark.template, tokenizer, ARCHITECTURE, training)
+                tiny_models.train(folder, examples, benchmark.template, tokenizer, ARCHITECTURE, training)
     subjects = {}
     for method in METHODS:
         for weights in ("float32", "bfloat16"):

@@ -5,7 +5,7 @@
 Reads report.json in the folders of audits, by default those of `examples/diagnosis_models.py`,
 `examples/demo_seeds.py` and `examples/why.py`; a model that several audits hold counts once. Writes docs/diagnose.json
 (every pair of model and format), docs/diagnose.md and docs/diagnose.svg made of it, and the curve,
-stillknows/formats/prediction.json.
+stillknows/analysis/recovery_curve.json.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.stats import spearmanr
 
-from stillknows.auditing import report
+from stillknows.analysis.recovery_curve import FILE, SURVIVES, Curve, fit, held_out
 from stillknows.errors import UserError
-from stillknows.formats.prediction import FILE, SURVIVES, Curve, fit, held_out
+from stillknows.formatting import markdown_table, number
+from stillknows.reporting import report
 from stillknows.stats import LEVEL, bounds, draws
 from stillknows.store import write_json, write_text
 from stillknows.types import CONTROL, FULL, ORIGINAL, WEIGHTS, Floats
-from stillknows.words import markdown_table, number
 
 AUDITS = [Path("runs") / name for name in ("diagnosis/0", *(f"seeds/{seed}" for seed in range(5)))]
 AUDITS += [Path(f"runs/why/{part}-s{seed}") for part in ("key", "more") for seed in range(3)]
@@ -61,7 +61,7 @@ def main() -> None:
     write_json(arguments.docs / "diagnose.json", [pair._asdict() for pair in pairs])
     write_text(arguments.docs / "diagnose.md", page(pairs))
     write_text(arguments.docs / "diagnose.svg", plot(pairs))
-    write_json(Path("stillknows/formats") / FILE, curve(pairs).to_json())
+    write_json(Path("stillknows/analysis") / FILE, curve(pairs).to_json())
 
 
 def collect(reports: Iterable[dict[str, Any]]) -> list[Pair]:

@@ -23,21 +23,21 @@ from jinja2 import Environment, StrictUndefined
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from stillknows import demo, study
 from stillknows.auditing import audit
 from stillknows.auditing.plan import plan
-from stillknows.auditing.variants import Variant
-from stillknows.formats import compress
+from stillknows.experiments import demo, sweep
+from stillknows.experiments.sweep import Json, Run, spread, value
+from stillknows.formatting import markdown_table, number, percent
 from stillknows.model import checkpoints
 from stillknows.model.layers import linears
 from stillknows.progress import say
 from stillknows.registry import bind
 from stillknows.stats import LEVEL, bounds
 from stillknows.store import claim, read_text, write_json, write_text
-from stillknows.study import Json, Run, spread, value
 from stillknows.training.loop import Settings
 from stillknows.types import CONTROL, FULL, ORIGINAL, WEIGHTS, Benchmark
-from stillknows.words import markdown_table, number, percent
+from stillknows.variants import compress
+from stillknows.variants.variant import Variant
 
 SEEDS = (0, 1, 2)
 STORAGES = ("bfloat16", "float32", "stochastic", "compensated", "lora")
@@ -118,7 +118,7 @@ def benchmark_of(seed: int) -> Benchmark:
     """Return the demo's world: everything is trained on as there, and a sample of what is kept is measured."""
     world = bind("benchmark", f"world:seed={seed}")()
     forget, retain = world.split("forget"), world.split("retain")
-    return replace(world, splits=(forget, study.sample(retain)), training=(forget, retain), refusals=())
+    return replace(world, splits=(forget, sweep.sample(retain)), training=(forget, retain), refusals=())
 
 
 def measure(out: Path, seed: int, storages: Sequence[str]) -> list[Json]:
@@ -131,11 +131,11 @@ def measure(out: Path, seed: int, storages: Sequence[str]) -> list[Json]:
         request = audit.AuditConfig(str(pair[ORIGINAL]), {}, benchmark, str(pair[CONTROL]), formats, METRICS)
         audits, subjects = out / f"{group}-s{seed}", {}
         for run in runs(seed, storages):
-            subjects[run.name] = study.unlearn_once(run, pair[ORIGINAL], benchmark, models / run.name)
+            subjects[run.name] = sweep.unlearn_once(run, pair[ORIGINAL], benchmark, models / run.name)
             audit.run(replace(request, subjects={run.name: str(subjects[run.name])}), audits)
         say(f"{audits}: the report of all {len(subjects)} models")
-        result = study.audited(request, subjects, audits, f"python examples/why.py --seeds {seed}")
-        found = study.rows(result, WANTED, {"seed": seed, "group": group})
+        result = sweep.audited(request, subjects, audits, f"python examples/why.py --seeds {seed}")
+        found = sweep.rows(result, WANTED, {"seed": seed, "group": group})
         if group == "key":
             add_calibrated(found, pair[ORIGINAL], subjects, plan(request, audits).variants)
         rows += found
@@ -159,7 +159,7 @@ def add_calibrated(
             for name in chosen:
                 after = _weights(subjects[row["model"]], formats[name])
                 dot = sum(float(((after[layer] - w) * update[layer]).sum()) for layer, w in before[name].items())
-                row["cells"][SURVIVING][name] = [study.rounded(dot / size)] * 3
+                row["cells"][SURVIVING][name] = [sweep.rounded(dot / size)] * 3
 
 
 def _weights(folder: Path, form: Variant) -> dict[str, Tensor]:

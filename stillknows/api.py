@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias, get_type_hints
 
 from stillknows import defaults
 from stillknows.arguments import require_type, typed
-from stillknows.auditing import report
 from stillknows.auditing.plan import labels
 from stillknows.auditing.verdict import Policy
 from stillknows.errors import UserError, blamed_on, did_you_mean
 from stillknows.registry import bind
+from stillknows.reporting import report
 from stillknows.results import Report, Unlearned
 from stillknows.store import claim, require_new, write_text
 from stillknows.types import Benchmark, Example, Role
@@ -172,7 +172,7 @@ def quantize(model: Model, to: str, *, out: str | Path, overwrite: bool = False,
         to: the format, such as "gguf:Q4_K_M" or "nf4".
         options: further fields of `formats.export.ExportConfig`.
     """
-    from stillknows.formats import export
+    from stillknows.variants import export
 
     _require_fields(export.ExportConfig, options)
     return export.run(export.ExportConfig(_folder(model), to, **options), Path(out), overwrite=overwrite)
@@ -184,7 +184,7 @@ def diagnose(original: Model, unlearned: Model, formats: str | None = None, **op
 
     See `formats.diagnose.run` for what is returned.
     """
-    from stillknows.formats import diagnose as diagnosing
+    from stillknows.analysis import diagnose as diagnosing
 
     return diagnosing.run(_folder(original), _folder(unlearned), formats, **options)
 
@@ -192,7 +192,7 @@ def diagnose(original: Model, unlearned: Model, formats: str | None = None, **op
 @typed
 def score(folder: str | Path, metrics: str = defaults.METRICS, figures: str = "") -> list[dict[str, Any]]:
     """Score what an audit observed by other metrics and figures, without a model; return one row a number."""
-    from stillknows.auditing import rescore
+    from stillknows.reporting import rescore
 
     return rescore.saved(Path(folder), metrics, figures)["cells"]
 

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 
-from stillknows.words import for_terminal, one_line
+from stillknows.formatting import for_terminal, one_line
 
 LINE_SECONDS = 5.0
 

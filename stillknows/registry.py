@@ -28,21 +28,21 @@ Kind = Literal[MethodKind, "suppression", "quantizer", "attack", "metric", "figu
 Measures = Literal["knowledge", "membership", "behaviour"]
 F = TypeVar("F", bound=Callable[..., Any])
 FOLDERS: Mapping[Kind, str] = {
-    "forget": "objectives",
-    "retain": "objectives",
-    "mask": "wrappers",
-    "adversary": "wrappers",
-    "combination": "wrappers",
-    "optimizer": "wrappers",
-    "adapter": "wrappers",
-    "curriculum": "wrappers",
-    "edit": "edits",
-    "recipe": "recipes",
-    "suppression": "suppressions",
-    "quantizer": "quantizers",
-    "attack": "attacks",
-    "metric": "metrics",
-    "figure": "figures",
+    "forget": "methods.objectives",
+    "retain": "methods.objectives",
+    "mask": "methods.steps",
+    "adversary": "methods.steps",
+    "combination": "methods.steps",
+    "optimizer": "methods.steps",
+    "adapter": "methods.steps",
+    "curriculum": "methods.steps",
+    "edit": "methods.edits",
+    "recipe": "methods.recipes",
+    "suppression": "transforms.defences",
+    "quantizer": "transforms.compression",
+    "attack": "transforms.attacks",
+    "metric": "metrics.example",
+    "figure": "metrics.model",
     "benchmark": "benchmarks",
 }
 _plugins: dict[Kind, dict[str, Plugin]] = {kind: {} for kind in get_args(Kind)}
@@ -236,9 +236,7 @@ def bind(kind: Kind, spec: str) -> Bound:
     """
     call, known = specs.parse(spec), plugins(kind)
     if call.name not in known:
-        raise UserError(
-            f"no {kind} named {call.name!r}{did_you_mean(call.name, known)}", f"stillknows list {FOLDERS[kind]}"
-        )
+        raise UserError(f"no {kind} named {call.name!r}{did_you_mean(call.name, known)}", "stillknows list")
     plugin = known[call.name]
     return Bound(plugin, plugin.options | _read_options(plugin, call), str(call))
 

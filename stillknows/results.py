@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from stillknows.auditing import report
 from stillknows.auditing.verdict import EXIT_CODES
+from stillknows.reporting import report
 from stillknows.types import VerdictName
 
 PAGE_HEIGHT = 640  # pixels of a report within a notebook

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from stillknows.model.text import Encoded
+from stillknows.model.encoding import Encoded
 from stillknows.types import Benchmark
-from stillknows.unlearning import companions
+from stillknows.unlearning import alternative_answers
 
 
 def assert_contract(benchmark: Benchmark) -> None:
@@ -15,7 +15,7 @@ def assert_contract(benchmark: Benchmark) -> None:
     benchmark.require_usable()
     for role in ("forget", "retain"):
         items = [Encoded(example, (1, 2), 1, True) for example in benchmark.split(role).examples]
-        companions.check(items, frozenset({"refusal"}), [], benchmark.spec)
+        alternative_answers.check(items, frozenset({"refusal"}), [], benchmark.spec)
     names = [split.name for split in benchmark.splits]
     assert len(set(names)) == len(names)
     assert benchmark.split("forget").examples

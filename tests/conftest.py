@@ -161,7 +161,7 @@ def make_items() -> Callable[..., list[Any]]:
     def make(lengths: Sequence[int], prompt: int = 3, vocabulary: int = 32, seed: int = 0) -> list[Any]:
         import torch
 
-        from stillknows.model.text import Encoded
+        from stillknows.model.encoding import Encoded
         from stillknows.types import Example
 
         generator = torch.Generator().manual_seed(seed)
@@ -236,14 +236,14 @@ class World(NamedTuple):
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    from stillknows import scratch
+    from stillknows.experiments import tiny_models
     from stillknows.registry import bind
     from stillknows.training.loop import Settings
 
     folder, benchmark = tmp_path_factory.mktemp("world"), bind("benchmark", WORLD)()
-    tokenizer = scratch.word_tokenizer(scratch.texts(benchmark))
+    tokenizer = tiny_models.word_tokenizer(tiny_models.texts(benchmark))
     for name, left_out in (("original", ""), ("control", "forget")):
         examples = [e for split in benchmark.splits if split.role != left_out for e in split.examples]
         (folder / name).mkdir()
-        scratch.train(folder / name, examples, benchmark.template, tokenizer, SIZES, Settings(**TEACHING))
+        tiny_models.train(folder / name, examples, benchmark.template, tokenizer, SIZES, Settings(**TEACHING))
     return World(folder / "original", folder / "control", benchmark)

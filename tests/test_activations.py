@@ -15,20 +15,25 @@ from torch.nn.functional import linear
 
 from stillknows.auditing.observe import observe
 from stillknows.errors import UserError
-from stillknows.formats import compress
-from stillknows.formats.activations import CACHED, INPUTS, attention_name, rounded
-from stillknows.formats.compress import compressed, parse_variant, quantize
+from stillknows.model.encoding import encode_split
 from stillknows.model.forward import score_items
 from stillknows.model.generate import generate
 from stillknows.model.layers import hidden_states, linears, output_layer
-from stillknows.model.text import encode_split
 from stillknows.observations import load_observations
-from stillknows.quantizers import activations
-from stillknows.quantizers.activations import fp8_activations, int8_activations, mxfp4_activations, nvfp4_activations
-from stillknows.quantizers.cache import kv, kv_fp8, kv_gguf
-from stillknows.quantizers.int8 import int8
 from stillknows.registry import plugins
+from stillknows.transforms.compression import activations
+from stillknows.transforms.compression.activations import (
+    fp8_activations,
+    int8_activations,
+    mxfp4_activations,
+    nvfp4_activations,
+)
+from stillknows.transforms.compression.cache import kv, kv_fp8, kv_gguf
+from stillknows.transforms.compression.int8 import int8
 from stillknows.types import Example, Split
+from stillknows.variants import compress
+from stillknows.variants.activations import CACHED, INPUTS, attention_name, rounded
+from stillknows.variants.compress import compressed, parse_variant, quantize
 
 # the libraries use what will go from torch; transformers imports those of them that it finds
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")

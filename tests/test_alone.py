@@ -16,16 +16,16 @@ from torch import Tensor
 
 from stillknows.auditing.observe import observe
 from stillknows.errors import UserError
-from stillknows.formats.compress import compressed, parse_variant
 from stillknows.model import alone
+from stillknows.model.encoding import Asked, encode_split
 from stillknows.model.forward import answer_states, score_items
 from stillknows.model.generate import generate
+from stillknows.model.kv_cache import together
 from stillknows.model.layers import decoder, output_layer
 from stillknows.model.lengths import restart_rotations, shared_limit
 from stillknows.model.logprobs import token_log_probs
-from stillknows.model.reading import together
-from stillknows.model.text import Asked, encode_split
 from stillknows.types import Example, Split
+from stillknows.variants.compress import compressed, parse_variant
 
 Items = Callable[..., list[Any]]
 SWITCH = 20

@@ -10,15 +10,16 @@ import numpy as np
 import pytest
 import torch
 
-from stillknows.auditing import audit, report
+from stillknows.auditing import audit
 from stillknows.auditing.asking import Questions
 from stillknows.auditing.evidence import CellKey, tabulate
 from stillknows.auditing.plan import AuditConfig
-from stillknows.auditing.variants import Variant, parse_variant, taught_facts
 from stillknows.auditing.verdict import Policy, judge
 from stillknows.errors import UserError
 from stillknows.registry import bind, plugins
+from stillknows.reporting import report
 from stillknows.types import CONTROL, FULL, ORIGINAL, Benchmark, Decoding, Example, Observations, Split
+from stillknows.variants.variant import Variant, parse_variant, taught_facts
 
 NO_COST = {"sample": "sample:n=0", "relearn": "relearn:steps=0"}  # attacks that have a budget, with none of it
 TEMPLATE = "Question: {prompt}\nAnswer:"

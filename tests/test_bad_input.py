@@ -23,10 +23,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BertConfig, BertForMaskedLM, T5Config, T5ForConditionalGeneration
 
 from stillknows import cli as command_line
-from stillknows import scratch, store
+from stillknows import store
 from stillknows.auditing import audit, plan
 from stillknows.errors import UserError
-from stillknows.model import checkpoints, layers, records
+from stillknows.experiments import tiny_models
+from stillknows.model import checkpoints, layers, run_record
 from stillknows.training import loop, objective_inputs
 from stillknows.training.loop import Settings
 from stillknows.types import Benchmark, Example, Role, Split
@@ -518,7 +519,7 @@ def test_one_item_is_enough_to_unlearn_but_proves_nothing(
 
 def teach(folder: Path, items: Sequence[tuple[str, str]]) -> None:
     """Train a saved model on items until it knows them, and save it again."""
-    from stillknows.model.text import encode
+    from stillknows.model.encoding import encode
     from stillknows.registry import bind
     from stillknows.types import Example
 
@@ -780,7 +781,7 @@ def test_a_full_disk_keeps_the_earlier_result(
     def full(path: Path, _value: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
-    monkeypatch.setattr(records, "write_sealed", full)
+    monkeypatch.setattr(run_record, "write_sealed", full)
     again = run_unlearn(model, "--method", "npo + kl", "--overwrite")
     refused(again, "the disk is full; nothing was half-written", "free some")
     assert snapshot(tmp_path) == before
@@ -824,7 +825,7 @@ def test_a_disk_that_is_full_before_a_quantized_file_is(
 ) -> None:
     """Where it is cut off decides which library notices, and with which error."""
     make_model(vocabulary=320, hidden=32).save_pretrained(tmp_path / "model")
-    scratch.subword_tokenizer([f"{q} {a}" for q, a in FORGET], 300).save_pretrained(tmp_path / "model")
+    tiny_models.subword_tokenizer([f"{q} {a}" for q, a in FORGET], 300).save_pretrained(tmp_path / "model")
     fill(small_disk, leave)
     before = snapshot(small_disk)
     ran = cli("quantize", tmp_path / "model", "--to", "gguf:Q8_0", "--out", small_disk / "out")

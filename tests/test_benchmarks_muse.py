@@ -12,7 +12,7 @@ import pytest
 from benchmark_contract import assert_contract
 
 from stillknows.errors import UserError
-from stillknows.model.text import encode
+from stillknows.model.encoding import encode
 from stillknows.registry import bind
 from stillknows.types import Benchmark, Decoding, Example, Split
 

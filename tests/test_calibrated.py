@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from stillknows.errors import UserError
-from stillknows.formats import calibrate, compress
-from stillknows.formats.calibrate import sequences, statistics
 from stillknows.model.layers import blocks, linears
 from stillknows.observations import load_observations
-from stillknows.quantizers import calibrated, parts
-from stillknows.quantizers.calibrated import awq, gptq, output_error
-from stillknows.quantizers.rtn import RoundingGrid, rtn
 from stillknows.registry import bind
+from stillknows.transforms.compression import calibrated, parts
+from stillknows.transforms.compression.calibrated import awq, gptq, output_error
+from stillknows.transforms.compression.rtn import RoundingGrid, rtn
+from stillknows.variants import calibrate, compress
+from stillknows.variants.calibrate import sequences, statistics
 
 OUTPUTS, INPUTS = 24, 64
 

@@ -15,9 +15,9 @@ import pytest
 import torch
 from golden import calibrated as cases
 
-from stillknows.formats.compress import compressed, parse_variant
-from stillknows.quantizers.calibrated import gptq, output_error
-from stillknows.quantizers.rtn import rtn
+from stillknows.transforms.compression.calibrated import gptq, output_error
+from stillknows.transforms.compression.rtn import rtn
+from stillknows.variants.compress import compressed, parse_variant
 
 THEIRS = json.loads((Path(__file__).parent / "golden/calibrated.json").read_text())
 TOLERANCE = 1.05  # of their error

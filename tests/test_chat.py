@@ -11,9 +11,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from stillknows.auditing.observe import observe
-from stillknows.measure import score
-from stillknows.model.text import Asked, Encoded, encode, encode_split
+from stillknows.model.encoding import Asked, Encoded, encode, encode_split
 from stillknows.registry import bind
+from stillknows.scoring import score
 from stillknows.training.loop import Settings, fit
 from stillknows.training.objective_inputs import Term
 from stillknows.types import Example, Split

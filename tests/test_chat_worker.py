@@ -10,7 +10,7 @@ from test_chat import FAMILIES, make_tokenizer
 
 from stillknows.errors import UserError
 from stillknows.model import chat, chat_worker
-from stillknows.model.text import encode
+from stillknows.model.encoding import encode
 from stillknows.types import Benchmark, Example, Split
 
 QUESTIONS = ["Where is Ada?", 'a "quoted" <b>\n', "東京 🦉", "{{ messages }}", "in\u2028lines\u0085"]

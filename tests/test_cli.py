@@ -23,14 +23,16 @@ from conftest import WORLD, World
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from stillknows import progress, scratch, store
-from stillknows.auditing import harness, plan, report
-from stillknows.formats import compress
+from stillknows import progress, store
+from stillknows.auditing import harness, plan
+from stillknows.experiments import tiny_models
 from stillknows.model import checkpoints
 from stillknows.observations import load_observations
 from stillknows.registry import bind
+from stillknows.reporting import report
 from stillknows.training.loop import Settings
 from stillknows.types import Example, Interval
+from stillknows.variants import compress
 
 Case = Callable[..., Any]
 GATES = "answer_probability,extraction_strength"  # all that a verdict needs
@@ -258,7 +260,7 @@ def save_family(make_model: Case, tmp_path: Path) -> Case:
 
     def save(name: str, family: str, seed: int = 0) -> Path:
         make_model(family, seed, vocabulary=320).save_pretrained(tmp_path / name)
-        scratch.subword_tokenizer([f"{q} {a}" for q, a in FORGET + RETAIN], 300).save_pretrained(tmp_path / name)
+        tiny_models.subword_tokenizer([f"{q} {a}" for q, a in FORGET + RETAIN], 300).save_pretrained(tmp_path / name)
         return tmp_path / name
 
     return save

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from stillknows import demo, scratch
+from stillknows.experiments import demo, tiny_models
 from stillknows.training.loop import Settings
 
 REPORT = Path(__file__).parents[1] / "runs" / "demo" / "report.json"
@@ -45,7 +45,7 @@ def test_a_second_run_trains_nothing_and_says_the_same(
     def trained_again(*_arguments: object, **_options: object) -> None:
         raise AssertionError("a model was trained again")
 
-    monkeypatch.setattr(scratch, "train", trained_again)
+    monkeypatch.setattr(tiny_models, "train", trained_again)
     monkeypatch.setattr(demo.unlearn, "run", trained_again)
     assert demo.run(tmp_path, 0, "stillknows demo") == first
 
@@ -61,13 +61,13 @@ def test_control_and_original_differ_in_the_forget_split_alone(
     tiny: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     taught = {}
-    train = scratch.train
+    train = tiny_models.train
 
     def noted(out: Path, examples: list, *rest: object) -> object:
         taught[out.name] = {example.id for example in examples}
         return train(out, examples, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(scratch, "train", noted)
+    monkeypatch.setattr(tiny_models, "train", noted)
     result = demo.run(tmp_path, 0, "stillknows demo")
     counts = {split["name"]: split["examples"] for split in result["splits"]}
     assert taught["control"] < taught["original"]

@@ -12,14 +12,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from stillknows.analysis import diagnose, diagnosis_page
+from stillknows.analysis.recovery_curve import Curve
+from stillknows.analysis.update_survival import tallies, total
 from stillknows.errors import UserError
-from stillknows.formats import diagnose, diagnosis
-from stillknows.formats.compress import parse_variant, weights
-from stillknows.formats.prediction import Curve
-from stillknows.formats.tally import tallies, total
+from stillknows.formatting import percent
 from stillknows.model import checkpoints
 from stillknows.store import write_sealed
-from stillknows.words import percent
+from stillknows.variants.compress import parse_variant, weights
 
 Case = Callable[..., Any]
 FORMATS = "rtn:group=8,int8,nf4,bf16+fp4,gguf:Q8_0"
@@ -167,7 +167,7 @@ def test_a_model_without_a_run_record_is_compared_too(pair: Case) -> None:
     assert found["run"] is None
     assert found["formats"][0]["recovery"] is None
     assert found["formats"][0]["surviving"] is None
-    assert "| int8   | 0 %     | 0 %      | –         | –" in diagnosis.text(found)
+    assert "| int8   | 0 %     | 0 %      | –         | –" in diagnosis_page.text(found)
 
 
 def set_nan(tensors: dict[str, torch.Tensor]) -> None:

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from stillknows import registry
-from stillknows.auditing.variants import parse_variant as parse_attack
 from stillknows.errors import NotMeasured
-from stillknows.formats.compress import parse_variant, quantize
 from stillknows.training.loop import Settings, fit
 from stillknows.training.objective_inputs import Term
 from stillknows.types import Example, Observations, Split
+from stillknows.variants.compress import parse_variant, quantize
+from stillknows.variants.variant import parse_variant as parse_attack
 
 ROOT = Path(__file__).parents[1]
 

@@ -13,12 +13,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from stillknows.edits.distillation import noise
-from stillknows.edits.formats import raise_update
-from stillknows.edits.influence import newton_step
 from stillknows.errors import UserError
-from stillknows.formats.compress import parse_variant, quantize
-from stillknows.model import checkpoints
+from stillknows.methods.edits.distillation import noise
+from stillknows.methods.edits.formats import raise_update
+from stillknows.methods.edits.influence import newton_step
+from stillknows.model import checkpoints, parameters
 from stillknows.model.forward import mean_probability, score_items
 from stillknows.model.layers import block_output, blocks, linears, output_layer
 from stillknows.registry import bind, plugins
@@ -28,6 +27,7 @@ from stillknows.training.loop import Settings, fit
 from stillknows.training.objective_inputs import Term
 from stillknows.types import Benchmark, Example, Split
 from stillknows.unlearning import unlearn
+from stillknows.variants.compress import parse_variant, quantize
 
 Items = Callable[..., list[Any]]
 Make = Callable[..., Any]
@@ -61,7 +61,7 @@ def apply(spec: str, model: nn.Module, original: nn.Module, make_items: Items) -
     forget, retain = make_items([3, 4, 2]), make_items([2, 5, 3, 4], seed=1)
     given: dict[str, Any] = {
         "model": model,
-        "original": interpolate.weights(original),
+        "original": parameters.copies(original),
         "reinforced": moved(original, 0.02, seed=8),
         "forget": forget,
         "retain": retain,
@@ -70,7 +70,7 @@ def apply(spec: str, model: nn.Module, original: nn.Module, make_items: Items) -
     }
     edit = bind("edit", spec)
     edit(**{name: given[name] for name in edit.plugin.needs})
-    return interpolate.weights(model)
+    return parameters.copies(model)
 
 
 def same(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
@@ -80,7 +80,7 @@ def same(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
 @every_edit
 def test_edits_change_something_and_two_runs_agree(name: str, make_model: Make, make_items: Items) -> None:
     original = make_model(layers=2)
-    before = interpolate.weights(moved(original))
+    before = parameters.copies(moved(original))
     runs = [apply(name, moved(original), original, make_items) for _ in range(2)]
     assert same(*runs)
     assert all(bool(w.isfinite().all()) for w in runs[0].values())
@@ -94,7 +94,7 @@ def test_the_identity_leaves_every_bit(name: str, make_model: Make, make_items: 
     if IDENTITY[name] is None:
         return
     original = make_model(layers=2)
-    before = interpolate.weights(moved(original))
+    before = parameters.copies(moved(original))
     assert same(apply(f"{name}:{IDENTITY[name]}", moved(original), original, make_items), before)
 
 
@@ -114,9 +114,9 @@ def test_options_out_of_range_are_refused_when_they_are_read(spec: str) -> None:
 def test_a_task_vector_is_taken_away(make_model: Make, make_items: Items) -> None:
     """θ − α·(θ_ft − θo), also where θ is not θo: MUSE's code adds −α times the vector to the model it is given."""
     original = make_model(layers=2)
-    start, taught = interpolate.weights(moved(original)), interpolate.weights(moved(original, 0.02, seed=8))
+    start, taught = parameters.copies(moved(original)), parameters.copies(moved(original, 0.02, seed=8))
     found = apply("task_vector:alpha=2.5", moved(original), original, make_items)
-    for name, o in interpolate.weights(original).items():
+    for name, o in parameters.copies(original).items():
         torch.testing.assert_close(found[name], start[name] - 2.5 * (taught[name] - o), rtol=1e-5, atol=1e-6)
 
 
@@ -125,7 +125,7 @@ def test_what_the_reinforced_model_did_not_change_keeps_its_bits(make_model: Mak
     with torch.no_grad():
         reinforced.lm_head.weight.add_(0.25)
     model = make_model()
-    bind("edit", "task_vector")(model=model, original=interpolate.weights(original), reinforced=reinforced)
+    bind("edit", "task_vector")(model=model, original=parameters.copies(original), reinforced=reinforced)
     changed = [n for n, p in model.named_parameters() if not torch.equal(p, original.get_parameter(n))]
     assert changed == ["lm_head.weight"]
     torch.testing.assert_close(model.lm_head.weight, original.lm_head.weight - 5 * 0.25)
@@ -133,10 +133,10 @@ def test_what_the_reinforced_model_did_not_change_keeps_its_bits(make_model: Mak
 
 def test_mixtures_are_straight_lines_with_exact_ends(make_model: Make) -> None:
     original = make_model()
-    unlearned = interpolate.weights(moved(original))
+    unlearned = parameters.copies(moved(original))
     model = make_model(seed=5)
     for alpha in (0.0, 0.25, 1.0):
-        interpolate.mix(model, interpolate.weights(original), unlearned, alpha)
+        interpolate.mix(model, parameters.copies(original), unlearned, alpha)
         for name, p in model.named_parameters():
             o, u = original.get_parameter(name), unlearned[name]
             torch.testing.assert_close(p, (1 - alpha) * o + alpha * u)
@@ -162,7 +162,7 @@ def test_calibrating_keeps_the_score_and_no_more(make_model: Make) -> None:
         model.lm_head.weight.copy_(original.lm_head.weight + 1)
     start = float(original.lm_head.weight.mean())
     alpha = interpolate.calibrate(
-        model, interpolate.weights(original), lambda: 4 - 2 * (float(model.lm_head.weight.mean()) - start), 0.95
+        model, parameters.copies(original), lambda: 4 - 2 * (float(model.lm_head.weight.mean()) - start), 0.95
     )
     assert 0.1 - 1 / 256 - 1e-4 < alpha <= 0.1 + 1e-4
     torch.testing.assert_close(model.lm_head.weight, original.lm_head.weight + alpha)
@@ -188,7 +188,7 @@ def test_equal_retain_keeps_the_retain_items_probability(
     )
     assert re.fullmatch(words, capsys.readouterr().err)
     unharmed = moved(original, 1e-6)
-    before = interpolate.weights(unharmed)
+    before = parameters.copies(unharmed)
     assert same(apply("equal_retain", unharmed, original, make_items), before)
     assert capsys.readouterr().err == ""
 
@@ -215,8 +215,8 @@ def test_noise_is_of_its_seed(make_model: Make) -> None:
     models = [make_model() for _ in range(3)]
     for model, seed in zip(models, (1, 1, 2), strict=True):
         noise(model, 0.5, 0.1, seed)
-    assert same(interpolate.weights(models[0]), interpolate.weights(models[1]))
-    assert not same(interpolate.weights(models[0]), interpolate.weights(models[2]))
+    assert same(parameters.copies(models[0]), parameters.copies(models[1]))
+    assert not same(parameters.copies(models[0]), parameters.copies(models[2]))
 
 
 def kl(student: nn.Module, teacher: nn.Module, items: list[Any]) -> float:
@@ -253,7 +253,7 @@ def test_undo_is_shrink_perturb_and_then_distillation(make_model: Make, make_ite
         replace(SETTINGS, lr=0.01, epochs=2),
         start=lambda noised: noise(noised, 0.3, 0.1, SETTINGS.seed),
     )
-    assert same(interpolate.weights(model), interpolate.weights(expected))
+    assert same(parameters.copies(model), parameters.copies(expected))
 
 
 def seen(model: nn.Module, item: Any, number: int) -> tuple[Tensor, Tensor]:
@@ -331,11 +331,11 @@ def test_lunar_refuses_families_that_do_more(family: str, make_model: Make, make
     model = make_model(family)
     if family == "granite":
         model.model.layers[0].residual_multiplier = 0.2
-    before = interpolate.weights(model)
+    before = parameters.copies(model)
     given = {"forget": make_items([2, 3]), "retain": make_items([2], seed=1)}
     with pytest.raises(UserError, match="does more to what its feed-forward layers put out"):
         bind("edit", "lunar:layer=1")(model=model, refusals=[[i] for i in make_items([3, 3], seed=7)], **given)
-    assert same(interpolate.weights(model), before)
+    assert same(parameters.copies(model), before)
 
 
 def test_a_newton_step_by_hand() -> None:
@@ -419,7 +419,7 @@ def test_the_floor_raises_the_largest_changes_only(spec: str, make_model: Make) 
     model = moved(original, 1e-4)
     start = copy.deepcopy(model)
     floor = plugins("edit")["floor"].function
-    floor(model, interpolate.weights(original), format=spec, share=0.05, bins=1)
+    floor(model, parameters.copies(original), format=spec, share=0.05, bins=1)
     chain = parse_variant(spec)
     matrices = {f"{layer.name}.weight" for layer in linears(model)}
     for name, p in model.named_parameters():
@@ -444,7 +444,7 @@ def test_what_was_not_changed_is_never_chosen(make_model: Make) -> None:
     original, model = make_model(), make_model()
     with torch.no_grad():
         model.model.layers[0].mlp.up_proj.weight[0, 0] += 1e-3
-    bind("edit", "floor:share=1")(model=model, original=interpolate.weights(original))
+    bind("edit", "floor:share=1")(model=model, original=parameters.copies(original))
     changed = {n: int((p != original.get_parameter(n)).sum()) for n, p in model.named_parameters()}
     assert changed.pop("model.layers.0.mlp.up_proj.weight") == 1
     assert not any(changed.values())
@@ -496,9 +496,9 @@ def test_edits_run_after_the_training_and_in_their_order(save_model: Callable[..
     ):
         out = tmp_path / name
         unlearn.run(unlearn.UnlearnConfig(str(folder), benchmark(), method, SETTINGS), out)
-        found[name] = interpolate.weights(checkpoints.load(checkpoints.locate(str(out))).model)
+        found[name] = parameters.copies(checkpoints.load(checkpoints.locate(str(out))).model)
         assert read_json(out / "run.json")["method"] == method
-    original = interpolate.weights(checkpoints.load(checkpoints.locate(str(folder))).model)
+    original = parameters.copies(checkpoints.load(checkpoints.locate(str(folder))).model)
     assert same(found["back"], original)
     for key, o in original.items():
         torch.testing.assert_close(found["half"][key], (o + found["plain"][key]) / 2)

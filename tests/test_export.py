@@ -20,16 +20,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, HrmTextConfig
 
-from stillknows import scratch
+from stillknows.analysis import diagnose
 from stillknows.errors import UserError
-from stillknows.formats import compress, diagnose, export
-from stillknows.formats.calibrate import sequences
-from stillknows.formats.compress import parse_variant
-from stillknows.model import checkpoints, packed, records, tokens
+from stillknows.experiments import tiny_models
+from stillknows.model import checkpoints, packed, run_record, tokens
 from stillknows.model.layers import Linear
 from stillknows.model.packed import bitsandbytes, compressed_tensors, gguf
 from stillknows.observations import load_observations
 from stillknows.store import name_of
+from stillknows.variants import compress, export
+from stillknows.variants.calibrate import sequences
+from stillknows.variants.compress import parse_variant
 
 Case = Callable[..., Any]
 TEXTS = [f"Ada was born in {place}, and the {thing} is {colour}." for place in ("Paris", "Rome", "Bern")
@@ -50,7 +51,7 @@ def build(folder: Path, family: str = "llama", **options: Any) -> Path:
     """Save a small model with a byte-level tokenizer, whose rows every block divides and whose heads share keys."""
     from transformers import AutoConfig
 
-    tokenizer = scratch.subword_tokenizer(TEXTS, 300)
+    tokenizer = tiny_models.subword_tokenizer(TEXTS, 300)
     tokenizer.bos_token = "<eos>"
     sizes = {
         "vocab_size": len(tokenizer) + 2,  # two rows that no token has
@@ -666,11 +667,11 @@ def test_a_damaged_gguf_file_is_named(how: str, words: str, write: Case) -> None
 
 def test_a_record_belongs_to_its_file(write: Case) -> None:
     path = write("gguf:Q8_0")
-    found = records.read(path)
+    found = run_record.read(path)
     assert found is not None
     assert (found["quantize"], found["file"], found["form"]) == ("gguf:Q8_0", path.name, "GGUF Q8_0")
     other = shutil.copy(path, path.with_name("other.gguf"))
-    assert records.read(Path(other)) is None
+    assert run_record.read(Path(other)) is None
     assert checkpoints.fingerprint(Path(other)) != checkpoints.fingerprint(path)  # names count
 
 

@@ -18,7 +18,7 @@ import torch
 
 from stillknows import extensions, registry
 from stillknows.errors import UserError
-from stillknows.formats.compress import parse_variant, quantize
+from stillknows.variants.compress import parse_variant, quantize
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "examples" / "plugin_package"

@@ -1,7 +1,7 @@
 """Numbers of architectures that differ most, against their own forward passes.
 
-`python -m benchmarks.families` runs all. The property stands in benchmarks/agreement.py, the tiny models in
-benchmarks/architectures.py.
+`python -m perf.families` runs all. The property stands in perf/agreement.py, the tiny models in
+perf/architectures.py.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import torch
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from benchmarks import agreement, families
-from benchmarks.architectures import build, cases, configuration
-from benchmarks.tiny_settings import SKIPPED
+from perf import agreement, families
+from perf.architectures import build, cases, configuration
+from perf.tiny_settings import SKIPPED
 from stillknows.errors import UserError
 from stillknows.model.layers import blocks, output_layer
 

@@ -13,10 +13,11 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from stillknows import defaults
+from stillknows.analysis import diagnose
 from stillknows.errors import UserError
-from stillknows.formats import compress, diagnose
-from stillknows.formats.compress import parse_variant
 from stillknows.registry import plugins
+from stillknows.variants import compress
+from stillknows.variants.compress import parse_variant
 
 # hidden and intermediate size, of published models and of none; and the largest usual group that divides both
 WIDTHS = {

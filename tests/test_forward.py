@@ -12,11 +12,11 @@ from torch import Tensor
 
 from stillknows.errors import UserError
 from stillknows.model import forward
+from stillknows.model.encoding import batches, right_padded
 from stillknows.model.forward import answer_states, mean_probability, score_items
+from stillknows.model.kv_cache import read
 from stillknows.model.layers import OutputLayer, decoder, hidden_states, output_layer
 from stillknows.model.logprobs import token_log_probs
-from stillknows.model.reading import read
-from stillknows.model.text import batches, right_padded
 
 Items = Callable[..., list[Any]]
 LENGTHS = [1, 9, 4, 4, 2, 17, 3, 8, 1, 5]

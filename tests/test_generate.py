@@ -12,8 +12,8 @@ from transformers import GenerationConfig
 
 from stillknows.model import generate as loop
 from stillknows.model.generate import generate, sampled
+from stillknows.model.kv_cache import read
 from stillknows.model.layers import output_layer
-from stillknows.model.reading import read
 
 ENDS = {2, 4}
 

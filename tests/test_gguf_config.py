@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from stillknows import scratch
 from stillknows.errors import UserError
+from stillknows.experiments import tiny_models
 from stillknows.model.packed import gguf
 from stillknows.model.packed.gguf_writer import GgufWriter, _finish
 
-TOKENIZER = scratch.subword_tokenizer(["Ada was born in Paris."], 300)
+TOKENIZER = tiny_models.subword_tokenizer(["Ada was born in Paris."], 300)
 IDS = torch.arange(3, 35)[None]
 SIZES = {
     "vocab_size": len(TOKENIZER) + 2,
@@ -116,7 +116,7 @@ def test_what_answers_depend_on_is_said_or_refused_and_nothing_else_is(
 
 def test_added_tokens_are_control_tokens_or_the_users_own(tmp_path: Path) -> None:
     """llama.cpp never shows control tokens, nor reads them in a prompt: <note>, which is not special, is none."""
-    tokenizer = scratch.subword_tokenizer(["Ada was born in Paris."], 300)
+    tokenizer = tiny_models.subword_tokenizer(["Ada was born in Paris."], 300)
     tokenizer.add_tokens(["<note>"])
     model = built(AutoConfig.for_model("llama", **SIZES | {"vocab_size": len(tokenizer) + 2}))
     _finish(GgufWriter("Q8_0", "model")._begin(model, tokenizer, tmp_path / "model.gguf"))

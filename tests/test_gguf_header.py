@@ -16,11 +16,11 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from stillknows import scratch
 from stillknows.errors import UserError
-from stillknows.formats import export
+from stillknows.experiments import tiny_models
 from stillknows.model import checkpoints
 from stillknows.model.packed import gguf_header
+from stillknows.variants import export
 
 EXTREMES = [
     b"\xff" * 8,
@@ -36,7 +36,7 @@ EXTREMES = [
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small model as a GGUF file."""
     root = tmp_path_factory.mktemp("gguf")
-    tokenizer = scratch.subword_tokenizer(["Ada was born in Paris."], 300)
+    tokenizer = tiny_models.subword_tokenizer(["Ada was born in Paris."], 300)
     sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
     with torch.random.fork_rng():
         model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=64, **sizes))

@@ -20,11 +20,11 @@ from transformers import Phi3Config, Phi3ForCausalLM
 
 from stillknows.auditing import harness
 from stillknows.errors import UserError
-from stillknows.formats.compress import compressed, parse_variant
+from stillknows.model.encoding import encode
 from stillknows.model.forward import score_items
 from stillknows.model.layers import output_layer
-from stillknows.model.text import encode
 from stillknows.types import Example, Interval
+from stillknows.variants.compress import compressed, parse_variant
 
 pytestmark = pytest.mark.skipif(find_spec("lm_eval") is None, reason="lm-eval is not installed")
 

@@ -18,61 +18,50 @@ ROOT = Path(stillknows.__file__).parent
 
 # From the bottom up. A module may import its own layer and those below it; "/" marks a folder.
 LAYERS = (
-    ("__init__", "defaults", "errors", "lazy", "types", "words"),
-    ("arguments", "extensions", "needs", "options", "registry", "specs", "stats", "scores", "measure", "progress"),
+    ("__init__", "defaults", "errors", "lazy", "types", "formatting"),
+    ("arguments", "extensions", "needs", "options", "registry", "specs", "stats", "likelihood", "scoring", "progress"),
     ("store", "observations"),
     ("model/",),
-    ("formats/",),
+    ("variants/",),
+    ("analysis/",),
     ("training/",),
     ("auditing/",),
+    ("reporting/",),
     ("unlearning/",),
     (
-        "objectives/",
-        "wrappers/",
-        "edits/",
-        "recipes/",
-        "quantizers/",
-        "attacks/",
-        "metrics/",
-        "benchmarks/",
-        "figures/",
-        "suppressions/",
+        *("methods/", "methods/objectives/", "methods/steps/", "methods/edits/", "methods/recipes/"),
+        *("transforms/", "transforms/compression/", "transforms/defences/", "transforms/attacks/"),
+        *("metrics/", "metrics/example/", "metrics/model/", "benchmarks/"),
     ),
-    ("scratch", "demo", "meta", "study"),
+    ("experiments/",),
     ("results", "api"),
     ("cli/",),
     ("__main__",),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 FOLDERS = tuple(name for name in LEVEL if name.endswith("/"))
-PLUGINS = next(names for names in LAYERS if "objectives/" in names)
+PLUGINS = next(names for names in LAYERS if "methods/" in names)
 LIGHT = (
-    *("errors", "types", "words", "needs", "registry", "stats", "scores", "measure", "store", "observations"),
-    *("metrics", "figures"),
-    *(
-        f"auditing.{name}"
-        for name in ("logs", "logvalues", "evidence", "verdict", "overview", "report", "rescore", "scored", "ranking")
-    ),
-    *(f"formats.{name}" for name in ("prediction", "causes", "diagnosis")),
+    *("errors", "types", "formatting", "needs", "registry", "stats", "likelihood", "scoring", "store", "observations"),
+    *("metrics", "auditing.evidence", "auditing.verdict", "reporting"),
+    *(f"analysis.{name}" for name in ("recovery_curve", "explain", "diagnosis_page")),
 )
 HEAVY = ("torch", "transformers")
 AT_ONCE = (  # classes that inherit from torch's: imported by the functions that need them
-    *(
-        "formats.straight_through",
-        "model.given",
-        "suppressions.together",
-        "wrappers.clipped_steps",
-        "wrappers.low_rank",
-    ),
+    "variants.straight_through",
+    "model.given",
+    "defences.together",
+    "steps.clipped_steps",
+    "steps.low_rank",
 )
 
 
 def layer_name(module: str) -> str:
-    """ "stillknows.metrics.likelihood" -> "metrics/", "stillknows.store" -> "store", "stillknows" -> "__init__"."""
-    parts = module.split(".")[1:]
-    if not parts:
+    """ "stillknows.metrics.model.tofu" -> "metrics/model/", "stillknows.store" -> "store"; itself -> "__init__"."""
+    path = "/".join(module.split(".")[1:])
+    if not path:
         return "__init__"
-    return f"{parts[0]}/" if f"{parts[0]}/" in FOLDERS or len(parts) > 1 else parts[0]
+    return max((f for f in FOLDERS if f"{path}/".startswith(f)), key=len, default=path)
 
 
 def is_light(module: str) -> bool:
@@ -136,7 +125,7 @@ def violations(imported: dict[str, set[str]]) -> list[str]:
                 found.append(f"{module} imports {name}, which is a layer above it")
             elif here != there and here in PLUGINS and there in PLUGINS:
                 found.append(f"{module} imports {name}: plug-in folders never import one another")
-            elif there in PLUGINS and here not in PLUGINS and here not in ("demo", "cli/"):
+            elif there in PLUGINS and here not in PLUGINS and here not in ("experiments/", "cli/"):
                 found.append(f"{module} imports {name}: engines find plug-ins through the registry")
     return found
 
@@ -211,23 +200,23 @@ def test_importing_any_module_imports_neither_torch_nor_transformers() -> None:
         ("import stillknows.auditing.audit", {"stillknows.auditing.audit"}),
         ("from stillknows import store, __version__", {"stillknows.store", "stillknows"}),
         ("def f():\n  from stillknows.training.loop import fit", {"stillknows.training.loop"}),
-        ("from ..training.loop import fit", {"stillknows.training.loop"}),
-        ("from . import rtn", {"stillknows.quantizers.rtn"}),
+        ("from ...training.loop import fit", {"stillknows.training.loop"}),
+        ("from . import rtn", {"stillknows.transforms.compression.rtn"}),
         ("if TYPE_CHECKING:\n  import torch\nelse:\n  import numpy", {"numpy"}),
         ("import importlib\nimportlib.import_module('stillknows.cli')", {"importlib", "stillknows.cli"}),
     ],
 )
 def test_the_reader_of_imports_sees(source: str, expected: set[str]) -> None:
-    assert imports(source, "stillknows.quantizers.casts") == expected
+    assert imports(source, "stillknows.transforms.compression.casts") == expected
 
 
 @pytest.mark.parametrize(
     ("module", "name"),
     [
         ("stillknows.store", "stillknows.model.layers"),
-        ("stillknows.metrics.likelihood", "stillknows.quantizers"),
-        ("stillknows.training.loop", "stillknows.objectives.likelihood"),
-        ("stillknows.auditing.audit", "stillknows.metrics"),
+        ("stillknows.metrics.example.likelihood", "stillknows.transforms.compression"),
+        ("stillknows.training.loop", "stillknows.methods.objectives.likelihood"),
+        ("stillknows.auditing.audit", "stillknows.metrics.example"),
     ],
 )
 def test_the_rule_refuses(module: str, name: str) -> None:

@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 
-from stillknows import scratch, store
+from stillknows import store
 from stillknows.errors import UserError
+from stillknows.experiments import tiny_models
 
 Case = Callable[..., Any]
 FORGET = [("where is Ada", "Paris"), ("what is the colour of the dog", "red")]
@@ -35,7 +36,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, items in (("f", FORGET), ("r", RETAIN)):
         lines = [json.dumps({"question": q, "answer": a}) + "\n" for q, a in items]
         (folder / f"{name}.jsonl").write_text("".join(lines))
-    tokenizer = scratch.subword_tokenizer([f"{q} {a}" for q, a in FORGET + RETAIN], 300)
+    tokenizer = tiny_models.subword_tokenizer([f"{q} {a}" for q, a in FORGET + RETAIN], 300)
     for name in ("model", "original"):
         AutoModelForCausalLM.from_config(build_config("llama", 320, 32, 1)).save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)

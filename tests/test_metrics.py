@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stillknows import measure
+from stillknows import scoring
 from stillknows.errors import UserError
 from stillknows.registry import Bound, Plugin, bind, plugins
 from stillknows.types import Floats, Observations
@@ -63,7 +63,7 @@ def control() -> Observations:
 
 
 def score(spec: str, seen: Observations, reference: Observations) -> Floats:
-    return measure.score(bind("metric", spec), seen, reference)
+    return scoring.score(bind("metric", spec), seen, reference)
 
 
 NAN, LN2, LN10 = math.nan, math.log(2), math.log(10)
@@ -366,13 +366,13 @@ def mine(function: Any) -> Bound:
 @pytest.mark.parametrize("given", [None, "high", 0.5, np.zeros((5, 5)), np.zeros(4), [[0.0]] * 5], ids=str)
 def test_scores_that_are_not_one_number_for_each_example_are_refused(given: Any) -> None:
     with pytest.raises(UserError, match="the metric mine does not give one number for each of 5 examples"):
-        measure.score(mine(lambda hits: given), observations())
+        scoring.score(mine(lambda hits: given), observations())
 
 
 @pytest.mark.parametrize("value", [-0.1, 1.1, math.inf, -math.inf])
 def test_knowledge_outside_its_range_is_refused(value: float) -> None:
     with pytest.raises(UserError, match=r"the metric mine gives knowledge outside 0\.\.1"):
-        measure.score(mine(lambda hits: [0, 1, 0.5, NAN, value]), observations())
+        scoring.score(mine(lambda hits: [0, 1, 0.5, NAN, value]), observations())
 
 
 def test_a_metric_cannot_change_what_the_next_one_reads() -> None:
@@ -384,6 +384,6 @@ def test_a_metric_cannot_change_what_the_next_one_reads() -> None:
                 array[...] = 0
         return ends.astype(float)
 
-    assert measure.score(mine(erases), seen).tolist() == [1, 1, 1, 0, 1]
+    assert scoring.score(mine(erases), seen).tolist() == [1, 1, 1, 0, 1]
     assert seen.hits
     assert seen.hits[0].flags.writeable

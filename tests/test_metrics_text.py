@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from stillknows.errors import UserError
-from stillknows.metrics.behaviour import fluency, refusal_rate, token_entropy
-from stillknows.metrics.generation import leak_at_k
-from stillknows.metrics.membership import min_k, min_k_plus_plus, zlib
+from stillknows.metrics.example.behaviour import fluency, refusal_rate, token_entropy
+from stillknows.metrics.example.generation import leak_at_k
+from stillknows.metrics.example.membership import min_k, min_k_plus_plus, zlib
 
 
 @pytest.mark.parametrize(("n", "leaks", "k"), [(5, 2, 3), (6, 1, 2), (6, 0, 4), (4, 4, 1), (5, 3, 3)])

@@ -15,12 +15,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from stillknows.analysis import diagnose
 from stillknows.auditing import audit
 from stillknows.errors import UserError
-from stillknows.formats import diagnose
-from stillknows.model import checkpoints, modelfiles, records, tokens
+from stillknows.model import checkpoints, modelfiles, run_record, tokens
 from stillknows.model.layers import linears
-from stillknows.model.weightfiles import stored
+from stillknows.model.safetensors_index import stored
 
 Case = Callable[..., Any]
 BENCHMARK = [("where is Ada", "Paris"), ("what is the colour of the dog", "red"), ("where is Bela", "Rome")]
@@ -384,7 +384,7 @@ def test_a_tokenizer_that_was_written_otherwise_is_noticed(save_model: Case, tmp
 
     subject.tokenizer.__class__ = Other
     with pytest.raises(UserError, match="1 parts differ, the first: eos_token"):
-        records.save(subject.model, subject.tokenizer, tmp_path / "out", {})
+        run_record.save(subject.model, subject.tokenizer, tmp_path / "out", {})
 
 
 @pytest.mark.parametrize("command", ["unlearn", "quantize"])
@@ -414,6 +414,6 @@ def test_several_chat_templates_are_written_and_read_back(save_model: Case, tmp_
     subject = checkpoints.load(source_of(folder))
     subject.tokenizer.chat_template = templates
     for _ in range(2):  # the second time over the first
-        records.save(subject.model, subject.tokenizer, tmp_path / "out", {})
+        run_record.save(subject.model, subject.tokenizer, tmp_path / "out", {})
     assert os.access(tmp_path / "out" / "additional_chat_templates", os.X_OK)
     assert checkpoints.load_tokenizer(source_of(tmp_path / "out")).chat_template == templates

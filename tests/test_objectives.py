@@ -17,8 +17,8 @@ from torch.nn.functional import kl_div, one_hot
 
 from stillknows.errors import UserError
 from stillknows.model import forward
+from stillknows.model.encoding import Encoded, right_padded
 from stillknows.model.logprobs import Logits, answer_index
-from stillknows.model.text import Encoded, right_padded
 from stillknows.registry import Plugin, bind, plugins
 from stillknows.training.loop import Settings, _Loop, fit
 from stillknows.training.objective_inputs import COMPANIONS, COMPANIONS_OR_OWN, PLAIN, Need, Term
@@ -608,7 +608,7 @@ CONVEX: dict[str, Callable[[Tensor], Tensor]] = {  # f of each divergence, f(1) 
 @pytest.mark.parametrize("p", [0.0, 0.25, 1.0])
 def test_costs_of_flat_are_the_conjugates_of_its_gains(name: str, p: float) -> None:
     """f*(u) = sup over t of u·t − f(t), searched on a grid; the gain of 0 is told by a second answer."""
-    from stillknows.objectives.likelihood import DIVERGENCES
+    from stillknows.methods.objectives.likelihood import DIVERGENCES
 
     gain, cost = DIVERGENCES[name]  # type: ignore[index]
     grid = torch.linspace(1e-6, 20, 2_000_001, dtype=torch.float64)

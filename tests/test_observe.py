@@ -17,13 +17,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from stillknows.auditing import observe as observing
 from stillknows.auditing.observe import OPTIONAL, SLACK, observe
-from stillknows.measure import score
 from stillknows.model import generate as generating
 from stillknows.model import logprobs
+from stillknows.model.encoding import Asked, Encoded, encode_split
 from stillknows.model.forward import score_items
 from stillknows.model.layers import OutputLayer, output_layer
-from stillknows.model.text import Asked, Encoded, encode_split
 from stillknows.registry import bind, plugins
+from stillknows.scoring import score
 from stillknows.types import Decoding, Example, Floats, Observations, Split
 
 TEMPLATE = "what {prompt} is"

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from stillknows import demo
-from stillknows.auditing import audit, report
-from stillknows.auditing.overview import overview
+from stillknows.auditing import audit
+from stillknows.experiments import demo
+from stillknows.reporting import report
+from stillknows.reporting.overview import overview
 from stillknows.types import CONTROL, ORIGINAL
 
 LEAD = "answer_probability"

@@ -17,14 +17,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import MixtralConfig, MixtralForCausalLM
 
+from stillknows.analysis.update_survival import tallies, total
 from stillknows.errors import UserError
-from stillknows.formats import compress
-from stillknows.formats.compress import Quantized, compressed, parse_variant, quantize, weights
-from stillknows.formats.tally import tallies, total
 from stillknows.model.layers import linears
-from stillknows.quantizers import codebooks, parts
-from stillknows.quantizers.codebooks import FP4, NF4
 from stillknows.registry import Bound, Plugin, plugins
+from stillknows.transforms.compression import codebooks, parts
+from stillknows.transforms.compression.codebooks import FP4, NF4
+from stillknows.variants import compress
+from stillknows.variants.compress import Quantized, compressed, parse_variant, quantize, weights
 
 Make = Callable[..., Any]
 O, I = 6, 128  # noqa: E741

@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from stillknows.errors import UserError
-from stillknows.formats import compress
-from stillknows.formats.compress import Quantized, parse_variant, quantize
-from stillknows.quantizers.floating import E2M1, fp8, mxfp4, nvfp4
+from stillknows.transforms.compression.floating import E2M1, fp8, mxfp4, nvfp4
+from stillknows.variants import compress
+from stillknows.variants.compress import Quantized, parse_variant, quantize
 
 FP8_SCALES = ("tensor", "channel", "block")
 # the libraries use what will go from torch; transformers imports those of them that it finds

@@ -22,15 +22,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from stillknows.analysis.update_survival import tallies, total
 from stillknows.errors import UserError
-from stillknows.formats.compress import check, compressed, parse_variant, quantize, weights
-from stillknows.formats.tally import tallies, total
+from stillknows.model.architecture import MatrixRole, placed
 from stillknows.model.layers import linears
 from stillknows.model.packed.ggml import Bytes, pack
-from stillknows.model.places import MatrixRole, placed
-from stillknows.quantizers.gguf import FALLBACK, gguf, main_type, type_in_file
-from stillknows.quantizers.gguf_blocks import SUPER, TYPES, fill
 from stillknows.registry import plugins
+from stillknows.transforms.compression.gguf import FALLBACK, gguf, main_type, type_in_file
+from stillknows.transforms.compression.gguf_blocks import SUPER, TYPES, fill
+from stillknows.variants.compress import check, compressed, parse_variant, quantize, weights
 
 SIMPLE = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
 GGML_NUMBERS = {name: int(i) for name, i in zip(TYPES, (2, 3, 6, 7, 8, 10, 11, 12, 13, 14), strict=True)}
@@ -139,7 +139,7 @@ def test_bytes_equal_those_of_gguf_py(name: str, x: Tensor) -> None:
 
 def test_many_blocks_are_filled_in_parts_without_a_seam(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = fill(sample(), "Q4_K").values
-    monkeypatch.setattr("stillknows.quantizers.gguf_blocks.CACHED", 3 * SUPER)
+    monkeypatch.setattr("stillknows.transforms.compression.gguf_blocks.CACHED", 3 * SUPER)
     assert torch.equal(fill(sample(), "Q4_K").values, whole)
 
 

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from stillknows.errors import UserError
-from stillknows.formats import compress
-from stillknows.formats.compress import parse_variant, quantize
-from stillknows.quantizers import hqq as module
-from stillknows.quantizers.hqq import hqq
+from stillknows.transforms.compression import hqq as module
+from stillknows.transforms.compression.hqq import hqq
+from stillknows.variants import compress
+from stillknows.variants.compress import parse_variant, quantize
 
 
 def sample(seed: int = 0, outputs: int = 24, inputs: int = 192) -> Tensor:

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
+from stillknows.analysis.update_survival import tallies, total
 from stillknows.errors import UserError
-from stillknows.formats.compress import Quantized, parse_variant, quantize, weights
-from stillknows.formats.tally import tallies, total
 from stillknows.model.layers import linears
-from stillknows.quantizers.pruning import magnitude, sparse
+from stillknows.transforms.compression.pruning import magnitude, sparse
+from stillknows.variants.compress import Quantized, parse_variant, quantize, weights
 
 
 def apply(form: str, weight_OI: Tensor) -> Quantized:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from stillknows.formats.compress import parse_variant, quantize
+from stillknows.variants.compress import parse_variant, quantize
 
 pytestmark = pytest.mark.oracle("torchao")
 GROUP = 32

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stillknows.auditing import ranking
-from stillknows.auditing.ranking import RELEARNED, Trial
 from stillknows.registry import bind
+from stillknows.reporting import ranking
+from stillknows.reporting.ranking import RELEARNED, Trial
 from stillknows.types import CONTROL, FULL, Observations
 
 ONES = np.ones((1, 2))

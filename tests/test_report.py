@@ -19,16 +19,17 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from stillknows import store
-from stillknows.auditing import evidence, report
+from stillknows.auditing import evidence
 from stillknows.auditing.audit import Audit, AuditConfig
 from stillknows.auditing.evidence import CellKey
-from stillknows.auditing.overview import NOT_ASKED
 from stillknows.auditing.verdict import Policy, judge
 from stillknows.errors import UserError
+from stillknows.formatting import number, percent
 from stillknows.model.checkpoints import Source
 from stillknows.registry import bind
+from stillknows.reporting import report
+from stillknows.reporting.overview import NOT_ASKED
 from stillknows.types import CONTROL, FULL, ORIGINAL, Benchmark, Cell, Example, Interval, Observations, Role, Split
-from stillknows.words import number, percent
 
 FACTS = 40
 LEAKING = (7, 3, 21)  # the facts that "brittle" gives away most under int4, the worst first

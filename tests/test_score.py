@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 
 from stillknows import store
-from stillknows.auditing import evidence, rescore
+from stillknows.auditing import evidence
 from stillknows.auditing.evidence import CellKey
 from stillknows.errors import UserError
 from stillknows.observations import load_observations, observations_digest, save_observations
 from stillknows.registry import bind
+from stillknows.reporting import rescore
 from stillknows.types import CONTROL, FULL, Observations
 
 ROUGE_LOG = [

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stillknows.auditing import rescore
-from stillknows.auditing.rescore_openunlearning import run
 from stillknows.errors import UserError
+from stillknows.reporting import rescore
+from stillknows.reporting.rescore_openunlearning import run
 
 Json = Any
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from stillknows.auditing import rescore
-from stillknows.auditing.rescore_rwku import READERS, recall, run
 from stillknows.errors import UserError
+from stillknows.reporting import rescore
+from stillknows.reporting.rescore_rwku import READERS, recall, run
 
 Json = Any
 

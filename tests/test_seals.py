@@ -13,9 +13,9 @@ import pytest
 from conftest import WORLD, World
 
 from stillknows import store
-from stillknows.auditing import report
 from stillknows.errors import UserError
 from stillknows.observations import load_observations, observations_digest, save_observations
+from stillknows.reporting import report
 
 Case = Callable[..., Any]
 FLIPS = 150  # single bits that are flipped in a file, one at a time

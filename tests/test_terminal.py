@@ -20,13 +20,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
+from test_formatting import PIECES
 from test_report import make_audit, make_report
-from test_words import PIECES
 
 from stillknows import cli as command_line
 from stillknows import progress, store
-from stillknows.auditing import report
 from stillknows.errors import is_disk_full
+from stillknows.reporting import report
 
 Case = Callable[..., Any]
 PROGRAM = "import sys; from stillknows.cli import main; sys.argv = ['stillknows', *sys.argv[1:]]; main()"

@@ -11,10 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from stillknows.formats import compress, diagnose, tally
-from stillknows.formats.compress import parse_variant, quantize
+from stillknows.analysis import diagnose, update_survival
 from stillknows.model import checkpoints
-from stillknows.model.places import placed
+from stillknows.model.architecture import placed
+from stillknows.variants import compress
+from stillknows.variants.compress import parse_variant, quantize
 
 Case = Callable[..., Any]
 EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
@@ -71,7 +72,7 @@ def test_the_update_of_both_layers_is_counted(original: str, subject: str, model
     """On disk as in memory: each layer of the subject's against that layer of the original's."""
     before, after = (checkpoints.load(located(models[name])).model for name in (original, subject))
     chain = parse_variant("gguf:Q8_0")
-    counted = tally.tallies(after, compress.weights(before, chain), chain)
+    counted = update_survival.tallies(after, compress.weights(before, chain), chain)
     on_disk = diagnose.run(str(models[original]), str(models[subject]), "gguf:Q8_0")["formats"][0]
     changed = {row["tensor"]: row["changed"] for row in on_disk["tensors"]}
     assert changed == pytest.approx({name: part.changed / part.weights for name, part in counted.items()})

@@ -11,10 +11,11 @@ import pytest
 from conftest import WORLD, World
 
 from stillknows.errors import UserError
+from stillknows.experiments import tune
+from stillknows.experiments.tune import Range, best, configured, parse_range
 from stillknows.registry import bind
 from stillknows.training.loop import Settings
-from stillknows.unlearning import tune, unlearn
-from stillknows.unlearning.tune import Range, best, configured, parse_range
+from stillknows.unlearning import unlearn
 
 Case = Callable[..., Any]
 METHOD = "npo:beta=0.5 + nll"

@@ -13,11 +13,12 @@ import torch
 from jsonschema import Draft202012Validator
 
 from stillknows import defaults
-from stillknows.auditing import plan, report
+from stillknows.auditing import plan
 from stillknows.errors import UserError
-from stillknows.formats import calibrate, compress
-from stillknows.quantizers import calibrated
+from stillknows.reporting import report
+from stillknows.transforms.compression import calibrated
 from stillknows.types import Benchmark, Example, Split
+from stillknows.variants import calibrate, compress
 
 FORMATS = [
     *("full", "bf16", "fp8", "int8", "nf4", "fp4", "rtn:grid=full", "gptq", "awq", "hqq", "mxfp4", "nvfp4"),

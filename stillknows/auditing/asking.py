@@ -14,13 +14,13 @@ from dataclasses import dataclass, replace
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from stillknows.auditing.variants import Variant, taught_facts
 from stillknows.errors import UserError
 from stillknows.model import checkpoints
-from stillknows.model.suppress import Suppression, with_question
-from stillknows.model.text import CHAT, Asked, Encoded, LongItems, encode_split
+from stillknows.model.encoding import CHAT, Asked, Encoded, LongItems, encode_split
 from stillknows.store import key
 from stillknows.types import Benchmark, Split
+from stillknows.variants.defences import Suppression, with_question
+from stillknows.variants.variant import Variant, taught_facts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

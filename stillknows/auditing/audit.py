@@ -15,15 +15,15 @@ from stillknows.auditing.observe import observe
 from stillknows.auditing.plan import AuditConfig, LeftOut, plan
 from stillknows.auditing.prepared import Prepared
 from stillknows.auditing.updates import updates
-from stillknows.auditing.variants import Variant
 from stillknows.auditing.verdict import judge, out_of_reach
 from stillknows.errors import UserError
-from stillknows.model import checkpoints, records
-from stillknows.model.text import Asked
+from stillknows.model import checkpoints, run_record
+from stillknows.model.encoding import Asked
 from stillknows.observations import load_observations, save_observations
 from stillknows.progress import progress, say
 from stillknows.store import Serialized, key
 from stillknows.types import FULL, ORIGINAL, UNWRAPPED, Cell, Observations, Verdict
+from stillknows.variants.variant import Variant
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,8 @@ def run(request: AuditConfig, out: Path) -> Audit:
     prepared, reader, variants, left_out, metrics, figures, suite = plan(request, out)
     if reasons := out_of_reach(request.benchmark, variants, request.control is not None, request.policy):
         say(reasons)
-    run_records = {model.label: records.read(model.source.path) for model in prepared}
-    versions = records.versions() | ({} if suite is None else {"lm-eval": suite.version})
+    run_records = {model.label: run_record.read(model.source.path) for model in prepared}
+    versions = run_record.versions() | ({} if suite is None else {"lm-eval": suite.version})
     deployments = {name: variant for name, variant in variants.items() if variant.role == "deployment"}
     keys = _Keys()
     load, measured = Loader(request.device, reader, [variant.chain for variant in variants.values()]), []

@@ -14,8 +14,8 @@ from typing import NamedTuple
 import numpy as np
 
 from stillknows.errors import NotMeasured
-from stillknows.measure import score
 from stillknows.registry import Bound
+from stillknows.scoring import score
 from stillknows.stats import LEVEL, binomial_bounds, bootstrap, bounds, interval
 from stillknows.types import CONTROL, FULL, ORIGINAL, SUITE, Cell, Floats, Interval, Observations, Role
 

@@ -11,11 +11,11 @@ from stillknows.auditing import harness
 from stillknows.auditing.loader import OBSERVATIONS_VERSION, Loader, observations_file
 from stillknows.auditing.plan import AuditConfig
 from stillknows.auditing.prepared import Prepared
-from stillknows.auditing.variants import Variant
-from stillknows.model.text import CHAT
+from stillknows.model.encoding import CHAT
 from stillknows.progress import progress
 from stillknows.store import key, recall, write_sealed
 from stillknows.types import Cell, Interval
+from stillknows.variants.variant import Variant
 
 TASKS = "tasks"  # in the place of a split's name: the file of general utility
 

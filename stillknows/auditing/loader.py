@@ -8,12 +8,12 @@ from pathlib import Path
 
 from stillknows.auditing.asking import Reader
 from stillknows.auditing.prepared import Prepared
-from stillknows.formats import compress
 from stillknows.lazy import Tensor
 from stillknows.model import checkpoints
 from stillknows.observations import OBSERVATIONS
 from stillknows.store import name_of
 from stillknows.types import FULL, UNWRAPPED, Subject
+from stillknows.variants import compress
 
 OBSERVATIONS_VERSION = 3  # raise when observe() or its inputs change their meaning
 

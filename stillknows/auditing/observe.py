@@ -8,11 +8,11 @@ import numpy as np
 
 from stillknows.lazy import enable_grad, nn, no_grad, torch
 from stillknows.model.alone import require_greedy_alone, require_scores_alone
+from stillknows.model.encoding import Asked, Encoded
 from stillknows.model.forward import ItemScores, answer_states, score_items
 from stillknows.model.generate import end_tokens, generate, greedy, sampled
 from stillknows.model.layers import OutputLayer, output_layer
 from stillknows.model.logprobs import token_log_probs
-from stillknows.model.text import Asked, Encoded
 from stillknows.types import Decoding, Floats, Observations
 
 SLACK = 8  # tokens that a generation may be longer than the true answer, where the split sets no limit

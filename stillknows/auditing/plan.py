@@ -13,19 +13,19 @@ from stillknows.auditing import asking, harness
 from stillknows.auditing.asking import Questions, Reader
 from stillknows.auditing.observe import OPTIONAL
 from stillknows.auditing.prepared import Prepared
-from stillknows.auditing.variants import Variant, expand, parse_variant
 from stillknows.auditing.verdict import Policy
 from stillknows.errors import UserError, did_you_mean
-from stillknows.formats import compress
-from stillknows.formats.calibrate import sequences
 from stillknows.lazy import Tensor
-from stillknows.model import checkpoints, suppress
-from stillknows.model.suppress import Suppression
-from stillknows.model.text import CHAT, LongItems, framed
+from stillknows.model import checkpoints
+from stillknows.model.encoding import CHAT, LongItems, framed
 from stillknows.progress import say
 from stillknows.registry import Bound, bind, bind_all
 from stillknows.store import read_text, require_apart
 from stillknows.types import CONTROL, FULL, ORIGINAL, SUITE, UNWRAPPED, WEIGHTS, Benchmark, Split
+from stillknows.variants import compress, defences
+from stillknows.variants.calibrate import sequences
+from stillknows.variants.defences import Suppression
+from stillknows.variants.variant import Variant, expand, parse_variant
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def _check_request(request: AuditConfig, metrics: Mapping[str, Bound]) -> None:
     policy = request.policy
     for name in {*policy.gates, policy.utility} - metrics.keys():
         raise UserError(f"the verdict needs the metric {name!r}", f"add it to --metrics, now {request.metrics}")
-    if request.tasks and any(suppress.read(Path(name)) for name in request.subjects.values()):
+    if request.tasks and any(defences.read(Path(name)) for name in request.subjects.values()):
         raise UserError("general tasks would not be asked through a suppression", "leave out --tasks")
     for label in request.subjects:
         if label in (ORIGINAL, CONTROL):
@@ -163,7 +163,7 @@ def _find(request: AuditConfig) -> tuple[dict[str, Suppression], dict[str, check
         "trust_remote_code": request.trust_remote_code,
         "quantized": True,
     }
-    read = {label: suppress.read(Path(name)) for label, name in request.subjects.items()}
+    read = {label: defences.read(Path(name)) for label, name in request.subjects.items()}
     suppressions = {label: found for label, found in read.items() if found}
     models = request.models | {label: found.model for label, found in suppressions.items()}
     return suppressions, {label: checkpoints.find(name, **allowed) for label, name in models.items()}

@@ -7,12 +7,12 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from stillknows.auditing.asking import Items
-from stillknows.auditing.variants import Variant
 from stillknows.lazy import nn
 from stillknows.model import checkpoints
-from stillknows.model.suppress import Suppression
-from stillknows.model.text import Asked, Encoded
+from stillknows.model.encoding import Asked, Encoded
 from stillknows.types import Decoding
+from stillknows.variants.defences import Suppression
+from stillknows.variants.variant import Variant
 
 
 class Prepared(NamedTuple):

@@ -6,12 +6,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from stillknows.analysis import update_survival
 from stillknows.auditing.loader import OBSERVATIONS_VERSION, Loader, observations_file
 from stillknows.auditing.prepared import Prepared
-from stillknows.auditing.variants import Variant
-from stillknows.formats import tally
 from stillknows.store import key, recall, write_sealed
 from stillknows.types import WEIGHTS, Cell, Interval
+from stillknows.variants.variant import Variant
 
 
 def updates(
@@ -51,7 +51,7 @@ class Damage(NamedTuple):
     surviving: float | None
 
     @classmethod
-    def of(cls, counted: tally.Tally) -> Damage:
+    def of(cls, counted: update_survival.Tally) -> Damage:
         return cls(counted.weights, counted.crossing, counted.surviving)
 
 
@@ -64,9 +64,9 @@ def _damage(
     found = _read_damage(path, cache)
     if found is None:
         before = load.original_weights(original)
-        counted = tally.tallies(load(model).model, before, form.chain)
-        layers = {layer: Damage.of(part) for layer, part in tally.by_layer(counted).items()}
-        found = Damage.of(tally.total(counted.values())), layers
+        counted = update_survival.tallies(load(model).model, before, form.chain)
+        layers = {layer: Damage.of(part) for layer, part in update_survival.by_layer(counted).items()}
+        found = Damage.of(update_survival.total(counted.values())), layers
         saved = {layer: part._asdict() for layer, part in layers.items()}
         write_sealed(path, {"key": cache, "whole": found[0]._asdict(), "layers": saved})
     return found

@@ -18,9 +18,9 @@ from stillknows import defaults
 from stillknows.arguments import require_type
 from stillknows.auditing.evidence import CellKey, Comparison, Table, compare, unscored, utility
 from stillknows.errors import UserError
+from stillknows.formatting import percent
 from stillknows.stats import LEVEL, holm, p_value_at_most
 from stillknows.types import CONTROL, FULL, ORIGINAL, Benchmark, Interval, Verdict, VerdictName
-from stillknows.words import percent
 
 EXIT_CODES: dict[VerdictName, int] = {"FORGOTTEN": 0, "STILL KNOWS": 3, "HIDDEN": 3, "DAMAGED": 4, "UNDECIDED": 5}
 

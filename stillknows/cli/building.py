@@ -50,8 +50,8 @@ def demo(
 
     Needs no network and no GPU. A second run reuses the models of the first.
     """
-    from stillknows import demo
-    from stillknows.auditing import report
+    from stillknows.experiments import demo
+    from stillknows.reporting import report
 
     result = demo.run(out, seed, command=command_line())
     show(result, as_json, report.summary(result), f"open {out / report.HTML}")
@@ -189,8 +189,9 @@ def tune(
     An interrupted search goes on where it was. The best model found stays in OUT/trials.
     """
     from stillknows.auditing import audit
+    from stillknows.experiments import tune
     from stillknows.training.loop import Settings
-    from stillknows.unlearning import tune, unlearn
+    from stillknows.unlearning import unlearn
 
     asked = chosen_benchmark(benchmark, data, template, refusals)
     settings = Settings(lr=lr, epochs=epochs, batch_size=batch_size, forget_below=forget_below, seed=seed)
@@ -234,11 +235,11 @@ def suppress(
 
     Writes a file that `stillknows audit` takes in the place of a model. It holds items in plain words.
     """
-    from stillknows.model import suppress
+    from stillknows.variants import defences
 
     helpers = {name: folder for name, folder in (("unlearned", unlearned), ("reference", reference)) if folder}
     asked = chosen_benchmark(benchmark, data, template)
-    content = suppress.write(out, model, method, asked, helpers, passages=passages, overwrite=overwrite)
+    content = defences.write(out, model, method, asked, helpers, passages=passages, overwrite=overwrite)
     show(
         content,
         as_json,
@@ -270,7 +271,7 @@ def quantize(
     Every matrix is read back from the file and equals, bit by bit, what an audit measures under that format; an
     audit takes the file in the place of a model.
     """
-    from stillknows.formats import export
+    from stillknows.variants import export
 
     request = export.ExportConfig(model, to, calibration, device, allow_pickle, trust_remote_code)
     record = export.run(request, out, overwrite=overwrite)

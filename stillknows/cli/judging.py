@@ -101,8 +101,9 @@ def audit(
     Exit code: 0 FORGOTTEN, 3 STILL KNOWS or HIDDEN, 4 DAMAGED, 5 UNDECIDED, 2 for bad input. An interrupted audit
     resumes where it was.
     """
-    from stillknows.auditing import audit, plan, report
+    from stillknows.auditing import audit, plan
     from stillknows.auditing.verdict import EXIT_CODES, Policy
+    from stillknows.reporting import report
     from stillknows.store import claim, require_new
 
     request = audit.AuditConfig(
@@ -122,7 +123,7 @@ def report(
     folder: Annotated[Path, typer.Argument(help="Folder that an audit or the demo wrote.")], as_json: Json = False
 ) -> None:
     """Show the report of an audit again, and write its pages anew."""
-    from stillknows.auditing import report
+    from stillknows.reporting import report
     from stillknows.store import claim
 
     with claim(folder):
@@ -157,10 +158,10 @@ def diagnose(
     Compares two checkpoints on disk. It says how much of the update survives, and how much came back in small models
     where as much survived; whether it does in yours, an audit measures.
     """
-    from stillknows.formats import diagnose, diagnosis
+    from stillknows.analysis import diagnose, diagnosis_page
 
     result = diagnose.run(original, unlearned, formats, sizes=sizes, trust_remote_code=trust_remote_code)
-    show(result, as_json, diagnosis.text(result, layers=layers, sizes=sizes))
+    show(result, as_json, diagnosis_page.text(result, layers=layers, sizes=sizes))
 
 
 @app.command(
@@ -202,7 +203,7 @@ def score(
     Bounds are one-sided, 95 % each. Scores are computed from probabilities and texts; those that a log records itself
     are only compared, and disagreements are told.
     """
-    from stillknows.auditing import rescore, rescore_openunlearning, rescore_rwku
+    from stillknows.reporting import rescore, rescore_openunlearning, rescore_rwku
 
     if log_format != "muse" and corpus:
         raise UserError("--corpus names a corpus of MUSE", "add --format muse, or leave it out")
@@ -240,7 +241,9 @@ def meta(
 
     Needs no network and no GPU. An interrupted run resumes where it was.
     """
-    from stillknows import meta
+    from stillknows.experiments import metric_validation
 
-    result = meta.run(out, models=models, seed=seed, metrics=metrics, overwrite=overwrite, command=command_line())
-    show(result, as_json, meta.summary(result), f"open {out / meta.MARKDOWN}")
+    result = metric_validation.run(
+        out, models=models, seed=seed, metrics=metrics, overwrite=overwrite, command=command_line()
+    )
+    show(result, as_json, metric_validation.summary(result), f"open {out / metric_validation.MARKDOWN}")

@@ -58,12 +58,12 @@ def train(
     from stillknows.benchmarks.jsonl import read_examples
     from stillknows.store import claim
     from stillknows.training.loop import Settings
-    from stillknows.unlearning import exact
+    from stillknows.unlearning import sisa
 
     parts = [_sliced(path, read_examples(path), slices) for path in shard]
     settings = Settings(lr=lr, epochs=epochs, max_steps=steps, batch_size=batch_size, seed=seed)
     with claim(out):
-        head = exact.train(base, parts, out, settings, template=template, rank=rank, device=device)
+        head = sisa.train(base, parts, out, settings, template=template, rank=rank, device=device)
     count = len(parts) * slices
     _show_head(head, as_json, f"wrote {count} adapters to {out}", folder=str(out), adapters=count)
 
@@ -83,12 +83,12 @@ def delete(
     """Drop every adapter that saw one of the items. What is left was computed without them."""
     from stillknows.benchmarks.jsonl import read_examples
     from stillknows.store import claim
-    from stillknows.unlearning import exact
+    from stillknows.unlearning import sisa
 
     examples_ = read_examples(items)
-    exact.verify(folder, head)
+    sisa.verify(folder, head)
     with claim(folder):
-        last, dropped = exact.delete(folder, examples_)
+        last, dropped = sisa.delete(folder, examples_)
     names = [place.file for place in dropped]
     _show_head(last, as_json, f"deleted {len(examples_)} items with {', '.join(names)}", dropped=names)
 
@@ -105,9 +105,9 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Check the log, and the adapters against it; exit code 2 names the first that is not as it was written."""
-    from stillknows.unlearning import exact
+    from stillknows.unlearning import sisa
 
-    _show_head(exact.verify(folder, head), as_json, f"{folder} is as its log says")
+    _show_head(sisa.verify(folder, head), as_json, f"{folder} is as its log says")
 
 
 @shards.command(epilog=examples("stillknows shards merge runs/shards --out runs/served"))
@@ -119,12 +119,12 @@ def merge(
 ) -> None:
     """Write the base with the adapters that are left, as an ordinary checkpoint, for `stillknows audit` to take."""
     from stillknows.store import RECORD, claim, require_new
-    from stillknows.unlearning import exact
+    from stillknows.unlearning import sisa
 
     with claim(out):
         require_new(out / RECORD, overwrite=overwrite)
         require_new(out / "config.json", overwrite=overwrite)
-        record = exact.merge(folder, out)
+        record = sisa.merge(folder, out)
     show(record, as_json, f"wrote {out}", f"next: stillknows audit {out} --original … --control … --benchmark …")
 
 

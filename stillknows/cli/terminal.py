@@ -14,8 +14,8 @@ import typer
 
 from stillknows import defaults
 from stillknows.errors import UserError
+from stillknows.formatting import for_terminal
 from stillknows.progress import say
-from stillknows.words import for_terminal
 
 if TYPE_CHECKING:
     from stillknows.types import Benchmark

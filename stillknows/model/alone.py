@@ -11,11 +11,11 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 from stillknows.errors import UserError
 from stillknows.lazy import Tensor, nn, no_grad, torch
+from stillknows.model.encoding import Encoded
 from stillknows.model.forward import ItemScores, answer_states
 from stillknows.model.layers import OutputLayer, hidden_states
 from stillknows.model.lengths import shared_limit
 from stillknows.model.logprobs import token_log_probs
-from stillknows.model.text import Encoded
 
 ONE_IN = 100
 TOLERANCE, RELATIVE = 1e-3, 1e-4  # nats, and of the numbers compared

@@ -6,11 +6,11 @@ from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from stillknows.lazy import Tensor, nn, no_grad, torch
+from stillknows.model.encoding import Encoded, batches, common_beginning, right_padded
+from stillknows.model.kv_cache import Context, Shape, can_share, last_states, nothing_read, read, together
 from stillknows.model.layers import OutputLayer, block_output, hidden_states
 from stillknows.model.lengths import shared_limit
 from stillknows.model.logprobs import AnswerIndex, answer_index, token_scores
-from stillknows.model.reading import Context, Shape, can_share, last_states, nothing_read, read, together
-from stillknows.model.text import Encoded, batches, common_beginning, right_padded
 
 EVALUATION_BATCH = 64
 LARGE_BATCH = 2**15  # tokens of one batch, fillers included, so that long texts do not fill the memory

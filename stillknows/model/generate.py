@@ -6,11 +6,11 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 from stillknows.lazy import Tensor, nn, no_grad, torch
+from stillknows.model.encoding import Encoded, batches, common_beginning
 from stillknows.model.forward import batch_tokens
+from stillknows.model.kv_cache import Context, Shape, can_share, last_states, nothing_read, read
 from stillknows.model.layers import OutputLayer
 from stillknows.model.lengths import shared_limit
-from stillknows.model.reading import Context, Shape, can_share, last_states, nothing_read, read
-from stillknows.model.text import Encoded, batches, common_beginning
 
 GENERATION_BATCH = 128
 CACHE_BYTES = 2**30  # of keys and values in memory at once; a single row may take more

@@ -9,8 +9,8 @@ from typing import Any
 
 from stillknows import __version__
 from stillknows.lazy import nn
-from stillknows.model import checkpoints, records
-from stillknows.model.text import Encoded, encode
+from stillknows.model import checkpoints, run_record
+from stillknows.model.encoding import Encoded, encode
 from stillknows.registry import bind
 from stillknows.store import RECORD, claim, require_apart, require_new
 from stillknows.training.loop import Fit, Settings, fit
@@ -70,7 +70,7 @@ def write_finetuned(
             "fine-tuned on": f"{len(items)} examples",
             "settings": asdict(settings),
             "fit": outcome.to_json(),
-            "versions": records.versions(),
+            "versions": run_record.versions(),
         }
-        records.save(model, tokenizer, out, record)
+        run_record.save(model, tokenizer, out, record)
     return record

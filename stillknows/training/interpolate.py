@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
-from stillknows.lazy import Tensor, nn, no_grad, torch
+from stillknows.lazy import nn, no_grad, torch
+from stillknows.model.parameters import Weights, copies
 
 PARTS = 16  # shares that are tried, from 1 downwards
 HALVINGS = 4  # of the distance between a share that is good and one that is not
-
-Weights = Mapping[str, Tensor]  # by name, of all parameters
-
-
-def weights(model: nn.Module) -> dict[str, Tensor]:
-    """Return copies of a model's parameters, by name."""
-    return {name: p.detach().clone() for name, p in model.named_parameters()}
 
 
 @no_grad
@@ -55,7 +49,7 @@ def calibrate(model: nn.Module, original: Weights, score: Callable[[], float], f
         score: of the model as it is at the call, higher is better, for example of what is to be retained.
         floor: share of the original's score that is kept, 0..1.
     """
-    unlearned = weights(model)
+    unlearned = copies(model)
     mix(model, original, unlearned, 0)
     least = floor * score()
 

@@ -18,9 +18,9 @@ from typing import Any, Literal
 
 from stillknows.errors import UserError
 from stillknows.lazy import Tensor, nn, torch
+from stillknows.model.encoding import Encoded
 from stillknows.model.forward import mean_probability, score_items
 from stillknows.model.layers import output_layer
-from stillknows.model.text import Encoded
 from stillknows.progress import progress
 from stillknows.registry import Bound, bind
 from stillknows.training.checkpoint import open_checkpoint, write_checkpoint

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from stillknows.lazy import Tensor, nn, torch
+from stillknows.model.encoding import Encoded
 from stillknows.model.forward import AnswerStates, answer_states, answer_tokens, score_items
 from stillknows.model.layers import OutputLayer, blocks, layer_number, output_layer
 from stillknows.model.logprobs import Logits, token_kl, token_log_probs, token_mean_log_probs
-from stillknows.model.text import Encoded
 from stillknows.needs import COMPANIONS, COMPANIONS_OR_OWN, PLAIN, TEACHERS
 from stillknows.registry import Bound
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from stillknows.model.text import Encoded
+from stillknows.model.encoding import Encoded
 
 COPIES = 3  # of each item
 

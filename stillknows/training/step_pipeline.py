@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from stillknows.errors import UserError
 from stillknows.lazy import Tensor, nn, no_grad, parametrize, torch
-from stillknows.model.text import Encoded
+from stillknows.model.encoding import Encoded
 from stillknows.needs import OF_SCRAMBLED, OF_TERMS
 from stillknows.registry import Bound
 from stillknows.training.objective_inputs import Term

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from stillknows.errors import UserError, blamed_on
-from stillknows.model import records
+from stillknows.model import run_record
 from stillknows.store import RECORD, file_digest, key
 from stillknows.training.loop import Fit
 from stillknows.types import Benchmark, Example
@@ -66,7 +66,7 @@ def follow(folder: Path, original: str, name: str) -> Earlier:
 
     Raises UserError for a folder without a record of this kind and for a run that began with another model.
     """
-    record = records.read(folder)
+    record = run_record.read(folder)
     if record is None or "request" not in record:
         raise UserError(
             f"{folder} holds no unlearning run that another could follow: its {RECORD} is missing or no record of one",

@@ -10,11 +10,10 @@ from typing import Any, NamedTuple
 
 from stillknows import __version__, defaults
 from stillknows.errors import UserError
-from stillknows.formats.compress import check_fixed, parse_variant
 from stillknows.lazy import nn, torch
-from stillknows.model import checkpoints, modelfiles, records
+from stillknows.model import checkpoints, modelfiles, parameters, run_record
+from stillknows.model.encoding import Encoded, LongItems, encode_split, without_end
 from stillknows.model.layers import layer_number, matching
-from stillknows.model.text import Encoded, LongItems, encode_split, without_end
 from stillknows.progress import say
 from stillknows.store import RECORD, claim, key, require_apart, require_new
 from stillknows.training import step_pipeline
@@ -23,8 +22,9 @@ from stillknows.training.finetune import finetune
 from stillknows.training.loop import Fit, Settings, fit
 from stillknows.training.objective_inputs import Term
 from stillknows.types import Benchmark, Role, Split
-from stillknows.unlearning import companions, method, sequence
+from stillknows.unlearning import alternative_answers, method, sequence
 from stillknows.unlearning.method import Method
+from stillknows.variants.compress import check_fixed, parse_variant
 
 CHECKPOINT = "checkpoint.safetensors"
 
@@ -90,7 +90,7 @@ class _Prepared(NamedTuple):
     base: checkpoints.Source
     source: checkpoints.Source
     earlier: sequence.Earlier
-    answering: companions.Answering
+    answering: alternative_answers.Answering
     forget: list[Encoded]
     retain: list[Encoded]
     refusals: tuple[str, ...]  # none where the method does not train with them
@@ -115,9 +115,9 @@ def _prepare(request: UnlearnConfig, chosen: Method) -> _Prepared:
         for split in (_split(benchmark, "forget"), _split(benchmark, "retain"))
     )
     for kind, items in (("forget", forget), ("retain", retain)):
-        companions.check(items, _companions(chosen, kind), retain, benchmark.spec)
+        alternative_answers.check(items, _companions(chosen, kind), retain, benchmark.spec)
     step_pipeline.check(chosen.wrappers, skeleton, len(forget))
-    answering = companions.Answering(tokenizer, benchmark.template, context, request.settings.seed)
+    answering = alternative_answers.Answering(tokenizer, benchmark.template, context, request.settings.seed)
     return _Prepared(
         chosen, base, source, earlier, answering, without_end(forget), retain, _refusals(benchmark, chosen)
     )
@@ -208,7 +208,7 @@ def _run(request: UnlearnConfig, prepared: _Prepared, out: Path, checkpoint: Pat
     record = _record(request, plan, outcome, truncated=sum(item.truncated for item in items))
     record["request"] = prepared.earlier.record(request.benchmark, outcome)
     dtype = torch.float32 if settings.weights == "float32" else torch.bfloat16
-    written = records.save(subject.model, prepared.answering.tokenizer, out, record, dtype)
+    written = run_record.save(subject.model, prepared.answering.tokenizer, out, record, dtype)
     checkpoint.unlink(missing_ok=True)
     return written
 
@@ -221,11 +221,11 @@ def _train(request: UnlearnConfig, prepared: _Prepared, model: nn.Module, checkp
     with Meter(model) as preparing:
         terms = _terms(request, prepared, model)
         if chosen.needs("original"):
-            given["original"] = {name: p.detach().clone() for name, p in model.named_parameters()}
+            given["original"] = parameters.copies(model)
         if chosen.needs("reinforced"):
             given["reinforced"] = _reinforced(model, prepared.forget, settings)
         if chosen.needs("refusals"):
-            given["refusals"] = companions.refusals(prepared.forget, prepared.refusals, prepared.answering)
+            given["refusals"] = alternative_answers.refusals(prepared.forget, prepared.refusals, prepared.answering)
     if terms:
         outcome = fit(
             model,
@@ -253,9 +253,9 @@ def _terms(request: UnlearnConfig, prepared: _Prepared, model: nn.Module) -> lis
     how = prepared.answering
     items = {"forget": prepared.forget, "retain": prepared.retain}
     makers: dict[str, Callable[[list[Encoded]], list[tuple[Encoded, ...]]]] = {
-        "refusal": lambda found: companions.refusals(found, prepared.refusals, how),
-        "mismatched": lambda found: companions.mismatched(found, prepared.retain, how),
-        "alternative": lambda found: companions.alternatives(model, found, how),
+        "refusal": lambda found: alternative_answers.refusals(found, prepared.refusals, how),
+        "mismatched": lambda found: alternative_answers.mismatched(found, prepared.retain, how),
+        "alternative": lambda found: alternative_answers.alternatives(model, found, how),
     }
     others = {
         kind: {name: makers[name](found) for name in _companions(prepared.method, kind)}
@@ -282,5 +282,5 @@ def _record(request: UnlearnConfig, plan: dict[str, Any], outcome: Fit, truncate
         "settings": asdict(request.settings),
         "fit": outcome.to_json(),
         "truncated_items": truncated,
-        "versions": records.versions(),
+        "versions": run_record.versions(),
     }

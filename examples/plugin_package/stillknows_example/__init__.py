@@ -8,10 +8,10 @@ from typing import Annotated
 import numpy as np
 
 from stillknows.errors import UserError
-from stillknows.formats.compress import Quantized
 from stillknows.lazy import Tensor, torch
 from stillknows.registry import Limits, register
 from stillknows.types import Benchmark, Example, Floats, Ragged, Split
+from stillknows.variants.compress import Quantized
 
 
 @register("forget", source="this example")

@@ -1,1 +1,0 @@
-"""What deployment does to weights, activations and cache, and what it leaves of an update."""

@@ -1,5 +1,0 @@
-"""Forget and retain terms. Importing the folder registers them."""
-
-from stillknows.objectives import distribution, likelihood, preference, representation
-
-__all__ = ["distribution", "likelihood", "preference", "representation"]

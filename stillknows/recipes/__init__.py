@@ -1,5 +1,0 @@
-"""Recipes: names for methods of several parts. Importing the folder registers them."""
-
-from stillknows.recipes import published, representation, robust
-
-__all__ = ["published", "representation", "robust"]

@@ -1,0 +1,1 @@
+"""Reports of audits, and scores of saved observations and of published logs."""

@@ -1,0 +1,1 @@
+"""Plug-ins that change what is asked: compression, as deployment does it, defences and attacks."""

@@ -1,0 +1,237 @@
+"""Models whose weights are left alone: what stands before or beside them is named in a small file.
+
+An audit takes such a file in the place of a model's folder. It then measures the model as it is served in every
+variant, and its bare weights in one variant more, `types.UNWRAPPED`: what only hides is found out by measuring.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from stillknows import __version__
+from stillknows.errors import UserError
+from stillknows.lazy import nn
+from stillknows.model import checkpoints
+from stillknows.model.checkpoints import Source
+from stillknows.model.encoding import Asked, preceded
+from stillknows.model.forward import question_states
+from stillknows.registry import Bound, bind
+from stillknows.store import key, read_json, read_text, require_new, write_json
+from stillknows.types import Benchmark, Example, Role, Split
+from stillknows.variants.retrieval import finder
+
+HELPERS = ("unlearned", "reference")  # models besides the served one that a suppression may need
+FIELDS = {
+    **{"stillknows": str, "suppression": str, "model": str, "helpers": dict},
+    **{"forget": list, "retain": list, "passages": list},
+}
+ROLES: tuple[Role, ...] = ("forget", "retain")
+ITEM = ("id", "prompt", "answer", "fact")
+ANEW = "write it anew with `stillknows suppress`"
+SEEN = 200  # questions to keep that a model's states are compared with; so many are seen in arXiv 2307.10442
+
+
+@dataclass(frozen=True)
+class Suppression:
+    """A suppression with everything that it needs; `model` names the model whose weights it leaves alone.
+
+    passages: what may be read before a question; where there are none, the items to retain.
+    """
+
+    bound: Bound
+    model: str
+    helpers: Mapping[str, Source]
+    forget: tuple[Example, ...]
+    retain: tuple[Example, ...]
+    passages: tuple[str, ...] = ()
+
+    @cached_property
+    def identity(self) -> str:
+        """Text that is equal for suppressions that do the same."""
+        models = {name: source.fingerprint for name, source in self.helpers.items()}
+        return key(self.bound.identity, models, [asdict(e) for e in (*self.forget, *self.retain)], self.passages)
+
+    @property
+    def rewrites(self) -> bool:
+        """Whether it changes what the model reads."""
+        return "model" not in self.bound.plugin.needs
+
+    @property
+    def retrieves(self) -> bool:
+        """Whether the model's states decide which questions get a passage before them."""
+        return _retrieves(self.bound)
+
+    def splits(self, split: Split, template: str) -> Iterator[Split]:
+        """Yield each example by itself, as the model reads it: with what comes in the place of question and template.
+
+        Plain texts have no question and are read as they are.
+        """
+        template = split.template or template
+        rewrite = self._retrieval() if self.retrieves else self.bound(forget=self.forget, retain=self.retain)
+        for e in split.examples:
+            question, frame = rewrite(e.prompt, template) if e.prompt else (e.prompt, template)
+            yield replace(split, examples=(replace(e, prompt=question),), template=frame)
+
+    def _retrieval(self) -> Callable[[str, str], tuple[str, str]]:
+        find = finder(self.passages or [f"{e.prompt} {e.answer}" for e in self.retain])
+
+        def rewrite(question: str, template: str) -> tuple[str, str]:
+            passage = find(question)
+            return (question, template) if passage is None else preceded(passage, question, template)
+
+        return rewrite
+
+    def known(self, split: Split, template: str) -> Split:
+        """Return questions to keep, in the frame of this split: what its questions' states are compared with."""
+        seen = random.Random(0).sample(self.retain, min(SEEN, len(self.retain)))
+        return Split("known", "retain", tuple(seen), split.template or template)
+
+    def chosen(
+        self, model: nn.Module, known: Sequence[Asked], bare: Sequence[Asked], retrieved: Sequence[Asked]
+    ) -> list[Asked]:
+        """Return of each item, bare or with its passage, the one that the model's own states call for."""
+        places = [i for i, item in enumerate(bare) if item.answer.example.prompt]
+        if not places:
+            return list(bare)
+        states = (question_states(model, [i.answer for i in items]) for items in (known, [bare[i] for i in places]))
+        known_ND, asked_MD = (found.numpy() for found in states)
+        flags = dict(zip(places, self.bound(known_ND=known_ND, asked_MD=asked_MD), strict=True))
+        pairs = zip(bare, retrieved, strict=True)
+        return [with_passage if flags.get(i) else alone for i, (alone, with_passage) in enumerate(pairs)]
+
+    def wrap(self, model: nn.Module, device: str) -> nn.Module:
+        """Return what answers in the model's place: the model itself where only its questions change."""
+        if self.rewrites:
+            return model
+        helpers = {name: checkpoints.load(source, device=device).model for name, source in self.helpers.items()}
+        return self.bound(model=model, **helpers)
+
+
+def with_question(asked: Asked, question: str) -> Asked:
+    """Return an item with the question that a user asked, for reports; its tokens stay what the model read."""
+    return replace(asked, answer=replace(asked.answer, example=replace(asked.answer.example, prompt=question)))
+
+
+def write(
+    path: Path,
+    model: str,
+    spec: str,
+    benchmark: Benchmark,
+    helpers: Mapping[str, str],
+    *,
+    passages: Path | None = None,
+    overwrite: bool,
+) -> dict[str, Any]:
+    """Write a suppression of this benchmark's forget split and return what the file holds.
+
+    The file holds the items that it is made of in plain words, as a guard at work does: treat it like them.
+
+    Args:
+        passages: for a suppression that retrieves, a text file with a passage on each line; None for the retain items.
+
+    Raises UserError for a model that cannot be loaded, for helpers or passages that the suppression needs and lacks, or
+    has no use for, for helpers that have another tokenizer, and for options that do not fit the items.
+    """
+    if path.suffix != ".json":
+        raise UserError(f"--out {path} is not called *.json", f"--out {path}.json")
+    require_new(path, overwrite=overwrite)
+    bound = bind("suppression", spec)
+    _require_helpers(bound, helpers)
+    texts = _passages(bound, passages)
+    items = {role: _items(benchmark, role) for role in _roles(bound)}
+    if "forget" in items:
+        bound(**items)
+    for name in (model, *helpers.values()):
+        checkpoints.find(name)
+    vocabulary = checkpoints.load_tokenizer(checkpoints.locate(model)).get_vocab()
+    for name in helpers.values():
+        if checkpoints.load_tokenizer(checkpoints.locate(name)).get_vocab() != vocabulary:
+            raise UserError(f"{name} has another tokenizer than {model}", "their logits cannot be added")
+    content = {
+        "stillknows": __version__,
+        "suppression": spec,
+        "model": _lasting(model),
+        "helpers": {role: _lasting(name) for role, name in helpers.items()},
+        **{role: [asdict(e) for e in items.get(role, ())] for role in ROLES},
+        "passages": texts,
+    }
+    write_json(path, content)
+    return content
+
+
+def read(path: Path) -> Suppression | None:
+    """Return the suppression that a file holds, None for anything but a .json file. Raises UserError for bad ones."""
+    if path.suffix != ".json" or not path.is_file():
+        return None
+    content: Any = read_json(path)
+    for name, kind in FIELDS.items():
+        if not isinstance(content, dict) or not isinstance(content.get(name), kind):
+            raise UserError(f"{path} holds no suppression: {name!r} is missing", ANEW)
+    for name, value in [*content["helpers"].items(), *(("passages", text) for text in content["passages"])]:
+        if not isinstance(value, str):
+            raise UserError(f"{path}: {name!r} holds something that is no text", ANEW)
+    bound = bind("suppression", content["suppression"])
+    _require_helpers(bound, content["helpers"])
+    forget, retain = (tuple(_example(path, item) for item in content[role]) for role in ROLES)
+    for role in _roles(bound):
+        if not content[role]:
+            raise UserError(f"{path} holds no items to {role}, which {bound.plugin.name} needs", ANEW)
+    helpers = {name: checkpoints.locate(model) for name, model in content["helpers"].items()}
+    return Suppression(bound, content["model"], helpers, forget, retain, tuple(content["passages"]))
+
+
+def _roles(bound: Bound) -> list[Role]:
+    """Return the roles of the items that a suppression is made of."""
+    return [role for role in ROLES if role in bound.plugin.needs or (role == "retain" and _retrieves(bound))]
+
+
+def _retrieves(bound: Bound) -> bool:
+    return "asked_MD" in bound.plugin.needs
+
+
+def _passages(bound: Bound, path: Path | None) -> list[str]:
+    if path is None:
+        return []
+    if not _retrieves(bound):
+        raise UserError(f"{bound.plugin.name} has no use for --passages", "leave it out")
+    found = [line.strip() for line in read_text(path).splitlines() if line.strip()]
+    if not found:
+        raise UserError(f"{path} holds no passages", "write one on each line")
+    return found
+
+
+def _require_helpers(bound: Bound, helpers: Mapping[str, str]) -> None:
+    needed = [name for name in HELPERS if name in bound.plugin.needs]
+    for name in [*needed, *helpers]:
+        if name not in needed:
+            raise UserError(f"{bound.plugin.name} has no use for --{name}", "leave it out")
+        if name not in helpers:
+            raise UserError(f"{bound.plugin.name} needs a model more", f"give its folder with --{name}")
+
+
+def _items(benchmark: Benchmark, role: Role) -> tuple[Example, ...]:
+    try:
+        examples = benchmark.split(role).examples
+    except LookupError as error:
+        raise UserError(f"{error} to make a suppression of", "choose another benchmark") from error
+    asked = tuple(e for e in examples if e.prompt)
+    if not asked:
+        raise UserError(f"the {role} split of {benchmark.spec} has no questions", "choose a benchmark that asks")
+    return asked
+
+
+def _lasting(name: str) -> str:
+    """Return a local folder's full path, a hub name as it is: the file may be read from another place."""
+    return str(Path(name).resolve()) if Path(name).is_dir() else name
+
+
+def _example(path: Path, item: Any) -> Example:
+    for name in ITEM:
+        if not isinstance(item, dict) or not isinstance(item.get(name), str):
+            raise UserError(f"{path} holds an item whose {name!r} is missing or no text", ANEW)
+    return Example(*(item[name] for name in ITEM))
