@@ -171,7 +171,7 @@ def test_the_command_repeats_nothing_and_prints_the_result(
         raise AssertionError("something was made again")
 
     for module, name in (
-        (metric_validation.scratch, "train"),
+        (metric_validation.tiny_models, "train"),
         (metric_validation.unlearn, "run"),
         (metric_validation, "observe"),
         (metric_validation, "finetune"),

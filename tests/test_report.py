@@ -140,7 +140,7 @@ def make_report(audit: Audit) -> report.Json:
 
 
 def schema() -> Draft202012Validator:
-    content = json.loads(files("stillknows.auditing").joinpath("report.schema.json").read_text(encoding="utf-8"))
+    content = json.loads(files("stillknows.reporting").joinpath("report.schema.json").read_text(encoding="utf-8"))
     Draft202012Validator.check_schema(content)
     return Draft202012Validator(content)
 
@@ -443,6 +443,6 @@ def test_reading_what_is_no_report_is_the_users_error(content: str | None, tmp_p
 
 
 def test_report_needs_neither_torch_nor_transformers() -> None:
-    code = "import sys, stillknows.auditing.report; print({'torch', 'transformers'} & set(sys.modules))"
+    code = "import sys, stillknows.reporting.report; print({'torch', 'transformers'} & set(sys.modules))"
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert output.strip() == "set()"

@@ -97,7 +97,7 @@ def test_formats_that_the_shapes_do_not_allow_are_left_out_and_reported(audit: R
     ran = audit("deployed")
     assert ran.code == 5
     result = json.loads((tmp_path / "audit" / "report.json").read_text())
-    schema = json.loads(files("stillknows.auditing").joinpath("report.schema.json").read_text(encoding="utf-8"))
+    schema = json.loads(files("stillknows.reporting").joinpath("report.schema.json").read_text(encoding="utf-8"))
     Draft202012Validator(schema).validate(result)
     assert result["variants"] == [name for name in FORMATS if name not in LEFT_OUT]
     reasons = {left["variant"]: left["because"] for left in result["left_out"]}
