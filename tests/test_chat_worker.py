@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -90,6 +91,36 @@ def test_a_template_that_does_not_end_is_ended(template: str, short: None) -> No
     with pytest.raises(UserError, match=r"takes more than 0\.1 s of processor time"):
         chat.render(tokenizer_with(template), "Where?")
     assert chat.render(tokenizer_with("{{ messages[0].content }}"), "Where?") == "Where?"
+
+
+@pytest.fixture
+def without_limits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """As on Windows: no module `resource` and no timers of the system."""
+    worker = tmp_path / "worker.py"
+    worker.write_text(
+        "import runpy, signal, sys\nsys.modules['resource'] = None\ndel signal.setitimer\n"
+        f"runpy.run_path({str(chat.WORKER)!r}, run_name='__main__')\n"
+    )
+    chat._worker().end()
+    monkeypatch.setattr(chat, "WORKER", worker)
+    monkeypatch.setattr(chat, "SYSTEM_LIMITS", False)
+    monkeypatch.setattr(chat, "MEMORY", 2**27)
+    yield
+    chat._worker().end()
+
+
+def test_where_the_system_sets_no_limits_the_process_is_watched(without_limits: None, short: None) -> None:
+    plain, template = tokenizer_with("{{ messages[0].content }}"), tokenizer_with(ENDLESS[0])
+    assert chat.render(plain, "Where?") == "Where?"
+    with pytest.raises(UserError, match=r"takes more than 0\.1 s of processor time"):
+        chat.render(template, "Where?")
+    assert chat.render(plain, "Where is it?") == "Where is it?"
+
+
+def test_where_the_system_sets_no_limits_memory_is_watched(without_limits: None) -> None:
+    growing = "{% set n = namespace(s=[]) %}{% for i in range(99999) %}{% set n.s = n.s + [i] * 99999 %}{% endfor %}"
+    with pytest.raises(UserError, match="too much memory"):
+        chat.render(tokenizer_with(growing), "Where?")
 
 
 def test_the_process_ends_with_what_asks_it() -> None:

@@ -97,3 +97,27 @@ def test_samples_depend_on_seed_and_prompt_and_not_on_the_batch(
     monkeypatch.setattr(loop, "GENERATION_BATCH", 5)
     assert first == generate(model, layer, asked, [8] * 12, set(), sampled(1, 0))
     assert first[:4] == generate(model, layer, asked[:4], [8] * 4, set(), sampled(1, 0))
+
+
+def test_samples_are_the_same_in_every_python() -> None:
+    """The seeds of rows are written down here, and equal what CPython's hash gave for them."""
+    for numbers, seed in {
+        (0, 0, 0): 3010437511937009226,
+        (3, 17, 5): 7053186624310814322,
+        (2**40, 1, 2): 763764116915672184,
+    }.items():
+        assert loop._seed_of(*numbers) == seed
+
+
+def test_nothing_is_drawn_for_finished_rows(model: Any) -> None:
+    drawn: list[int] = []
+
+    def pick(logits_BV: torch.Tensor, rows: Any, step: int) -> list[int]:
+        assert len(logits_BV) == len(rows)
+        drawn.extend(rows)
+        return loop.greedy(logits_BV, rows, step)
+
+    limits = [1, *[4] * 7]
+    found = generate(model, output_layer(model), [[5, 6, 7, 8]] * 8, limits, set(), pick)
+    assert [len(row) for row in found] == limits
+    assert [drawn.count(i) for i in range(8)] == limits

@@ -18,13 +18,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from stillknows.auditing import observe as observing
 from stillknows.auditing.observe import OPTIONAL, SLACK, observe
 from stillknows.model import generate as generating
-from stillknows.model import logprobs
+from stillknows.model import layers, logprobs
 from stillknows.model.encoding import Asked, Encoded, encode_split
 from stillknows.model.forward import score_items
 from stillknows.model.layers import OutputLayer, output_layer
 from stillknows.registry import bind, plugins
 from stillknows.scoring import score
 from stillknows.types import Decoding, Example, Floats, Observations, Split
+from stillknows.variants.variant import parse_variant
 
 TEMPLATE = "what {prompt} is"
 METRICS = list(plugins("metric"))
@@ -410,3 +411,15 @@ def test_the_models_own_list_of_ends_is(model: Any, tokenizer: Any) -> None:
     model.generation_config.eos_token_id = [2, tokenizer.convert_tokens_to_ids(second)]
     ended = observe(model, tokenizer, items, fields=["generations"], decoding=DECODING).generations
     assert ended[0] == whole[0].split(f" {second}")[0]
+
+
+def test_a_model_is_tried_once_for_all_questions(model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three passes of four tokens show that its output layer is understood, for all variants and splits together."""
+    tried: list[Any] = []
+    check = layers._check
+    monkeypatch.setattr(layers, "_check", lambda *given: (tried.append(given), check(*given)))
+    for spec in ("full", "int8", "bf16+int8_activations"):
+        with parse_variant(spec).applied(model):
+            for split in (EXAMPLES[:2], EXAMPLES[2:]):
+                observe(model, tokenizer, asked(tokenizer, split))
+    assert len(tried) == 1

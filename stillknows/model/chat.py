@@ -1,6 +1,7 @@
 """Frames of a question: templates in words, and chat templates as tokenizers bring them along.
 
-A chat template is a program. It is rendered by `chat_worker`, a process that the system ends when it takes too long.
+A chat template is a program. It is rendered by `chat_worker`, a process that the system ends when it takes too long;
+where the system sets no limits (Windows), a thread here measures the process and ends it.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import functools
 import json
 import subprocess
 import sys
-from collections.abc import Iterable
+import threading
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 PROBE = "\ue001"  # a question that no one asks
 SECONDS = 5.0  # of processor time; published templates take thousandths
 MEMORY = 2**30  # bytes of a process that renders
+SYSTEM_LIMITS = sys.platform != "win32"  # whether the system can bound the process
+POLL_SECONDS = 0.02  # between two looks at a process that the system does not limit
 WORKER = Path(__file__).with_name("chat_worker.py")
 FIX = "correct the template, or leave out --template chat"
 
@@ -83,15 +87,16 @@ class _Worker:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         try:
-            with contextlib.suppress(BrokenPipeError):
-                print(json.dumps(request), file=self.process.stdin, flush=True)
-            line = self.process.stdout.readline()
+            with contextlib.nullcontext([]) if SYSTEM_LIMITS else _watched(self.process) as exceeded:
+                with contextlib.suppress(BrokenPipeError):
+                    print(json.dumps(request), file=self.process.stdin, flush=True)
+                line = self.process.stdout.readline()
         except BaseException:  # an answer that was not read would be taken for the next one's
             self.end()
             raise
         if not line:
             self.end()
-            raise ValueError(f"it takes more than {SECONDS:g} s of processor time")
+            raise ValueError(next(iter(exceeded), f"it takes more than {SECONDS:g} s of processor time"))
         return json.loads(line)
 
     def end(self) -> None:
@@ -99,6 +104,36 @@ class _Worker:
         _worker.cache_clear()
         with contextlib.suppress(BrokenPipeError), self.process:  # which closes its pipes and waits for it
             self.process.kill()
+
+
+@contextlib.contextmanager
+def _watched(process: subprocess.Popen[str]) -> Iterator[list[str]]:
+    """Run a block while a thread kills a process that takes more than SECONDS of processor time or MEMORY meanwhile.
+
+    The list that is yielded then says that it was the memory, if so.
+    """
+    import psutil
+
+    done, exceeded = threading.Event(), []
+
+    def watch() -> None:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            seen = psutil.Process(process.pid)
+            most = sum(seen.cpu_times()[:2]) + SECONDS
+            while not done.wait(POLL_SECONDS):
+                is_large = seen.memory_info().rss > MEMORY
+                if is_large or sum(seen.cpu_times()[:2]) > most:
+                    exceeded.extend(["it takes too much memory"] * is_large)
+                    process.kill()
+                    return
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield exceeded
+    finally:
+        done.set()
+        watcher.join()
 
 
 @functools.cache

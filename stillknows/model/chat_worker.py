@@ -2,8 +2,9 @@
 
 Run as a script: `python chat_worker.py SECONDS BYTES`. It reads a request a line on standard input and writes an answer
 a line on standard output, as JSON. The system ends it when one request takes more than so many seconds of processor
-time, and gives it no more than so many bytes of memory. Templates see what transformers' `apply_chat_template` shows
-them, in the same sandbox, which lets them reach nothing but their arguments; a test compares the two.
+time, and gives it no more than so many bytes of memory. Windows sets no such limits: there, whoever asks watches it.
+Templates see what transformers' `apply_chat_template` shows them, in the same sandbox, which lets them reach nothing
+but their arguments; a test compares the two.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-import resource
 import signal
 import sys
 from datetime import datetime
@@ -21,6 +21,11 @@ import jinja2
 from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
 
 MOST_CHARACTERS = 2**24  # of a rendered text
 
@@ -76,14 +81,21 @@ def answered(line: str) -> dict[str, str]:
 
 def main(seconds: float, memory: int) -> None:
     """Answer requests until there are no more."""
-    with contextlib.suppress(ValueError, OSError):  # not every system limits that
-        resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if resource is not None:
+        with contextlib.suppress(ValueError, OSError):  # not every system limits that
+            resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     for line in sys.stdin:
-        signal.setitimer(signal.ITIMER_PROF, seconds)  # SIGPROF ends a process that does not handle it
+        _limit_time(seconds)
         answer = json.dumps(answered(line))
-        signal.setitimer(signal.ITIMER_PROF, 0)
+        _limit_time(0)
         print(answer, flush=True)
+
+
+def _limit_time(seconds: float) -> None:
+    """Let the system end this process after so many seconds of processor time; 0 lifts the limit."""
+    if hasattr(signal, "setitimer"):  # not on Windows
+        signal.setitimer(signal.ITIMER_PROF, seconds)  # SIGPROF ends a process that does not handle it
 
 
 if __name__ == "__main__":

@@ -33,10 +33,23 @@ def sampled(temperature: float, seed: int) -> Pick:
     def pick(logits_BV: Tensor, prompts: Sequence[int], step: int) -> list[int]:
         noise_BV = torch.empty(logits_BV.shape)
         for noise_V, prompt in zip(noise_BV, prompts, strict=True):
-            noise_V.exponential_(generator=torch.Generator().manual_seed(hash((seed, prompt, step)) % 2**63))
+            noise_V.exponential_(generator=torch.Generator().manual_seed(_seed_of(seed, prompt, step)))
         return (logits_BV.cpu().float() / temperature - noise_BV.log()).argmax(-1).tolist()
 
     return pick
+
+
+def _seed_of(*numbers: int) -> int:
+    """Return a seed 0..2**63 − 1 for a generator, the same on every machine: xxHash64's rounds over the numbers.
+
+    Each number is ≥ 0. Constants and end are those by which CPython hashes a tuple of numbers below 2**61 − 1, so that
+    earlier samples stay the same.
+    """
+    found = 2_870_177_450_012_600_261
+    for number in numbers:
+        found = (found + number % (2**61 - 1) * 14_029_467_366_897_019_727) % 2**64
+        found = (found << 31 | found >> 33) % 2**64 * 11_400_714_785_074_694_791 % 2**64
+    return (found + (len(numbers) ^ 2_870_177_450_012_600_261 ^ 3_527_539)) % 2**63
 
 
 def end_tokens(model: nn.Module, tokenizer: Any, items: Iterable[Encoded]) -> set[int]:
@@ -130,11 +143,13 @@ class _Loop:
             hidden_BD, step = hidden_BLD[:, -1], step + 1
 
     def _next(self, rows: list[int], hidden_BD: Tensor, step: int) -> list[int]:
-        """Pick the rows' next tokens and keep those that belong to the text."""
-        tokens = self.pick(self.layer(hidden_BD), rows, step)
-        for i, token in zip(rows, tokens, strict=True):
-            if i not in self.live:
-                continue
+        """Pick the rows' next tokens, 0 for finished rows, and keep those that belong to the text."""
+        live, tokens = [b for b, i in enumerate(rows) if i in self.live], [0] * len(rows)
+        logits_BV = self.layer(hidden_BD)
+        if len(live) < len(rows):  # nothing is drawn for the others
+            logits_BV = logits_BV[live]
+        for b, token in zip(live, self.pick(logits_BV, [rows[b] for b in live], step), strict=True):
+            i, tokens[b] = rows[b], token
             if token not in self.ends:
                 self.found[i].append(token)
             if token in self.ends or len(self.found[i]) >= self.limits[i]:

@@ -7,6 +7,7 @@ import copy
 import fnmatch
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
+from weakref import WeakSet
 
 from stillknows.errors import UserError, is_out_of_memory
 from stillknows.lazy import Tensor, nn, torch
@@ -70,13 +71,25 @@ def hidden_states(model: nn.Module, ids_BL: Tensor) -> Tensor:
     return decoder(model)(input_ids=ids_BL, use_cache=False).last_hidden_state
 
 
+_CHECKED: WeakSet[nn.Module] = WeakSet()
+
+
 def output_layer(model: nn.Module) -> OutputLayer:
-    """Return the model's output layer after checking it against the model's own logits on a few tokens.
+    """Return the model's output layer, which is checked when a model is first asked for it; see `_check`."""
+    layer = OutputLayer(model)
+    if model not in _CHECKED:
+        _check(model, layer)
+        _CHECKED.add(model)
+    return layer
+
+
+def _check(model: nn.Module, layer: OutputLayer) -> None:
+    """Compare an output layer with the model's own logits on a few tokens.
 
     Raises UserError for an architecture that cannot be read as a causal language model, whose logits depend on more
     than its last hidden states, or that looks at tokens to the right.
     """
-    layer, name = OutputLayer(model), type(model).__name__
+    name = type(model).__name__
     ids = torch.arange(1, 5, device=next(model.parameters()).device)[None] % layer.vocabulary
     with torch.no_grad(), _readable(name):
         own = layer(hidden_states(model, ids)).float()
@@ -89,7 +102,6 @@ def output_layer(model: nn.Module) -> OutputLayer:
         raise UserError(f"{name} computes its logits in a way that stillknows does not know")
     if not torch.allclose(own[:, :-1], changed[:, :-1], rtol=1e-3, atol=1e-3):
         raise UserError(f"{name} is not causal: what it says of a token depends on later ones")
-    return layer
 
 
 @contextlib.contextmanager
