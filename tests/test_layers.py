@@ -25,6 +25,7 @@ LAYERS = (
     ("variants/",),
     ("analysis/",),
     ("training/",),
+    ("gate/",),
     ("auditing/",),
     ("reporting/",),
     ("unlearning/",),
@@ -43,7 +44,7 @@ FOLDERS = tuple(name for name in LEVEL if name.endswith("/"))
 PLUGINS = next(names for names in LAYERS if "methods/" in names)
 LIGHT = (
     *("errors", "types", "formatting", "needs", "registry", "stats", "likelihood", "scoring", "store", "observations"),
-    *("metrics", "auditing.evidence", "auditing.verdict", "reporting"),
+    *("metrics", "gate", "auditing.evidence", "auditing.verdict", "reporting"),
     *(f"analysis.{name}" for name in ("recovery_curve", "explain", "diagnosis_page")),
 )
 HEAVY = ("torch", "transformers")
