@@ -25,8 +25,9 @@ from stillknows.experiments.sweep import Json, Run
 from stillknows.formatting import markdown_table, number
 from stillknows.model import checkpoints
 from stillknows.model.encoding import encode_split, without_end
+from stillknows.progress import shown
 from stillknows.registry import bind
-from stillknows.store import key, read_json, write_json, write_text
+from stillknows.store import digest, read_json, write_json, write_text
 from stillknows.training.loop import Settings
 from stillknows.training.weight_rounding import WeightStorage
 from stillknows.types import CONTROL, FULL, ORIGINAL, Benchmark
@@ -133,6 +134,7 @@ METHODS: dict[str, Entry] = {
 }
 
 
+@shown()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/compare"))
@@ -216,7 +218,7 @@ def measure(out: Path, seed: int, names: Sequence[str], rates: dict[str, float])
 def relearned(out: Path, seed: int, folder: Path) -> list[float]:
     """Return the answer probability of the facts that are not taught, at each check; kept beside the audits."""
     path = out / "relearned" / f"{folder.name}.json"
-    identity = key(checkpoints.fingerprint(folder), repr(RELEARNING), seed)
+    identity = digest(checkpoints.fingerprint(folder), repr(RELEARNING), seed)
     if path.is_file() and (saved := read_json(path))["key"] == identity:
         return saved["curve"]
     source, split = checkpoints.locate(str(folder)), benchmark_of(seed).split("forget")

@@ -13,7 +13,7 @@ import argparse
 from pathlib import Path
 
 from stillknows.experiments import demo
-from stillknows.progress import say
+from stillknows.progress import log, shown
 from stillknows.reporting import report
 from stillknows.store import write_text
 
@@ -22,6 +22,7 @@ MARKS = ("<!-- demo: begin -->\n", "<!-- demo: end -->\n")
 SHOWN = ("original", "control", *demo.SUBJECTS)
 
 
+@shown()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
@@ -30,9 +31,9 @@ def main() -> None:
     arguments = parser.parse_args()
     reports = {}
     for seed in arguments.seeds:
-        say(f"seed {seed}")
+        log(f"seed {seed}")
         folder = arguments.out / str(seed)
-        reports[seed] = demo.run(folder, seed, f"stillknows demo --seed {seed} --out {folder}")
+        reports[seed] = demo.run_demo(folder, seed, f"stillknows demo --seed {seed} --out {folder}")
     write_text(arguments.table, page(reports))
     write_text(README, with_block(README.read_text(encoding="utf-8"), reports[arguments.seeds[0]]))
 

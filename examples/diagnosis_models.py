@@ -18,10 +18,10 @@ from stillknows.auditing import audit
 from stillknows.errors import UserError
 from stillknows.experiments import demo
 from stillknows.model import checkpoints
-from stillknows.progress import say
+from stillknows.progress import log, shown
 from stillknows.registry import bind
 from stillknows.reporting import report
-from stillknows.store import claim, once
+from stillknows.store import build_once, locked
 from stillknows.training.loop import Settings
 from stillknows.types import ORIGINAL, Benchmark
 from stillknows.unlearning import unlearn
@@ -55,16 +55,17 @@ def make(original: Path, benchmark: Benchmark, seed: int, out: Path) -> None:
     for name, method, settings in runs(seed):
         models[name] = str(out / "models" / name)
         request = unlearn.UnlearnConfig(str(original), benchmark, method, settings)
-        with once(Path(models[name]), asdict(request)) as folder:
+        with build_once(Path(models[name]), asdict(request)) as folder:
             if folder:
-                unlearn.run(request, folder, overwrite=True)
+                unlearn.unlearn(request, folder, overwrite=True)
     forgotten = replace(benchmark, splits=tuple(split for split in benchmark.splits if split.role == "forget"))
     request = audit.AuditConfig(
         original=str(original), subjects=models, benchmark=forgotten, variants=VARIANTS, metrics=demo.METRICS
     )
-    report.write(report.build(audit.run(request, out), "python examples/diagnosis_models.py"), out)
+    report.write(report.build(audit.audit(request, out), "python examples/diagnosis_models.py"), out)
 
 
+@shown()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -76,8 +77,8 @@ def main() -> None:
         original = arguments.originals / str(seed) / "models" / ORIGINAL
         if not original.is_dir():
             raise UserError(f"there is no model {original}", f"python examples/demo_seeds.py --seeds {seed}")
-        say(f"seed {seed}")
-        with claim(arguments.out / str(seed)):
+        log(f"seed {seed}")
+        with locked(arguments.out / str(seed)):
             make(original, bind("benchmark", f"world:seed={seed}")(), seed, arguments.out / str(seed))
 
 

@@ -25,9 +25,9 @@ from stillknows.auditing import audit
 from stillknows.experiments import demo, sweep
 from stillknows.formatting import markdown_table
 from stillknows.model import checkpoints
-from stillknows.progress import say
+from stillknows.progress import log, shown
 from stillknows.registry import bind
-from stillknows.store import RECORD, claim, read_json, write_json, write_text
+from stillknows.store import RECORD, locked, read_json, write_json, write_text
 from stillknows.types import CONTROL, FULL, ORIGINAL, Benchmark, Example, Split
 
 PEOPLE = 4
@@ -39,6 +39,7 @@ METRIC, METRICS = "answer_probability", "answer_probability,extraction_strength"
 Row = dict[str, Any]
 
 
+@shown()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/requests"))
@@ -46,7 +47,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     checkpoints.quiet()
-    with claim(arguments.out):
+    with locked(arguments.out):
         rows = measure(arguments.out, arguments.seed)
     write_json(arguments.docs / "requests.json", rows)
     write_text(arguments.docs / "requests.md", page(rows))
@@ -98,7 +99,7 @@ def unlearn(original: Path, forget: Path, retain: Path, out: Path, seed: int, be
     """Run `stillknows unlearn` with SETTINGS, unless its result is there."""
     if (out / RECORD).is_file():
         return out
-    say(f"unlearning {out.name}")
+    log(f"unlearning {out.name}")
     s = SETTINGS
     numbers = {"--lr": s.lr, "--epochs": s.epochs, "--steps": s.max_steps, "--batch-size": s.batch_size}
     numbers |= {"--retain-batch-size": s.retain_batch_size, "--beta2": s.beta2, "--forget-below": s.forget_below}

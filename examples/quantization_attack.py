@@ -30,9 +30,9 @@ from stillknows.experiments import sweep, tiny_models
 from stillknows.experiments.sweep import Json, Run, spread, value
 from stillknows.formatting import markdown_table, number
 from stillknows.model import checkpoints
-from stillknows.progress import say
+from stillknows.progress import log, shown
 from stillknows.registry import bind
-from stillknows.store import claim, once, read_json, read_text, write_json, write_text
+from stillknows.store import build_once, locked, read_json, read_text, write_json, write_text
 from stillknows.training.loop import Settings
 from stillknows.types import CONTROL, ORIGINAL, SUITE, WEIGHTS, Benchmark, Example
 
@@ -88,6 +88,7 @@ PUBLISHED: dict[str, tuple[tuple[float, float, float, float] | None, ...]] = {
 }
 
 
+@shown()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/paper"))
@@ -104,7 +105,7 @@ def main() -> None:
     if any(own) and not all(own):
         parser.error("--data, --original and --control belong together")
     checkpoints.quiet()
-    with claim(arguments.out):
+    with locked(arguments.out):
         for seed in arguments.seeds:
             subjects = Subjects(*own) if all(own) else made(arguments.out / f"s{seed}", seed)
             chosen = list(runs(seed, arguments.methods, arguments.kinds))
@@ -140,7 +141,7 @@ def made(out: Path, seed: int) -> Subjects:
     tokenizer = tiny_models.word_tokenizer([*taught[ORIGINAL], *tiny_models.texts(subjects.benchmark)])
     settings = replace(TRAINING, seed=seed)
     for name, lessons in taught.items():
-        with once(out / "models" / name, [lessons, sweep.chosen(settings), ARCHITECTURE]) as folder:
+        with build_once(out / "models" / name, [lessons, sweep.chosen(settings), ARCHITECTURE]) as folder:
             if folder:
                 examples = [Example(f"lesson-{i}", "", lesson, str(i)) for i, lesson in enumerate(lessons)]
                 tiny_models.train(folder, examples, "{prompt}", tokenizer, ARCHITECTURE, settings)
@@ -166,8 +167,8 @@ def measure(subjects: Subjects, chosen: Sequence[Run], out: Path, seed: int, dev
     for run in chosen:
         folder = out / "models" / run.name
         folders[run.name] = sweep.unlearn_once(run, Path(subjects.original), benchmark, folder, device=device)
-        audit.run(replace(request, subjects={run.name: str(folder)}), out)
-    say(f"{out}: the report of all {len(folders)} models")
+        audit.audit(replace(request, subjects={run.name: str(folder)}), out)
+    log(f"{out}: the report of all {len(folders)} models")
     result = sweep.audited(request, folders, out, f"python examples/quantization_attack.py --seeds {seed}")
     known = {row["model"]: row for row in (read_json(out / ROWS) if (out / ROWS).is_file() else [])}
     known |= {row["model"]: row for row in sweep.rows(result, WANTED, {"seed": seed})}

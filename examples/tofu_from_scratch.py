@@ -18,9 +18,10 @@ from pathlib import Path
 from stillknows.auditing import audit
 from stillknows.experiments import tiny_models
 from stillknows.model import checkpoints
+from stillknows.progress import shown
 from stillknows.registry import bind
 from stillknows.reporting import report
-from stillknows.store import claim, once, write_text
+from stillknows.store import build_once, locked, write_text
 from stillknows.training.loop import Settings
 from stillknows.unlearning import unlearn
 
@@ -39,6 +40,7 @@ METHODS = ("ga + nll", "npo:beta=0.1 + kl")
 VARIANTS = "full,int8,nf4,fp4,int4"
 
 
+@shown()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="folder with TOFU's JSON files")
@@ -47,7 +49,7 @@ def main() -> None:
     parser.add_argument("--table", type=Path, default=Path("docs/tofu.md"))
     arguments = parser.parse_args()
     checkpoints.quiet()
-    with claim(arguments.out):
+    with locked(arguments.out):
         result = run(arguments.data, arguments.out, arguments.seed)
     write_text(arguments.table, page(result, arguments.seed))
     print(report.markdown(result))
@@ -62,7 +64,7 @@ def run(data: str, out: Path, seed: int) -> dict:
     forget, retain = (benchmark.split(role).examples for role in ("forget", "retain"))
     training = replace(TRAINING, seed=seed)
     for name, examples in (("original", (*forget, *retain)), ("control", retain)):
-        with once(out / name, [asdict(training), ARCHITECTURE, VOCABULARY, RETAIN]) as folder:
+        with build_once(out / name, [asdict(training), ARCHITECTURE, VOCABULARY, RETAIN]) as folder:
             if folder:
                 tiny_models.train(folder, examples, benchmark.template, tokenizer, ARCHITECTURE, training)
     subjects = {}
@@ -73,11 +75,11 @@ def run(data: str, out: Path, seed: int) -> dict:
             request = unlearn.UnlearnConfig(
                 str(out / "original"), benchmark, method, replace(UNLEARNING, seed=seed, weights=weights)
             )
-            with once(out / label, asdict(request)) as folder:
+            with build_once(out / label, asdict(request)) as folder:
                 if folder:
-                    unlearn.run(request, folder, overwrite=True)
+                    unlearn.unlearn(request, folder, overwrite=True)
     request = audit.AuditConfig(str(out / "original"), subjects, benchmark, str(out / "control"), VARIANTS)
-    result = report.build(audit.run(request, out), f"python examples/tofu_from_scratch.py --data TOFU --seed {seed}")
+    result = report.build(audit.audit(request, out), f"python examples/tofu_from_scratch.py --data TOFU --seed {seed}")
     report.write(result, out)
     return result
 

@@ -30,10 +30,10 @@ from stillknows.experiments.sweep import Json, Run, spread, value
 from stillknows.formatting import markdown_table, number, percent
 from stillknows.model import checkpoints
 from stillknows.model.layers import linears
-from stillknows.progress import say
+from stillknows.progress import log, shown
 from stillknows.registry import bind
 from stillknows.stats import LEVEL, bounds
-from stillknows.store import claim, read_text, write_json, write_text
+from stillknows.store import locked, read_text, write_json, write_text
 from stillknows.training.loop import Settings
 from stillknows.types import CONTROL, FULL, ORIGINAL, WEIGHTS, Benchmark
 from stillknows.variants import compress
@@ -68,6 +68,7 @@ TEMPLATE = Path(__file__).with_suffix(".md.j2")
 RESAMPLES = 1000
 
 
+@shown()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/why"))
@@ -76,7 +77,7 @@ def main() -> None:
     parser.add_argument("--docs", type=Path, default=Path("docs"))
     arguments = parser.parse_args()
     checkpoints.quiet()
-    with claim(arguments.out):
+    with locked(arguments.out):
         rows = [row for seed in arguments.seeds for row in measure(arguments.out, seed, arguments.storages)]
     write_json(arguments.docs / "why.json", rows)
     write_text(arguments.docs / "why.md", page(rows))
@@ -132,8 +133,8 @@ def measure(out: Path, seed: int, storages: Sequence[str]) -> list[Json]:
         audits, subjects = out / f"{group}-s{seed}", {}
         for run in runs(seed, storages):
             subjects[run.name] = sweep.unlearn_once(run, pair[ORIGINAL], benchmark, models / run.name)
-            audit.run(replace(request, subjects={run.name: str(subjects[run.name])}), audits)
-        say(f"{audits}: the report of all {len(subjects)} models")
+            audit.audit(replace(request, subjects={run.name: str(subjects[run.name])}), audits)
+        log(f"{audits}: the report of all {len(subjects)} models")
         result = sweep.audited(request, subjects, audits, f"python examples/why.py --seeds {seed}")
         found = sweep.rows(result, WANTED, {"seed": seed, "group": group})
         if group == "key":

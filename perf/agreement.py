@@ -233,7 +233,7 @@ def check_file(spec: str, folder: Path, out: Path) -> Check:
     """Return a check of a kind of file: read back as an audit reads it, it scores as the model in that format does."""
 
     def check(model: nn.Module, layer: OutputLayer, own: Own) -> float:
-        record = export.run(export.ExportConfig(str(folder), spec), out)
+        record = export.export(export.ExportConfig(str(folder), spec), out)
         path = out / record["file"] if record["file"] else out
         file = checkpoints.load(checkpoints.locate(str(path), quantized=True)).model
         items = shuffled([*apart(), *sharing()])

@@ -57,7 +57,7 @@ def save_pair(folder: Path, layers: int) -> tuple[Path, Path, int]:
 
 
 def ours(original: Path, unlearned: Path, specs: Sequence[str]) -> list[Found]:
-    found = diagnose.run(str(original), str(unlearned), ",".join(specs))["formats"]
+    found = diagnose.diagnose(str(original), str(unlearned), ",".join(specs))["formats"]
     return [(form["crossing"], form["surviving"]) for form in found]
 
 

@@ -24,7 +24,7 @@ from stillknows.errors import UserError, blamed_on, did_you_mean
 from stillknows.registry import bind
 from stillknows.reporting import report
 from stillknows.results import Report, Unlearned
-from stillknows.store import claim, require_new, write_text
+from stillknows.store import locked, require_new, write_text
 from stillknows.types import Benchmark, Example, Role
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def unlearn(
         after=None if after is None else Path(after),
     )
     folder = _out(out)
-    return Unlearned(folder, unlearning.run(request, folder, overwrite=overwrite, resume=resume))
+    return Unlearned(folder, unlearning.unlearn(request, folder, overwrite=overwrite, resume=resume))
 
 
 @typed
@@ -127,9 +127,9 @@ def audit(
         **options,
     )
     folder = _out(out)
-    with claim(folder):
+    with locked(folder):
         require_new(folder / report.JSON, overwrite=overwrite)
-        return Report(report.write(report.build(auditing.run(request, folder), command), folder))
+        return Report(report.write(report.build(auditing.audit(request, folder), command), folder))
 
 
 @typed
@@ -170,23 +170,23 @@ def quantize(model: Model, to: str, *, out: str | Path, overwrite: bool = False,
 
     Args:
         to: the format, such as "gguf:Q4_K_M" or "nf4".
-        options: further fields of `formats.export.ExportConfig`.
+        options: further fields of `variants.export.ExportConfig`.
     """
     from stillknows.variants import export
 
     _require_fields(export.ExportConfig, options)
-    return export.run(export.ExportConfig(_folder(model), to, **options), Path(out), overwrite=overwrite)
+    return export.export(export.ExportConfig(_folder(model), to, **options), Path(out), overwrite=overwrite)
 
 
 @typed
 def diagnose(original: Model, unlearned: Model, formats: str | None = None, **options: Any) -> dict[str, Any]:
     """Find out what formats leave of an update to the weights, and why, without running a model.
 
-    See `formats.diagnose.run` for what is returned.
+    See `analysis.diagnose.diagnose` for what is returned.
     """
     from stillknows.analysis import diagnose as diagnosing
 
-    return diagnosing.run(_folder(original), _folder(unlearned), formats, **options)
+    return diagnosing.diagnose(_folder(original), _folder(unlearned), formats, **options)
 
 
 @typed

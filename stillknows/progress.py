@@ -1,28 +1,61 @@
-"""Progress on standard error: a bar in a terminal, a plain line every few seconds elsewhere."""
+"""What the library says while it works: the standard logger "stillknows", and bars.
+
+Nothing is written to standard output. `shown` is how the command line shows the log; a Python program that wants to
+see more than warnings configures the logger as any other, or uses `shown` too.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import sys
 import time
 from collections.abc import Callable, Iterator
 
 from stillknows.formatting import for_terminal, one_line
 
+LOGGER = logging.getLogger("stillknows")
 LINE_SECONDS = 5.0
 
 Advance = Callable[..., None]  # advance(amount=1, note="")
 
 
-def say(text: str) -> None:
-    """Print one line of what is going on."""
-    print(for_terminal(text), file=sys.stderr, flush=True)
+def log(text: str) -> None:
+    """Log a line of what is going on."""
+    LOGGER.info("%s", text)
+
+
+def warn(text: str) -> None:
+    """Log what a user has to know, and may want to change."""
+    LOGGER.warning("%s", text)
+
+
+class _StandardError(logging.Handler):
+    """Prints messages on whatever is the standard error stream by then, and nothing that steers a terminal."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(for_terminal(record.getMessage()), file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def shown() -> Iterator[None]:
+    """Show the log on standard error while the block runs, with bars where that is a terminal."""
+    handler, level, propagate = _StandardError(), LOGGER.level, LOGGER.propagate
+    LOGGER.addHandler(handler)
+    LOGGER.setLevel(logging.INFO)
+    LOGGER.propagate = False
+    try:
+        yield
+    finally:
+        LOGGER.removeHandler(handler)
+        LOGGER.setLevel(level)
+        LOGGER.propagate = propagate
 
 
 @contextlib.contextmanager
 def progress(label: str, total: int) -> Iterator[Advance]:
-    """Show that `total` units of work are under way; the block calls what it gets once per unit."""
-    if total == 0:
+    """Show that `total` units of work are under way, if the log is; the block calls what it gets once per unit."""
+    if total == 0 or not LOGGER.isEnabledFor(logging.INFO):
         yield lambda amount=1, note="": None
     elif sys.stderr.isatty():
         with _bar(label, total) as advance:
@@ -52,6 +85,6 @@ def _lines(label: str, total: int) -> Advance:
         done += amount
         if time.monotonic() - last >= LINE_SECONDS:
             last = time.monotonic()
-            say(f"  {label}: {done}/{total} {note}".rstrip())
+            log(f"  {label}: {done}/{total} {note}".rstrip())
 
     return advance

@@ -23,11 +23,11 @@ RECORD = "run.json"
 DIGEST = "digest"
 AGAIN = "repeat the command that wrote it, with --overwrite"
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
-_claimed: list[Path] = []  # folders that this process holds, the innermost last
+_held: list[Path] = []  # folders that this process holds, the innermost last
 
 
 @contextlib.contextmanager
-def claim(folder: Path) -> Iterator[Path]:
+def locked(folder: Path) -> Iterator[Path]:
     """Create a folder if needed and hold it until the block ends, so that two runs cannot mix.
 
     The lock belongs to the process: it ends with it, also when it is killed. What a killed run has left half-written is
@@ -47,13 +47,13 @@ def claim(folder: Path) -> Iterator[Path]:
         raise UserError(f"another run is working in {folder}", "wait for it, or choose another --out") from None
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror}", "choose another folder with --out") from error
-    _claimed.append(folder)
+    _held.append(folder)
     try:
         for left in folder.glob(f"{PARTIAL}*"):
             remove(left)
         yield folder
     finally:
-        _claimed.remove(folder)
+        _held.remove(folder)
         if made and [path.name for path in folder.iterdir()] == [LOCK]:
             (folder / LOCK).unlink()
             _remove_empty(made)
@@ -61,12 +61,12 @@ def claim(folder: Path) -> Iterator[Path]:
 
 
 def _owner(folder: Path) -> Path | None:
-    """Return the innermost claimed folder that holds this one, None without.
+    """Return the innermost folder held by this process that holds this one, None without.
 
-    Raises UserError when a link in the claimed folder leads here: it may point anywhere, and only the way to the folder
+    Raises UserError when a link in that folder leads here: it may point anywhere, and only the way to the folder
     itself is the user's own choice.
     """
-    owner = next((claimed for claimed in reversed(_claimed) if folder.is_relative_to(claimed)), None)
+    owner = next((held for held in reversed(_held) if folder.is_relative_to(held)), None)
     if owner is not None:
         for part in [folder, *folder.parents][: len(folder.parts) - len(owner.parts)]:
             _require_no_link(part)
@@ -93,7 +93,7 @@ def _remove_empty(folders: Iterable[Path]) -> None:
             folder.rmdir()
 
 
-def require_apart(out: Path, folders: Iterable[Path]) -> None:
+def require_outside(out: Path, folders: Iterable[Path]) -> None:
     """Raise UserError when results would be written into one of these folders."""
     for folder in folders:
         if out.resolve().is_relative_to(folder.resolve()):
@@ -150,20 +150,20 @@ def _recorded_file(folder: Path) -> list[Path]:
 
 
 @contextlib.contextmanager
-def once(folder: Path, plan: Any) -> Iterator[Path | None]:
+def build_once(folder: Path, plan: Any) -> Iterator[Path | None]:
     """Give the folder if its content has still to be made by this plan, None if it has been; marks it when made."""
     mark = folder / "plan.json"
     with contextlib.suppress(UserError):
-        if read_json(mark) == key(plan):
+        if read_json(mark) == digest(plan):
             yield None
             return
     _owner(folder)
     mark.unlink(missing_ok=True)
     yield folder
-    write_json(mark, key(plan))
+    write_json(mark, digest(plan))
 
 
-def name_of(spec: str) -> str:
+def slug(spec: str) -> str:
     """Return a plug-in's spec as the name of a file or folder."""
     return spec.replace(":", "_")
 
@@ -194,7 +194,7 @@ def write_sealed(path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
 def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
     """Return content as JSON gives it back, with a digest of it."""
     result = json.loads(_json({name: value for name, value in content.items() if name != DIGEST}))
-    return result | {DIGEST: _digest(result)}
+    return result | {DIGEST: _seal(result)}
 
 
 def read_sealed(path: Path) -> dict[str, Any]:
@@ -202,7 +202,7 @@ def read_sealed(path: Path) -> dict[str, Any]:
     content = read_json(path)
     if not isinstance(content, dict) or DIGEST not in content:
         raise UserError(f"{path} carries no digest: an earlier version or another program wrote it", AGAIN)
-    if content[DIGEST] != _digest({name: value for name, value in content.items() if name != DIGEST}):
+    if content[DIGEST] != _seal({name: value for name, value in content.items() if name != DIGEST}):
         raise UserError(f"{path} was changed after it was written: its digest does not fit", AGAIN)
     return content
 
@@ -216,7 +216,7 @@ def recall(path: Path, cache_key: str) -> dict[str, Any] | None:
     return None
 
 
-def _digest(content: Mapping[str, Any]) -> str:
+def _seal(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -316,12 +316,12 @@ def _require_whole_characters(value: Any, place: str) -> None:
 
 def file_digest(*files: Path) -> str:
     """Return the SHA-256 of the files' names and contents, as 64 hexadecimal digits."""
-    digest = hashlib.sha256()
+    found = hashlib.sha256()
     for file in files:
-        digest.update(file.name.encode() + b"\0")
+        found.update(file.name.encode() + b"\0")
         with file.open("rb") as handle:
-            digest.update(hashlib.file_digest(handle, "sha256").digest())
-    return digest.hexdigest()
+            found.update(hashlib.file_digest(handle, "sha256").digest())
+    return found.hexdigest()
 
 
 class Serialized(NamedTuple):
@@ -334,7 +334,7 @@ class Serialized(NamedTuple):
         return cls(json.dumps(part, sort_keys=True, ensure_ascii=False, default=str))
 
 
-def key(*parts: Any) -> str:
+def digest(*parts: Any) -> str:
     """Return a short hash of JSON-able parts: equal inputs, equal key, serialized before or not."""
     written = (part if isinstance(part, Serialized) else Serialized.of(part) for part in parts)
     return hashlib.sha256(f"[{', '.join(part.text for part in written)}]".encode()).hexdigest()[:24]

@@ -234,7 +234,7 @@ def test_an_audit_with_attacks_resumes_and_treats_all_models_alike(
         return applied(self, model, taught)
 
     monkeypatch.setattr(Variant, "applied", watched)
-    result = audit.run(request, tmp_path / "audit")
+    result = audit.audit(request, tmp_path / "audit")
     assert len(made) == 18
     assert made[:6] == made[6:12] == made[12:]
     assert [bool(taught) for _, taught in made[:6]] == [False, False, False, False, True, False]
@@ -249,6 +249,6 @@ def test_an_audit_with_attacks_resumes_and_treats_all_models_alike(
     assert under_attack == {s.name for s in world.benchmark.splits if s.role == "forget"}
     assert report.html(data)
 
-    again = report.build(audit.run(request, tmp_path / "audit"), "")
+    again = report.build(audit.audit(request, tmp_path / "audit"), "")
     assert len(made) == 18
     assert again == data

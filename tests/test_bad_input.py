@@ -603,20 +603,20 @@ def test_a_split_that_unlearning_lacks_is_named_before_loading(
 ) -> None:
     request = unlearn.UnlearnConfig(str(save_model("model")), one_sided(role), method, Settings(lr=0.01, **settings))
     with pytest.raises(UserError, match=words):
-        unlearn.run(request, tmp_path / "out")
+        unlearn.unlearn(request, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_methods_without_a_retain_term_need_no_split_to_retain(save_model: Case, tmp_path: Path) -> None:
     request = unlearn.UnlearnConfig(str(save_model("model")), one_sided("forget"), "ga", Settings(lr=0.01, max_steps=2))
-    assert unlearn.run(request, tmp_path / "out")["fit"]["steps"] == 2
+    assert unlearn.unlearn(request, tmp_path / "out")["fit"]["steps"] == 2
 
 
 def test_an_audit_without_a_split_to_forget_is_refused(save_model: Case, no_loading: None, tmp_path: Path) -> None:
     models = [str(save_model(name, seed=seed)) for seed, name in enumerate(("original", "subject"))]
     request = audit.AuditConfig(models[0], {"subject": models[1]}, one_sided("retain"))
     with pytest.raises(UserError, match="measures no split to forget"):
-        audit.run(request, tmp_path / "audit")
+        audit.audit(request, tmp_path / "audit")
 
 
 def test_a_beta_that_npo_cannot_use_is_refused(save_model: Case, run_unlearn: Case, untouched: Case) -> None:
@@ -744,8 +744,8 @@ def test_a_folder_in_use_is_refused(
     program = """
 import sys, time
 from pathlib import Path
-from stillknows.store import claim
-with claim(Path(sys.argv[1])):
+from stillknows.store import locked
+with locked(Path(sys.argv[1])):
     print("claimed", flush=True)
     time.sleep(60)
 """

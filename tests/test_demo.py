@@ -32,7 +32,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_demo_writes_a_report_of_every_model(tiny: None, tmp_path: Path) -> None:
-    result = demo.run(tmp_path, 0, "stillknows demo")
+    result = demo.run_demo(tmp_path, 0, "stillknows demo")
     assert [subject["name"] for subject in result["subjects"]] == ["ga", "original", "control"]
     assert {file.name for file in tmp_path.iterdir()} >= {"report.json", "report.html", "report.md", "models"}
 
@@ -40,20 +40,20 @@ def test_the_demo_writes_a_report_of_every_model(tiny: None, tmp_path: Path) -> 
 def test_a_second_run_trains_nothing_and_says_the_same(
     tiny: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = demo.run(tmp_path, 0, "stillknows demo")
+    first = demo.run_demo(tmp_path, 0, "stillknows demo")
 
     def trained_again(*_arguments: object, **_options: object) -> None:
         raise AssertionError("a model was trained again")
 
     monkeypatch.setattr(tiny_models, "train", trained_again)
-    monkeypatch.setattr(demo.unlearn, "run", trained_again)
-    assert demo.run(tmp_path, 0, "stillknows demo") == first
+    monkeypatch.setattr(demo.unlearn, "unlearn", trained_again)
+    assert demo.run_demo(tmp_path, 0, "stillknows demo") == first
 
 
 def test_another_setting_trains_again(tiny: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = demo.run(tmp_path, 0, "stillknows demo")
+    first = demo.run_demo(tmp_path, 0, "stillknows demo")
     monkeypatch.setattr(demo, "TRAINING", replace(demo.TRAINING, lr=0.5))
-    second = demo.run(tmp_path, 0, "stillknows demo")
+    second = demo.run_demo(tmp_path, 0, "stillknows demo")
     assert first["subjects"][1]["fingerprint"] != second["subjects"][1]["fingerprint"]
 
 
@@ -68,7 +68,7 @@ def test_control_and_original_differ_in_the_forget_split_alone(
         return train(out, examples, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(tiny_models, "train", noted)
-    result = demo.run(tmp_path, 0, "stillknows demo")
+    result = demo.run_demo(tmp_path, 0, "stillknows demo")
     counts = {split["name"]: split["examples"] for split in result["splits"]}
     assert taught["control"] < taught["original"]
     assert len(taught["original"] - taught["control"]) == counts["forget"] + counts["paraphrase"]

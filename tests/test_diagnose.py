@@ -66,19 +66,19 @@ def assert_agrees(found: dict[str, Any], original: Any, unlearned: Any) -> None:
 @pytest.mark.parametrize("family", ["llama", "llama_tied", "gpt2", "phi3", "gemma2"])
 def test_the_disk_tells_what_loaded_models_tell(family: str, pair: Case) -> None:
     original, unlearned, before, after = pair(family)
-    found = diagnose.run(str(before), str(after), FORMATS)
+    found = diagnose.diagnose(str(before), str(after), FORMATS)
     assert [form["format"] for form in found["formats"]] == FORMATS.split(",")
     assert_agrees(found, original, unlearned)
 
 
 def test_shards_and_the_base_model_s_names_change_nothing(pair: Case) -> None:
     _, _, before, after = pair("gpt2")
-    expected = diagnose.run(str(before), str(after), FORMATS)
+    expected = diagnose.diagnose(str(before), str(after), FORMATS)
     _, _, _, sharded = pair("gpt2", max_shard_size="20KB")
     (sharded / "model.safetensors").unlink(missing_ok=True)
     assert len(checkpoints.weight_files(sharded)) > 1
     rewrite(before, lambda tensors: rename(tensors, "transformer."))
-    assert diagnose.run(str(before), str(sharded), FORMATS) == expected
+    assert diagnose.diagnose(str(before), str(sharded), FORMATS) == expected
 
 
 def rename(tensors: dict[str, torch.Tensor], prefix: str) -> None:
@@ -88,21 +88,21 @@ def rename(tensors: dict[str, torch.Tensor], prefix: str) -> None:
 
 def test_shared_weights_are_found_under_either_name(pair: Case) -> None:
     _, _, before, after = pair("llama_tied")
-    expected = diagnose.run(str(before), str(after), "gguf:Q8_0")
+    expected = diagnose.diagnose(str(before), str(after), "gguf:Q8_0")
     rewrite(after, lambda tensors: tensors.update({"lm_head.weight": tensors.pop("model.embed_tokens.weight")}))
-    assert diagnose.run(str(before), str(after), "gguf:Q8_0") == expected
+    assert diagnose.diagnose(str(before), str(after), "gguf:Q8_0") == expected
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_weights_in_16_bits_are_read_as_they_are(dtype: torch.dtype, pair: Case) -> None:
     original, unlearned, before, after = pair(dtype=dtype)
-    found = diagnose.run(str(before), str(after), FORMATS)
+    found = diagnose.diagnose(str(before), str(after), FORMATS)
     assert_agrees(found, original.float(), unlearned.float())
 
 
 def test_layers_and_tensors_add_up(pair: Case) -> None:
     _, _, before, after = pair("llama_tied")
-    linear, file = diagnose.run(str(before), str(after), "int8,gguf:Q8_0")["formats"]
+    linear, file = diagnose.diagnose(str(before), str(after), "int8,gguf:Q8_0")["formats"]
     assert [layer["layer"] for layer in linear["layers"]] == ["model.layers.0", "model.layers.1"]
     assert [layer["layer"] for layer in file["layers"]] == ["model.layers.0", "model.layers.1", "lm_head"]
     assert len(linear["tensors"]) == 14
@@ -126,7 +126,7 @@ def test_an_update_in_the_zero_bin_is_named_as_the_cause(pair: Case) -> None:
                 tensors[name] = torch.where(small, weight + 1e-3, weight).contiguous()
 
     rewrite(after, move)
-    coarse, fine = diagnose.run(str(before), str(after), "rtn:group=0,full")["formats"]
+    coarse, fine = diagnose.diagnose(str(before), str(after), "rtn:group=0,full")["formats"]
     assert (coarse["crossing"], coarse["surviving"], coarse["zero_bin_changed"]) == (0, 0, 1)
     assert coarse["cause"].startswith("nearly all of the update is lost: it is smaller than the format's steps (0.0")
     share = percent(coarse["zero_bin"])
@@ -142,7 +142,7 @@ def test_the_command_line(pair: Case, cli: Case) -> None:
     machine = cli("diagnose", before, after, "--formats", "int8,rtn:group=0", "--json")
     assert (machine.code, machine.err) == (0, "")
     found = json.loads(machine.out)
-    assert found == diagnose.run(str(before), str(after), "int8,rtn:group=0")
+    assert found == diagnose.diagnose(str(before), str(after), "int8,rtn:group=0")
     assert (found["run"]["weights"], found["run"]["lr"], found["run"]["steps"]) == ("bfloat16", 1e-5, 40)
     assert 0 <= found["run"]["movable"] <= 0.5
     assert found["run"]["half_movable_lr"] > 1e-5
@@ -163,7 +163,7 @@ def test_the_command_line(pair: Case, cli: Case) -> None:
 
 def test_a_model_without_a_run_record_is_compared_too(pair: Case) -> None:
     _, _, before, _ = pair()
-    found = diagnose.run(str(before), str(before), "int8")
+    found = diagnose.diagnose(str(before), str(before), "int8")
     assert found["run"] is None
     assert found["formats"][0]["recovery"] is None
     assert found["formats"][0]["surviving"] is None
@@ -200,7 +200,7 @@ def test_broken_weights_are_named(which: int, damage: Callable[..., None], words
     folders = pair()[2:]
     rewrite(folders[which], damage)
     with pytest.raises(UserError, match=words) as error:
-        diagnose.run(str(folders[0]), str(folders[1]), "int8")
+        diagnose.diagnose(str(folders[0]), str(folders[1]), "int8")
     assert folders[which].name in str(error.value)
 
 
@@ -226,7 +226,7 @@ def test_models_of_other_shapes_are_refused(pair: Case, save_model: Case, cli: C
 def test_formats_that_cannot_be_diagnosed(formats: str, words: str, pair: Case) -> None:
     _, _, before, after = pair()
     with pytest.raises(UserError, match=words):
-        diagnose.run(str(before), str(after), formats)
+        diagnose.diagnose(str(before), str(after), formats)
 
 
 def test_a_file_without_the_output_layer_that_its_configuration_describes_is_refused(pair: Case) -> None:
@@ -235,7 +235,7 @@ def test_a_file_without_the_output_layer_that_its_configuration_describes_is_ref
     (after / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))
     for folders in ((before, after), (after, before)):
         with pytest.raises(UserError, match=r"holds no weights lm_head\.weight, which its config.json describes"):
-            diagnose.run(str(folders[0]), str(folders[1]), "gguf:Q8_0")
+            diagnose.diagnose(str(folders[0]), str(folders[1]), "gguf:Q8_0")
 
 
 @pytest.mark.parametrize("lr", ["1e-5", [1e-5], None, 0])
@@ -243,9 +243,9 @@ def test_a_record_without_a_rate_gives_no_rate_to_take(lr: Any, pair: Case) -> N
     _, _, before, after = pair()
     record = {"stillknows": "0", "settings": {"weights": "bfloat16", "lr": lr}, "fit": {"steps": 10}}
     write_sealed(after / "run.json", record)
-    [found] = diagnose.run(str(before), str(after), "rtn:bits=2:group=8")["formats"]
+    [found] = diagnose.diagnose(str(before), str(after), "rtn:bits=2:group=8")["formats"]
     assert found["least_lr"] is None
-    json.dumps(diagnose.run(str(before), str(after), "int8"), allow_nan=False)
+    json.dumps(diagnose.diagnose(str(before), str(after), "int8"), allow_nan=False)
 
 
 @pytest.mark.parametrize(("steps", "size", "has_rate"), [(10, 0.001, True), (0, 0.001, False), (10, 0.3, False)])
@@ -258,7 +258,7 @@ def test_a_rate_is_named_only_where_steps_made_a_small_update(
     original.save_pretrained(after)
     record = {"stillknows": "0", "settings": {"weights": "float32", "lr": 1e-5}, "fit": {"steps": steps}}
     write_sealed(after / "run.json", record)
-    [found] = diagnose.run(str(before), str(after), "rtn:bits=2:group=0")["formats"]
+    [found] = diagnose.diagnose(str(before), str(after), "rtn:bits=2:group=0")["formats"]
     assert (found["least_lr"] is not None) is has_rate, found["surviving"]
 
 
@@ -267,10 +267,10 @@ def test_pickled_and_missing_weights(pair: Case, tmp_path: Path) -> None:
     torch.save(load_file(after / "model.safetensors"), after / "pytorch_model.bin")
     (after / "model.safetensors").unlink()
     with pytest.raises(UserError, match="only pickled weights") as error:
-        diagnose.run(str(before), str(after), "int8")
+        diagnose.diagnose(str(before), str(after), "int8")
     assert "--allow-pickle" not in str(error.value)  # an option that this command does not have
     (after / "pytorch_model.bin").unlink()
     with pytest.raises(UserError, match="has no weights"):
-        diagnose.run(str(before), str(after), "int8")
+        diagnose.diagnose(str(before), str(after), "int8")
     with pytest.raises(UserError, match="no folder"):
-        diagnose.run(str(tmp_path / "absent"), str(after), "int8")
+        diagnose.diagnose(str(tmp_path / "absent"), str(after), "int8")

@@ -27,7 +27,7 @@ from stillknows.model import checkpoints, packed, run_record, tokens
 from stillknows.model.layers import Linear
 from stillknows.model.packed import bitsandbytes, compressed_tensors, gguf
 from stillknows.observations import load_observations
-from stillknows.store import name_of
+from stillknows.store import slug
 from stillknows.variants import compress, export
 from stillknows.variants.calibrate import sequences
 from stillknows.variants.compress import parse_variant
@@ -97,7 +97,7 @@ def written(source: Path, text: Path, tmp_path_factory: pytest.TempPathFactory) 
     @functools.cache
     def make(spec: str) -> Path:
         out = tmp_path_factory.mktemp("written")
-        record = export.run(export.ExportConfig(str(source), spec, text if "gptq" in spec else None), out)
+        record = export.export(export.ExportConfig(str(source), spec, text if "gptq" in spec else None), out)
         return out / (record["file"] or "")
 
     return make
@@ -109,7 +109,7 @@ def write(source: Path, text: Path, tmp_path: Path) -> Case:
 
     def run(spec: str, model: Path = source) -> Path:
         request = export.ExportConfig(str(model), spec, text if "gptq" in spec else None)
-        record = export.run(request, tmp_path / "out", overwrite=True)
+        record = export.export(request, tmp_path / "out", overwrite=True)
         return tmp_path / "out" / (record["file"] or "")
 
     return run
@@ -463,7 +463,7 @@ def test_what_cannot_be_shipped_is_refused_before_loading(
     (spec, *given), words = REFUSED[name]
     monkeypatch.setattr(checkpoints, "load", lambda *_, **__: pytest.fail("a model was loaded"))
     with pytest.raises(UserError, match=words):
-        export.run(export.ExportConfig(str(source), spec, text if given else None), tmp_path / "out")
+        export.export(export.ExportConfig(str(source), spec, text if given else None), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -480,18 +480,18 @@ def test_conv1d_is_not_written_for_compressed_tensors(save_model: Case, write: C
 def test_a_result_is_not_written_over(source: Path, write: Case, tmp_path: Path) -> None:
     write("nf4")
     with pytest.raises(UserError, match=r"exists already\n.*--overwrite"):
-        export.run(export.ExportConfig(str(source), "nf4"), tmp_path / "out")
+        export.export(export.ExportConfig(str(source), "nf4"), tmp_path / "out")
     with pytest.raises(UserError, match="lies in the model folder"):
-        export.run(export.ExportConfig(str(source), "nf4"), source / "nf4")
+        export.export(export.ExportConfig(str(source), "nf4"), source / "nf4")
 
 
 @pytest.mark.parametrize("spec", ["nf4", "int4", "gguf:Q8_0"])
 def test_only_an_audit_takes_quantized_files(spec: str, source: Path, written: Case, tmp_path: Path) -> None:
     path = str(written(spec))
     with pytest.raises(UserError, match="quantized already"):
-        export.run(export.ExportConfig(path, "nf4"), tmp_path / "again")
+        export.export(export.ExportConfig(path, "nf4"), tmp_path / "again")
     with pytest.raises(UserError, match="quantized already"):
-        diagnose.run(str(source), path)
+        diagnose.diagnose(str(source), path)
     with pytest.raises(UserError, match=r"quantized already\n.*full precision"):
         checkpoints.locate(path)
 
@@ -629,7 +629,7 @@ def test_a_folder_is_named_by_what_it_is_not_by_how_it_is_given(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(source)
-    record = export.run(export.ExportConfig(".", "gguf:Q8_0"), tmp_path / "out")
+    record = export.export(export.ExportConfig(".", "gguf:Q8_0"), tmp_path / "out")
     assert record["file"] == f"{source.name}-Q8_0.gguf"
 
 
@@ -707,7 +707,7 @@ def test_what_is_written_is_audited(spec: str, source: Path, cli: Case, tmp_path
     )
     seen = [
         tmp_path / "file/observations" / path.name / "full",
-        tmp_path / "variant/observations/model" / name_of(spec),
+        tmp_path / "variant/observations/model" / slug(spec),
     ]
     for split in ("forget", "retain"):
         in_file, in_place = (load_observations(folder / f"{split}.npz", None) for folder in seen)

@@ -159,7 +159,7 @@ def test_the_default_audit_and_diagnosis_fit_the_model(
     told = f"int4 becomes {variants}" if variants else "int4 is left out: layer"
     assert told in ran.err
     assert [left["variant"] for left in report["left_out"]] == ([] if variants else ["int4"])
-    formats = [form["format"] for form in diagnose.run(str(original), str(subject))["formats"]]
+    formats = [form["format"] for form in diagnose.diagnose(str(original), str(subject))["formats"]]
     assert formats == ["int8", "nf4", "fp4", *([variants] if variants else []), "rtn:group=0"]
     if variants:
         typed = cli("audit", *models, "--variants", f"full,{variants}", "--out", tmp_path / "again", "--json")

@@ -42,7 +42,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
         model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=64, **sizes))
     model.save_pretrained(root / "model")
     tokenizer.save_pretrained(root / "model")
-    record = export.run(export.ExportConfig(str(root / "model"), "gguf:Q4_0"), root / "out")
+    record = export.export(export.ExportConfig(str(root / "model"), "gguf:Q4_0"), root / "out")
     return root / "out" / record["file"]
 
 

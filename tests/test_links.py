@@ -134,7 +134,7 @@ def test_what_stands_in_the_place_of_a_lock_is_left_as_it_is(kind: str, tmp_path
     lock = tmp_path / store.LOCK
     {"content": lambda: lock.write_text(SECRET), "folder": lock.mkdir, "pipe": lambda: os.mkfifo(lock)}[kind]()
     expected = pytest.raises(UserError, match="cannot write to") if kind == "folder" else contextlib.nullcontext()
-    with expected, store.claim(tmp_path):
+    with expected, store.locked(tmp_path):
         pass
     assert kind != "content" or lock.read_text() == SECRET
 
@@ -142,18 +142,18 @@ def test_what_stands_in_the_place_of_a_lock_is_left_as_it_is(kind: str, tmp_path
 def test_a_folder_that_the_user_names_may_be_a_link(tmp_path: Path) -> None:
     (tmp_path / "disk").mkdir()
     (tmp_path / "out").symlink_to(tmp_path / "disk")
-    with store.claim(tmp_path / "out") as out:
+    with store.locked(tmp_path / "out") as out:
         store.write_json(out / "deep" / "a.json", 1)
     assert (tmp_path / "disk" / "deep" / "a.json").is_file()
 
 
 def test_a_run_within_a_run_writes_through_no_link_either(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
-    with store.claim(tmp_path / "out") as out:
+    with store.locked(tmp_path / "out") as out:
         (out / "models").symlink_to(tmp_path / "elsewhere")
-        with pytest.raises(UserError, match="models is a link"), store.claim(out / "models" / "npo"):
+        with pytest.raises(UserError, match="models is a link"), store.locked(out / "models" / "npo"):
             pass
-        with pytest.raises(UserError, match="models is a link"), store.once(out / "models", "plan"):
+        with pytest.raises(UserError, match="models is a link"), store.build_once(out / "models", "plan"):
             pass
         with pytest.raises(UserError, match="models is a link"), store.atomic_folder(out / "models"):
             pass
@@ -171,7 +171,7 @@ def die(partial):
     partial.write_text("half of the n")
     os.kill(os.getpid(), signal.SIGKILL)
 
-with store.claim(Path(sys.argv[1])) as out:
+with store.locked(Path(sys.argv[1])) as out:
     if sys.argv[2] == "file":
         store.replace_file(out / "observations" / "forget.npz", die)
     with store.atomic_folder(out / "models" / "original") as work:
@@ -187,14 +187,14 @@ def test_what_a_killed_run_has_left_is_removed_by_the_next(kind: str, tmp_path: 
     assert killed.returncode == -signal.SIGKILL
     [left] = [p for p in out.rglob("*") if p.name.startswith(store.PARTIAL)]
     (out / "mine.partial").write_text("kept")
-    with store.claim(out):
+    with store.locked(out):
         assert not left.exists()
     assert {p.name for p in out.rglob("*") if p.is_file()} == {store.LOCK, "mine.partial"}
 
 
 def test_a_run_in_a_folder_below_is_left_alone(tmp_path: Path) -> None:
-    with store.claim(tmp_path / "out" / "trial"), store.atomic_folder(tmp_path / "out" / "trial") as work:
-        with store.claim(tmp_path / "out"):
+    with store.locked(tmp_path / "out" / "trial"), store.atomic_folder(tmp_path / "out" / "trial") as work:
+        with store.locked(tmp_path / "out"):
             assert work.is_dir()
         (work / "a").write_text("done")
     assert (tmp_path / "out" / "trial" / "a").read_text() == "done"
@@ -205,7 +205,7 @@ def test_a_leftover_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "precious" / "a").write_text(SECRET)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / f"{store.PARTIAL}x").symlink_to(tmp_path / "precious")
-    with store.claim(tmp_path / "out"):
+    with store.locked(tmp_path / "out"):
         pass
     assert outside(tmp_path / "precious") == {"a": SECRET}
 

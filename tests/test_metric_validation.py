@@ -134,7 +134,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict]
         patch.setattr(metric_validation, "STATES", ("full", "nf4", ranking.RELEARNED))
         patch.setattr(metric_validation, "KEPT_SAMPLE", 4)
         out = tmp_path_factory.mktemp("meta")
-        result = metric_validation.run(out, models=3, seed=0, metrics=METRICS, overwrite=False, command="")
+        result = metric_validation.validate_metrics(out, models=3, seed=0, metrics=METRICS, overwrite=False, command="")
         yield out, result
 
 
@@ -190,7 +190,9 @@ def test_a_relearned_model_is_observed_again_with_the_same_outcome(tiny: tuple[P
     file = out / "observations" / "ga-nll-2" / "relearned" / f"{lost}.npz"
     before = file.read_bytes()
     file.unlink()
-    assert metric_validation.run(out, models=3, seed=0, metrics=METRICS, overwrite=True, command="") == result
+    assert (
+        metric_validation.validate_metrics(out, models=3, seed=0, metrics=METRICS, overwrite=True, command="") == result
+    )
     assert file.read_bytes() == before
 
 

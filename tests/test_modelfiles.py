@@ -312,7 +312,7 @@ def test_weights_under_another_name_are_what_an_audit_goes_by(run: Case, save_mo
 def test_diagnose_reads_the_weights_that_the_configuration_names(save_model: Case) -> None:
     original, subject = save_model("original"), save_model("subject")
     named(subject)
-    found = diagnose.run(str(original), str(subject), "rtn:bits=8:group=0")["formats"][0]
+    found = diagnose.diagnose(str(original), str(subject), "rtn:bits=8:group=0")["formats"][0]
     assert found["changed"] == 1
 
 
@@ -329,7 +329,7 @@ def test_a_file_that_is_copied_over_a_model_while_it_is_diagnosed_is_noticed(
 
     monkeypatch.setattr(diagnose, "compare", late)
     with pytest.raises(UserError, match=r"model\.safetensors changed while it was read"):
-        diagnose.run(str(original), str(subject), "rtn:bits=8:group=0")
+        diagnose.diagnose(str(original), str(subject), "rtn:bits=8:group=0")
 
 
 # --- What is written --------------------------------------------------------------------------------------------------

@@ -307,4 +307,4 @@ def test_a_layer_that_does_not_exist_is_told_before_the_model_is_loaded(
     benchmark = Benchmark("test", (forget, retain))
     request = unlearn.UnlearnConfig(str(save_model("model")), benchmark, spec, setting())
     with pytest.raises(UserError, match="layer=7 does not exist"):
-        unlearn.run(request, tmp_path / "out")
+        unlearn.unlearn(request, tmp_path / "out")

@@ -100,7 +100,7 @@ def test_saved_observations_by_hand(audited: Path) -> None:
 
 def write_report(folder: Path, variant: str) -> None:
     """Write the least that is a report, of what a folder holds under one variant."""
-    files = {m: folder / "observations" / m / store.name_of(variant) / "forget.npz" for m in ("npo", CONTROL)}
+    files = {m: folder / "observations" / m / store.slug(variant) / "forget.npz" for m in ("npo", CONTROL)}
     seen = {model: load_observations(file) for model, file in files.items()}
     subject = {"path": "", "fingerprint": "", "verdict": "UNDECIDED", "reasons": [], "cells": []}
     subject |= {"run": None, "leaks": [], "variants": {variant: "UNDECIDED"}}

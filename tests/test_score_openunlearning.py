@@ -13,7 +13,7 @@ import pytest
 
 from stillknows.errors import UserError
 from stillknows.reporting import rescore
-from stillknows.reporting.rescore_openunlearning import run
+from stillknows.reporting.rescore_openunlearning import rescore_openunlearning
 
 Json = Any
 
@@ -63,7 +63,7 @@ def save(tmp_path: Path) -> Callable[..., Path]:
 
 
 def values(path: Path, reference: Path | None = None) -> dict[str, float]:
-    return {name: number.get("value") for name, number in run(path, reference)["values"].items()}
+    return {name: number.get("value") for name, number in rescore_openunlearning(path, reference)["values"].items()}
 
 
 def test_tofu_by_hand(save: Callable[..., Path]) -> None:
@@ -99,7 +99,7 @@ def test_a_retrained_models_log_gives_forget_quality_and_privleak(save: Callable
 def test_muse_by_hand(save: Callable[..., Path]) -> None:
     """F1 with stems: "the cats" against "the red cat" has two of three words, 0.8."""
     log = {"forget_verbmem_ROUGE": said([("the red cat", "the cats")]), "retain_knowmem_ROUGE": said(SAID[:1])}
-    result = run(save(log | {"exact_memorization": indexed([{"score": 0.5}])}, "MUSE_EVAL.json"))
+    result = rescore_openunlearning(save(log | {"exact_memorization": indexed([{"score": 0.5}])}, "MUSE_EVAL.json"))
     found = {name: number["value"] for name, number in result["values"].items()}
     assert found == {
         "forget_verbmem_ROUGE": pytest.approx(0.8),
@@ -142,7 +142,7 @@ def test_null_is_left_out_and_told(save: Callable[..., Path]) -> None:
     log["forget_Q_A_PERT_Prob"]["value_by_index"]["0"]["avg_loss"] = [1.0, None]
     log["forget_Q_A_ROUGE"]["value_by_index"]["1"]["generation"] = None
     log["mia_min_k"]["holdout"]["value_by_index"]["0"]["score"] = None
-    result = run(save(log))
+    result = rescore_openunlearning(save(log))
     found = {name: number.get("value") for name, number in result["values"].items()}
     assert found["retain_Q_A_Prob"] == found["forget_Q_A_Prob"] == pytest.approx(np.exp(-1.5))
     assert found["forget_truth_ratio"] == pytest.approx(np.exp(-1.5))  # of the second item alone
@@ -150,43 +150,43 @@ def test_null_is_left_out_and_told(save: Callable[..., Path]) -> None:
     assert found["mia_min_k"] == 1
     assert sum("hold null and are left out" in line for line in result["warnings"]) == 5
     log["retain_Q_A_Prob"]["value_by_index"] = {"0": None}
-    assert "hold no score" in run(save(log))["values"]["retain_Q_A_Prob"]["not_measured"]
+    assert "hold no score" in rescore_openunlearning(save(log))["values"]["retain_Q_A_Prob"]["not_measured"]
 
 
 def test_a_summary_is_compared_with_the_log_beside_it(save: Callable[..., Path]) -> None:
     summary = save({"extraction_strength": 0.5, "forget_Q_A_Prob": 0.9, "privleak": None}, "TOFU_SUMMARY.json")
     with pytest.raises(UserError, match=r"without items.*\n.*give TOFU_EVAL\.json"):
-        run(summary)
+        rescore_openunlearning(summary)
     save(tofu_log())
-    recorded = {c["name"]: c["disagreeing"] for c in run(summary)["recorded"]}
+    recorded = {c["name"]: c["disagreeing"] for c in rescore_openunlearning(summary)["recorded"]}
     assert (recorded["extraction_strength"], recorded["forget_Q_A_Prob"]) == (0, 1)
 
 
 def test_a_folder_holds_one_log(save: Callable[..., Path], tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds none of"):
-        run(tmp_path)
+        rescore_openunlearning(tmp_path)
     save(tofu_log())
-    assert run(tmp_path)["file"] == str(tmp_path / "TOFU_EVAL.json")
+    assert rescore_openunlearning(tmp_path)["file"] == str(tmp_path / "TOFU_EVAL.json")
     save(tofu_log(), "MUSE_EVAL.json")
     with pytest.raises(UserError, match="name the file"):
-        run(tmp_path)
+        rescore_openunlearning(tmp_path)
 
 
 @pytest.mark.parametrize("other", ["a text", None, True, 3, ["a"], {"config": {"lr": 1e-5}}])
 def test_what_is_no_metric_is_left_aside(save: Callable[..., Path], other: Json) -> None:
-    plain = run(save(tofu_log()))
+    plain = rescore_openunlearning(save(tofu_log()))
     log = {"run_info": other, **tofu_log()}
     for table in log.values():
         if isinstance(table, dict):
             for item in table.get("value_by_index", {}).values():
                 item["data of its own"] = other
-    assert run(save(log))["values"] == plain["values"]
+    assert rescore_openunlearning(save(log))["values"] == plain["values"]
 
 
 def test_what_is_missing_is_not_measured(save: Callable[..., Path]) -> None:
     log = tofu_log()
     del log["retain_Q_A_PARA_Prob"]
-    result = run(save(log))
+    result = rescore_openunlearning(save(log))
     assert "paraphrase_log_probs were not observed" in result["values"]["retain_Truth_Ratio"]["not_measured"]
     assert "paraphrase_log_probs" in result["values"]["model_utility"]["not_measured"]
     assert "retrained model" in result["values"]["forget_quality"]["not_measured"]
@@ -221,7 +221,7 @@ def test_faults_name_file_metric_and_item(save: Callable[..., Path], fault: str)
     log, words = FAULTS[fault]
     path = save(log)
     with pytest.raises(UserError) as error:
-        run(path)
+        rescore_openunlearning(path)
     assert str(path) in str(error.value)
     assert words in str(error.value)
 
@@ -230,4 +230,4 @@ def test_a_retrained_models_log_is_of_the_same_items(save: Callable[..., Path]) 
     other = tofu_log()
     other["forget_Q_A_Prob"]["value_by_index"]["2"] = {"prob": 1.0, "avg_loss": 0.0}
     with pytest.raises(UserError, match="not of the same forget items, such as item 2"):
-        run(save(tofu_log()), save(other, "retain/TOFU_EVAL.json"))
+        rescore_openunlearning(save(tofu_log()), save(other, "retain/TOFU_EVAL.json"))

@@ -11,7 +11,7 @@ import pytest
 
 from stillknows.errors import UserError
 from stillknows.reporting import rescore
-from stillknows.reporting.rescore_rwku import READERS, recall, run
+from stillknows.reporting.rescore_rwku import READERS, recall, rescore_rwku
 
 Json = Any
 
@@ -55,7 +55,7 @@ def folder(tmp_path: Path) -> Path:
 def test_every_file_by_hand(folder: Path) -> None:
     """ "The red dog" has "red" of three words as they are written; H₂ of two bigrams is one bit, H₃ of one nothing."""
     assert READERS.keys() == FILES.keys()
-    result = run(folder)
+    result = rescore_rwku(folder)
     assert {name: number["value"] for name, number in result["values"].items()} == pytest.approx(EXPECTED)
     disagreeing = {c["name"] for c in result["recorded"] if c["disagreeing"]}
     assert disagreeing == {"neighbor.level_2_rouge_l_r", "triviaqa.F1", "fluency.entropy"}
@@ -102,11 +102,11 @@ def test_faults_name_file_and_item(tmp_path: Path, fault: str) -> None:
     name, log, words = FAULTS[fault]
     (tmp_path / name).write_text(json.dumps(log))
     with pytest.raises(UserError) as error:
-        run(tmp_path / name)
+        rescore_rwku(tmp_path / name)
     assert name in str(error.value)
     assert words in str(error.value)
 
 
 def test_a_folder_without_results(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds none of RWKU's result files"):
-        run(tmp_path)
+        rescore_rwku(tmp_path)

@@ -120,36 +120,36 @@ def test_the_record_is_moved_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert len(moved) == 4
 
 
-CLAIM = """
+LOCKED = """
 import sys
 from pathlib import Path
-from stillknows.store import claim
-with claim(Path(sys.argv[1])):
+from stillknows.store import locked
+with locked(Path(sys.argv[1])):
     print("mine", flush=True)
     sys.stdin.read()
 """
 
 
-def test_a_claim_keeps_a_second_process_out_until_the_first_ends(tmp_path: Path) -> None:
+def test_a_lock_keeps_a_second_process_out_until_the_first_ends(tmp_path: Path) -> None:
     other = subprocess.Popen(
-        [sys.executable, "-c", CLAIM, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", LOCKED, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     assert other.stdin is not None
     assert other.stdout is not None
     with other:
         try:
             assert other.stdout.readline() == "mine\n"
-            with pytest.raises(UserError, match="another run is working in"), store.claim(tmp_path):
+            with pytest.raises(UserError, match="another run is working in"), store.locked(tmp_path):
                 pass
         finally:
             other.kill()  # a killed run leaves no lock behind
-    with store.claim(tmp_path) as folder:
+    with store.locked(tmp_path) as folder:
         assert folder == tmp_path
 
 
-def test_a_claim_needs_a_folder_that_can_be_written(tmp_path: Path) -> None:
+def test_a_lock_needs_a_folder_that_can_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot write to"), store.claim(tmp_path / "file" / "out"):
+    with pytest.raises(UserError, match="cannot write to"), store.locked(tmp_path / "file" / "out"):
         pass
 
 
@@ -164,7 +164,7 @@ def test_results_are_not_replaced_unasked(tmp_path: Path) -> None:
 
 def test_work_is_done_once_per_plan(tmp_path: Path) -> None:
     def work(plan: object, fail: bool = False) -> bool:
-        with store.once(tmp_path, plan) as folder:
+        with store.build_once(tmp_path, plan) as folder:
             if fail:
                 raise RuntimeError
             return folder is not None
@@ -180,9 +180,9 @@ def test_work_is_done_once_per_plan(tmp_path: Path) -> None:
 
 
 def test_keys_depend_on_content_and_not_on_order_of_names() -> None:
-    assert store.key({"a": 1, "b": [2]}) == store.key({"b": [2], "a": 1})
-    assert store.key("ab", "c") != store.key("a", "bc")
-    assert store.key(1) != store.key("1")
+    assert store.digest({"a": 1, "b": [2]}) == store.digest({"b": [2], "a": 1})
+    assert store.digest("ab", "c") != store.digest("a", "bc")
+    assert store.digest(1) != store.digest("1")
 
 
 def test_digests_depend_on_names_and_contents(tmp_path: Path) -> None:

@@ -97,14 +97,15 @@ def test_what_is_printed_steers_no_terminal(cli: Case, tmp_path: Path, capsys: p
         assert ran.code == 0, ran.err
         assert {c for c in ran.out + ran.err if unicodedata.category(c) in UNSEEN} == {"\n"}
     assert json.loads(ran.out) == report.read(tmp_path)
-    progress.say("\x1b[2J")
+    with progress.shown():
+        progress.log("\x1b[2J")
     assert capsys.readouterr().err == "\\x1b[2J\n"
 
 
 def test_a_bar_shows_names_as_they_are(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Square brackets are markup to the library that draws it, which ends in an error where they do not match."""
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    with progress.progress("[/red]\x1b[2J", 1) as advance:
+    with progress.shown(), progress.progress("[/red]\x1b[2J", 1) as advance:
         advance(1, "[/]\x1b[2J")
     assert "\x1b[2J" not in capsys.readouterr().err
 
@@ -195,7 +196,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 @app.command()
 def slow(out: Path):
-    with store.claim(out):
+    with store.locked(out):
         store.write_text(out / "finished", "kept")
         with store.atomic_folder(out / "model") as work:
             (work / "half").write_text("half")

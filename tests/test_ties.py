@@ -73,7 +73,7 @@ def test_the_update_of_both_layers_is_counted(original: str, subject: str, model
     before, after = (checkpoints.load(located(models[name])).model for name in (original, subject))
     chain = parse_variant("gguf:Q8_0")
     counted = update_survival.tallies(after, compress.weights(before, chain), chain)
-    on_disk = diagnose.run(str(models[original]), str(models[subject]), "gguf:Q8_0")["formats"][0]
+    on_disk = diagnose.diagnose(str(models[original]), str(models[subject]), "gguf:Q8_0")["formats"][0]
     changed = {row["tensor"]: row["changed"] for row in on_disk["tensors"]}
     assert changed == pytest.approx({name: part.changed / part.weights for name, part in counted.items()})
     assert changed[HEAD] == (original != subject)
@@ -82,7 +82,7 @@ def test_the_update_of_both_layers_is_counted(original: str, subject: str, model
 
 
 def test_a_shared_matrix_is_counted_once(models: dict[str, Path]) -> None:
-    on_disk = diagnose.run(str(models["one"]), str(models["twice"]), "gguf:Q8_0")["formats"][0]
+    on_disk = diagnose.diagnose(str(models["one"]), str(models["twice"]), "gguf:Q8_0")["formats"][0]
     assert [row["tensor"] for row in on_disk["tensors"]].count(HEAD) == 1
     assert EMBEDDING not in [row["tensor"] for row in on_disk["tensors"]]
 

@@ -43,7 +43,7 @@ def save(folder: Path, stored: Any, tokenizer_class: str, family: str) -> checkp
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
 @pytest.mark.parametrize("tokenizer_class", CLASSES)
 def test_ids_are_those_of_the_file_and_another_class_is_told(
-    tokenizer_class: str, family: str, stored: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tokenizer_class: str, family: str, stored: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     from transformers import AutoTokenizer
 
@@ -54,19 +54,19 @@ def test_ids_are_those_of_the_file_and_another_class_is_told(
         assert ids == stored.encode(text).ids
         assert found.decode(ids, clean_up_tokenization_spaces=False) == stored.decode(ids)
     differs = any(theirs(t, add_special_tokens=False)["input_ids"] != stored.encode(t).ids for t in tokens.PROBES)
-    told = capsys.readouterr().err
+    told = caplog.text
     assert not differs or ("tokenizer.json is read as it is" in told and "tokenizer_class" in told)
     assert (found.bos_token, found.eos_token, found.unk_token) == ("<s>", "</s>", "<unk>")
 
 
-def test_a_class_that_reads_the_file_as_it_is_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_class_that_reads_the_file_as_it_is_is_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     found = checkpoints.load_tokenizer(save(tmp_path, byte_level(), "GPT2Tokenizer", "llama"))
     assert type(found).__name__ == "GPT2Tokenizer"
-    assert capsys.readouterr().err == ""
+    assert caplog.messages == []
 
 
-def test_the_exchange_is_told_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_exchange_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     source = save(tmp_path, byte_level(LLAMA_3), "LlamaTokenizerFast", "llama")
     for _ in range(3):
         checkpoints.load_tokenizer(source)
-    assert capsys.readouterr().err.count("tokenizer.json is read as it is") == 1
+    assert caplog.text.count("tokenizer.json is read as it is") == 1

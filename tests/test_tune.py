@@ -78,8 +78,8 @@ def test_a_search_forgets_keeps_and_goes_on_where_it_was(
     out = tmp_path / "tune"
     first = json.loads(cli(*base, "--trials", 2, "--out", out).out)
     ran: list[str] = []
-    run = unlearn.run
-    monkeypatch.setattr(unlearn, "run", lambda *given, **named: ran.append("") or run(*given, **named))
+    run = unlearn.unlearn
+    monkeypatch.setattr(unlearn, "unlearn", lambda *given, **named: ran.append("") or run(*given, **named))
     result = json.loads(cli(*base, "--trials", 5, "--out", out).out)
     assert len(ran) == 3
     assert result["trials"][:2] == first["trials"]

@@ -28,14 +28,14 @@ from stillknows.lazy import Tensor, nn, torch
 from stillknows.model import checkpoints, modelfiles, run_record
 from stillknows.model.architecture import MatrixRole
 from stillknows.model.safetensors_index import StoredWeights, locate, stored
-from stillknows.progress import progress, say
+from stillknows.progress import progress, warn
 from stillknows.specs import spelled
 from stillknows.variants.compress import WEIGHTS, Chain, fitted, is_calibrated, links_of, matrices, parse_variant
 
 Json = dict[str, Any]
 
 
-def run(
+def diagnose(
     original: str,
     unlearned: str,
     formats: str | None = None,
@@ -95,7 +95,7 @@ def _fitted(skeleton: nn.Module, wanted: Mapping[str, Chain], *, named: bool) ->
             if named:
                 raise
             because = str(error).partition("\n")[0].removeprefix(f"{spec}: ")
-            say(f"{spec} is left out: {because}")
+            warn(f"{spec} is left out: {because}")
             continue
         chains[name] = fitting
     return chains

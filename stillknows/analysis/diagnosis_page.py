@@ -16,7 +16,7 @@ def text(result: Mapping[str, Any], *, layers: bool = False, sizes: bool = False
     """Return what each format leaves and why, in Markdown: two tables, which fit 80 columns, and each format's cause.
 
     Args:
-        result: what `diagnose.run` returns.
+        result: what `diagnose` returns.
         layers: add a table by layer for each format.
         sizes: add a table of the formats by the size of weights.
     """

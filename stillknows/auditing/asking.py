@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from stillknows.errors import UserError
 from stillknows.model import checkpoints
 from stillknows.model.encoding import CHAT, Asked, Encoded, LongItems, encode_split
-from stillknows.store import key
+from stillknows.store import digest
 from stillknows.types import Benchmark, Split
 from stillknows.variants.defences import Suppression, with_question
 from stillknows.variants.variant import Variant, taught_facts
@@ -60,7 +60,7 @@ class Reader(NamedTuple):
     def identity(self) -> str:
         """Text that is equal for readers that do the same."""
         rules = self.tokenizer.backend_tokenizer.to_str() if self.tokenizer.is_fast else self.fingerprint
-        return key(rules, sorted(self.ends))
+        return digest(rules, sorted(self.ends))
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ from stillknows.errors import UserError
 from stillknows.model import checkpoints, run_record
 from stillknows.model.encoding import Asked
 from stillknows.observations import load_observations, save_observations
-from stillknows.progress import progress, say
-from stillknows.store import Serialized, key
+from stillknows.progress import progress, warn
+from stillknows.store import Serialized, digest
 from stillknows.types import FULL, ORIGINAL, UNWRAPPED, Cell, Observations, Verdict
 from stillknows.variants.variant import Variant
 
@@ -43,11 +43,11 @@ class Audit:
     suppressions: Mapping[str, str] = field(default_factory=dict)
 
 
-def run(request: AuditConfig, out: Path) -> Audit:
+def audit(request: AuditConfig, out: Path) -> Audit:
     """Measure everything that `out` does not hold yet and judge. Raises UserError for bad input, before loading."""
     prepared, reader, variants, left_out, metrics, figures, suite = plan(request, out)
     if reasons := out_of_reach(request.benchmark, variants, request.control is not None, request.policy):
-        say(reasons)
+        warn(reasons)
     run_records = {model.label: run_record.read(model.source.path) for model in prepared}
     versions = run_record.versions() | ({} if suite is None else {"lm-eval": suite.version})
     deployments = {name: variant for name, variant in variants.items() if variant.role == "deployment"}
@@ -124,7 +124,7 @@ class _Keys:
         how = sorted(fields), asdict(decoding)
         taught = [[item.ids for item in model.taught(variant)]] if variant.teaches else []
         parts = OBSERVATIONS_VERSION, model.fingerprint, variant.identity, self.items[place], how, *beside
-        return key(*parts, *model.beside, *taught)
+        return digest(*parts, *model.beside, *taught)
 
 
 def _described(item: Asked) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from stillknows.auditing.plan import AuditConfig
 from stillknows.auditing.prepared import Prepared
 from stillknows.model.encoding import CHAT
 from stillknows.progress import progress
-from stillknows.store import key, recall, write_sealed
+from stillknows.store import digest, recall, write_sealed
 from stillknows.types import Cell, Interval
 from stillknows.variants.variant import Variant
 
@@ -34,7 +34,7 @@ def general(
     with progress(f"general tasks on {model.label}", len(variants)) as advance:
         for variant, form in variants.items():
             path = observations_file(out, model, variant, TASKS).with_suffix(".json")
-            cache = key(OBSERVATIONS_VERSION, model.fingerprint, form.identity, asked, *model.beside)
+            cache = digest(OBSERVATIONS_VERSION, model.fingerprint, form.identity, asked, *model.beside)
             results = _read_results(path, cache)
             if results is None:
                 subject = load(model)

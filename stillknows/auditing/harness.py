@@ -32,9 +32,9 @@ import numpy as np
 from stillknows.errors import UserError, did_you_mean
 from stillknows.lazy import torch
 from stillknows.model.lengths import restart_rotations, shared_limit
-from stillknows.progress import say
+from stillknows.progress import warn
 from stillknows.stats import LEVEL, RESAMPLES
-from stillknows.store import key
+from stillknows.store import digest
 from stillknows.types import Interval
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ def measure(
                 f"lm-eval: {_first_line(error)}", "leave that task out, or measure a model that it fits"
             ) from error
     for line, count in heard.lines.items():
-        say(f"  lm-eval, {count} times: {line}" if count > 1 else f"  lm-eval: {line}")
+        warn(f"  lm-eval, {count} times: {line}" if count > 1 else f"  lm-eval: {line}")
     assert evaluated is not None, "only the other processes of a distributed run are given nothing"
     return dict(_results(evaluated, suite))
 
@@ -305,7 +305,7 @@ def _identity(tasks: Mapping[str, Any]) -> str:
     for name, task in sorted(tasks.items()):
         shown = list(task.fewshot_docs() or []) if task.config.num_fewshot else []
         parts.append([name, task.VERSION, task.dump_config(), list(task.eval_docs), shown])
-    return key(_version(), json.dumps(parts, default=lambda value: getattr(value, "__qualname__", str(value))))
+    return digest(_version(), json.dumps(parts, default=lambda value: getattr(value, "__qualname__", str(value))))
 
 
 @contextlib.contextmanager

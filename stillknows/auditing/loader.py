@@ -11,7 +11,7 @@ from stillknows.auditing.prepared import Prepared
 from stillknows.lazy import Tensor
 from stillknows.model import checkpoints
 from stillknows.observations import OBSERVATIONS
-from stillknows.store import name_of
+from stillknows.store import slug
 from stillknows.types import FULL, UNWRAPPED, Subject
 from stillknows.variants import compress
 
@@ -22,7 +22,7 @@ def observations_file(out: Path, model: Prepared, variant: str, split: str) -> P
     """Return where the observations of a model on a split in a variant lie."""
     if variant == UNWRAPPED and model.suppression is None:
         variant = FULL
-    return out / OBSERVATIONS / model.label / name_of(variant) / f"{split}.npz"
+    return out / OBSERVATIONS / model.label / slug(variant) / f"{split}.npz"
 
 
 class Loader:

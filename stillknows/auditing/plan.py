@@ -18,9 +18,9 @@ from stillknows.errors import UserError, did_you_mean
 from stillknows.lazy import Tensor
 from stillknows.model import checkpoints
 from stillknows.model.encoding import CHAT, LongItems, framed
-from stillknows.progress import say
+from stillknows.progress import log, warn
 from stillknows.registry import Bound, bind, bind_all
-from stillknows.store import read_text, require_apart
+from stillknows.store import read_text, require_outside
 from stillknows.types import CONTROL, FULL, ORIGINAL, SUITE, UNWRAPPED, WEIGHTS, Benchmark, Split
 from stillknows.variants import compress, defences
 from stillknows.variants.calibrate import sequences
@@ -84,14 +84,14 @@ def plan(request: AuditConfig, out: Path) -> Plan:
     figures = bind_all("figure", wanted) if wanted.strip() else {}
     _check_request(request, metrics)
     suppressions, sources = _find(request)
-    require_apart(out, [source.folder for source in sources.values()])
+    require_outside(out, [source.folder for source in sources.values()])
     fields = _fields(request.benchmark, [*metrics.values(), *figures.values()])
     prepared, reader, questions = _prepare(request, fields, suppressions, sources)
     _check_models(prepared)
     subjects = [model for model in prepared if model.label not in (ORIGINAL, CONTROL)]
     if request.variants is None and subjects and all(model.source.form for model in subjects):
         named, wanted_variants = expand(FULL)
-        say("quantized files are measured as they are; --variants names what is done to them, and to the controls, too")
+        log("quantized files are measured as they are; --variants names what is done to them, and to the controls, too")
     variants, left_out = _fitted(request, prepared[0], wanted_variants, named)
     if any(model.suppression for model in prepared):
         variants[UNWRAPPED] = parse_variant(FULL)._replace(wrapped=False)
@@ -246,7 +246,7 @@ def _fitted(
                 raise
             because = str(error).partition("\n")[0].removeprefix(f"{name}: ")
             left_out.append(LeftOut(name, because))
-            say(f"{name} is left out: {because}")
+            warn(f"{name} is left out: {because}")
     return variants, tuple(left_out)
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from stillknows.analysis import update_survival
 from stillknows.auditing.loader import OBSERVATIONS_VERSION, Loader, observations_file
 from stillknows.auditing.prepared import Prepared
-from stillknows.store import key, recall, write_sealed
+from stillknows.store import digest, recall, write_sealed
 from stillknows.types import WEIGHTS, Cell, Interval
 from stillknows.variants.variant import Variant
 
@@ -60,7 +60,7 @@ def _damage(
 ) -> tuple[Damage, dict[str, Damage]]:
     """Return the damage as a whole and by layer."""
     path = observations_file(out, model, variant, WEIGHTS).with_suffix(".json")
-    cache = key(OBSERVATIONS_VERSION, original.fingerprint, model.fingerprint, form.identity)
+    cache = digest(OBSERVATIONS_VERSION, original.fingerprint, model.fingerprint, form.identity)
     found = _read_damage(path, cache)
     if found is None:
         before = load.original_weights(original)

@@ -19,7 +19,7 @@ from stillknows.cli import building, judging, listing  # noqa: F401 (their comma
 from stillknows.cli.shards import shards
 from stillknows.cli.terminal import app, print_out
 from stillknows.errors import UserError, is_disk_full, is_out_of_memory
-from stillknows.progress import say
+from stillknows.progress import log, shown
 
 app.add_typer(shards, name="shards")
 
@@ -60,6 +60,7 @@ INTERRUPTED, TERMINATED = 130, 143  # 128 and the number of the signal
 PLAIN = {"−": "-", "–": "-", "…": "...", "≤": "<=", "≥": ">=", "∞": "inf", "’": "'", "“": '"', "”": '"'}
 
 
+@shown()
 def main() -> None:
     """Run the command line; every way out is a message and an exit code, never a traceback for bad input."""
     _print_what_can_be_printed()
@@ -134,5 +135,5 @@ def _explain(error: Exception) -> str:
 def _fail(message: str, code: int) -> NoReturn:
     if "--json" in sys.argv:
         print_out(json.dumps({"error": message}))
-    say(f"stillknows: {message}")
+    log(f"stillknows: {message}")
     sys.exit(code)

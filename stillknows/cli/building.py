@@ -53,7 +53,7 @@ def demo(
     from stillknows.experiments import demo
     from stillknows.reporting import report
 
-    result = demo.run(out, seed, command=command_line())
+    result = demo.run_demo(out, seed, command=command_line())
     show(result, as_json, report.summary(result), f"open {out / report.HTML}")
 
 
@@ -136,7 +136,7 @@ def unlearn(
         trust_remote_code,
         after,
     )
-    record = unlearn.run(request, out, overwrite=overwrite, resume=resume)
+    record = unlearn.unlearn(request, out, overwrite=overwrite, resume=resume)
     fit = record["fit"]
     words = f"{fit['steps']} steps in {fit['seconds']:.0f} s; {fit['stopped']}"
     too_few = out_of_reach(request.benchmark, (FULL,), has_control=True, policy=Policy())
@@ -203,7 +203,7 @@ def tune(
         retain_floor,
         seed,
     )
-    result = tune.run(request, out, overwrite=overwrite)
+    result = tune.tune(request, out, overwrite=overwrite)
     show(result, as_json, tune.text(result), f"wrote {out / tune.JSON}")
 
 
@@ -274,6 +274,6 @@ def quantize(
     from stillknows.variants import export
 
     request = export.ExportConfig(model, to, calibration, device, allow_pickle, trust_remote_code)
-    record = export.run(request, out, overwrite=overwrite)
+    record = export.export(request, out, overwrite=overwrite)
     path = out / (record["file"] or "")
     show(record, as_json, export.text(record), f"wrote {path}; next: stillknows audit {shlex.quote(str(path))} …")

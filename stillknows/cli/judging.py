@@ -30,7 +30,7 @@ from stillknows.cli.terminal import (
     show,
 )
 from stillknows.errors import UserError
-from stillknows.progress import say
+from stillknows.progress import log
 
 
 @app.command(
@@ -104,16 +104,16 @@ def audit(
     from stillknows.auditing import audit, plan
     from stillknows.auditing.verdict import EXIT_CODES, Policy
     from stillknows.reporting import report
-    from stillknows.store import claim, require_new
+    from stillknows.store import locked, require_new
 
     request = audit.AuditConfig(
         original, plan.labels(models), chosen_benchmark(benchmark, data, template), control, variants, metrics,
         Policy(tolerance=tolerance, utility_floor=utility_floor), long_items, device, allow_pickle, trust_remote_code,
         figures, tuple(task.strip() for task in tasks.split(",") if task.strip()), task_folder, task_limit, calibration,
     )  # fmt: skip
-    with claim(out):
+    with locked(out):
         require_new(out / report.JSON, overwrite=overwrite)
-        result = report.write(report.build(audit.run(request, out), command_line()), out)
+        result = report.write(report.build(audit.audit(request, out), command_line()), out)
     show(result, as_json, report.summary(result), f"open {out / report.HTML}")
     raise typer.Exit(EXIT_CODES[result["verdict"]])
 
@@ -124,9 +124,9 @@ def report(
 ) -> None:
     """Show the report of an audit again, and write its pages anew."""
     from stillknows.reporting import report
-    from stillknows.store import claim
+    from stillknows.store import locked
 
-    with claim(folder):
+    with locked(folder):
         result = report.write(report.read(folder), folder)
     show(result, as_json, report.markdown(result), f"open {folder / report.HTML}")
 
@@ -160,7 +160,7 @@ def diagnose(
     """
     from stillknows.analysis import diagnose, diagnosis_page
 
-    result = diagnose.run(original, unlearned, formats, sizes=sizes, trust_remote_code=trust_remote_code)
+    result = diagnose.diagnose(original, unlearned, formats, sizes=sizes, trust_remote_code=trust_remote_code)
     show(result, as_json, diagnosis_page.text(result, layers=layers, sizes=sizes))
 
 
@@ -215,15 +215,15 @@ def score(
     elif log_format == "tofu":
         result = rescore.tofu(path, reference)
     elif log_format == "openunlearning":
-        result = rescore_openunlearning.run(path, reference)
+        result = rescore_openunlearning.rescore_openunlearning(path, reference)
     elif log_format == "rwku":
-        result = rescore_rwku.run(path)
+        result = rescore_rwku.rescore_rwku(path)
     else:
         result = rescore.saved(path, metrics, figures)
     show(result, as_json, rescore.text(result))
     for kind in ("warning", "note"):
         for line in result.get(f"{kind}s", ()):
-            say(f"{kind}: {line}")
+            log(f"{kind}: {line}")
 
 
 @app.command(epilog=examples("stillknows meta", "stillknows meta --models 9 --seed 1 --out runs/meta-1 --json"))
@@ -243,7 +243,7 @@ def meta(
     """
     from stillknows.experiments import metric_validation
 
-    result = metric_validation.run(
+    result = metric_validation.validate_metrics(
         out, models=models, seed=seed, metrics=metrics, overwrite=overwrite, command=command_line()
     )
     show(result, as_json, metric_validation.summary(result), f"open {out / metric_validation.MARKDOWN}")

@@ -15,7 +15,7 @@ import typer
 from stillknows import defaults
 from stillknows.errors import UserError
 from stillknows.formatting import for_terminal
-from stillknows.progress import say
+from stillknows.progress import log
 
 if TYPE_CHECKING:
     from stillknows.types import Benchmark
@@ -87,7 +87,7 @@ def show(result: Any, as_json: bool, text: str, hint: str = "") -> None:
     """Print a result on standard output, as JSON or as text; what to do next goes to standard error."""
     print_out(json.dumps(result) if as_json else text)  # in ASCII, which every terminal can show and none obeys
     if hint and not as_json:
-        say(hint)
+        log(hint)
 
 
 def print_out(text: str) -> None:

@@ -2,7 +2,7 @@
 
 An original and a never-taught control are trained from scratch with one recipe; the original is unlearned in several
 ways; all of them are audited in every format. Nothing here is special to the demo: a user's own models take the same
-road through `unlearn.run` and `audit.run`.
+road through `unlearn` and `audit`.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import Any
 from stillknows.auditing import audit
 from stillknows.experiments import tiny_models
 from stillknows.model import checkpoints
-from stillknows.progress import say
+from stillknows.progress import log
 from stillknows.registry import bind
 from stillknows.reporting import report
-from stillknows.store import claim, once
+from stillknows.store import build_once, locked
 from stillknows.training.loop import Settings
 from stillknows.types import CONTROL, ORIGINAL, Benchmark
 from stillknows.unlearning import unlearn
@@ -47,19 +47,19 @@ VARIANTS = "full,bf16,int8,nf4,fp4,int4,rtn:group=0,rtn:group=-1"
 METRICS = "answer_probability,exact_memorisation,extraction_strength"
 
 
-def run(out: Path, seed: int, command: str) -> dict[str, Any]:
+def run_demo(out: Path, seed: int, command: str) -> dict[str, Any]:
     """Train, unlearn, audit and write the report into `out`; return the report. Finished steps are not repeated."""
-    with claim(out):
+    with locked(out):
         checkpoints.quiet()
         benchmark = bind("benchmark", f"world:seed={seed}")()
-        say("a fictional world: " + ", ".join(f"{len(s.examples)} questions to {s.role}" for s in benchmark.splits))
+        log("a fictional world: " + ", ".join(f"{len(s.examples)} questions to {s.role}" for s in benchmark.splits))
         subjects = {name: out / "models" / name for name in (ORIGINAL, CONTROL, *SUBJECTS)}
         train_both(subjects, benchmark, replace(TRAINING, seed=seed))
         for name, (method, settings) in SUBJECTS.items():
             request = unlearn.UnlearnConfig(str(subjects[ORIGINAL]), benchmark, method, replace(settings, seed=seed))
-            with once(subjects[name], asdict(request)) as folder:
+            with build_once(subjects[name], asdict(request)) as folder:
                 if folder:
-                    unlearn.run(request, folder, overwrite=True)
+                    unlearn.unlearn(request, folder, overwrite=True)
         request = audit.AuditConfig(
             original=str(subjects[ORIGINAL]),
             control=str(subjects[CONTROL]),
@@ -68,7 +68,7 @@ def run(out: Path, seed: int, command: str) -> dict[str, Any]:
             variants=VARIANTS,
             metrics=METRICS,
         )
-        return report.write(report.build(audit.run(request, out), command), out)
+        return report.write(report.build(audit.audit(request, out), command), out)
 
 
 def train_both(subjects: dict[str, Path], benchmark: Benchmark, settings: Settings) -> None:
@@ -76,6 +76,8 @@ def train_both(subjects: dict[str, Path], benchmark: Benchmark, settings: Settin
     tokenizer = tiny_models.word_tokenizer(tiny_models.texts(benchmark))
     for name, left_out in ((ORIGINAL, ""), (CONTROL, "forget")):
         examples = [e for split in benchmark.splits if split.role != left_out for e in split.examples]
-        with once(subjects[name], [asdict(settings), OBJECTIVE, ARCHITECTURE, [asdict(e) for e in examples]]) as folder:
+        with build_once(
+            subjects[name], [asdict(settings), OBJECTIVE, ARCHITECTURE, [asdict(e) for e in examples]]
+        ) as folder:
             if folder:
                 tiny_models.train(folder, examples, benchmark.template, tokenizer, ARCHITECTURE, settings, OBJECTIVE)

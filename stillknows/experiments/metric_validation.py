@@ -28,13 +28,13 @@ from stillknows.formatting import code, markdown_table, number, percent
 from stillknows.model import checkpoints
 from stillknows.model.encoding import Asked, Encoded, encode_split
 from stillknows.observations import load_observations, save_observations
-from stillknows.progress import progress, say
+from stillknows.progress import log, progress
 from stillknows.registry import Bound, Plugin, bind, bind_all, plugins
 from stillknows.reporting import ranking
 from stillknows.reporting.ranking import RELEARNED, Seen, Trial
 from stillknows.scoring import score
 from stillknows.stats import LEVEL
-from stillknows.store import claim, key, name_of, once, require_new, write_json, write_text
+from stillknows.store import build_once, digest, locked, require_new, slug, write_json, write_text
 from stillknows.training.finetune import finetune
 from stillknows.training.loop import Settings
 from stillknows.types import CONTROL, FULL, Benchmark, Example, Observations, Split
@@ -210,7 +210,9 @@ def metrics_to_judge(specs: str | None) -> dict[str, Bound]:
     return found
 
 
-def run(out: Path, *, models: int, seed: int, metrics: str | None, overwrite: bool, command: str) -> dict[str, Any]:
+def validate_metrics(
+    out: Path, *, models: int, seed: int, metrics: str | None, overwrite: bool, command: str
+) -> dict[str, Any]:
     """Train, unlearn, observe, judge the metrics, write meta.json and meta.md into `out`; return what they hold.
 
     Finished steps are not repeated. Raises UserError for bad input, before anything is trained.
@@ -219,7 +221,7 @@ def run(out: Path, *, models: int, seed: int, metrics: str | None, overwrite: bo
     world = facts(seed)
     taught = pupils(world, models, seed)
     later = unlearning(taught, models, seed)
-    with claim(out):
+    with locked(out):
         require_new(out / JSON, overwrite=overwrite)
         checkpoints.quiet()
         _train(out, world, taught)
@@ -250,7 +252,7 @@ def _train(out: Path, world: Facts, taught: Sequence[Pupil]) -> None:
         settings = replace(TRAINING, max_steps=pupil.steps, seed=pupil.seed)
         examples = [*world.kept, *pupil.lessons]
         plan = [VOCABULARY, ARCHITECTURE, asdict(settings), [asdict(e) for e in (*examples, *everything)]]
-        with once(_folder(out, pupil.name), plan) as folder:
+        with build_once(_folder(out, pupil.name), plan) as folder:
             if folder:
                 tiny_models.train(folder, examples, world.template, tokenizer, ARCHITECTURE, settings)
 
@@ -260,10 +262,10 @@ def _unlearn(out: Path, world: Facts, later: Sequence[UnlearnedModel]) -> None:
         original = _folder(out, model.original)
         request = unlearn.UnlearnConfig(str(original), world.benchmark, model.method, model.settings)
         plan = asdict(replace(request, model=checkpoints.fingerprint(original)))  # a moved folder is not made again
-        with once(_folder(out, model.name), plan) as folder:
+        with build_once(_folder(out, model.name), plan) as folder:
             if folder:
-                say(f"{model.name}, from {model.original}")
-                unlearn.run(request, folder, overwrite=True)
+                log(f"{model.name}, from {model.original}")
+                unlearn.unlearn(request, folder, overwrite=True)
 
 
 class SplitQuestions(NamedTuple):
@@ -332,7 +334,7 @@ class _Model:
         self.folder, self.splits, self.relearned, self.fields = out / "observations" / name, splits, relearned, fields
         self.source = checkpoints.locate(str(_folder(out, name)))
         self.keys = {
-            split: key(
+            split: digest(
                 OBSERVATIONS_VERSION, self.source.fingerprint, sorted(fields.get(split, ())), [asdict(i) for i in items]
             )
             for split, items in splits.items()
@@ -342,8 +344,8 @@ class _Model:
         """Return the observations of every split in a state."""
         chain = compress.parse_variant(state) if state in FORMATS else ()
         how = [asdict(RELEARNING), [item.ids for item in self.relearned]] if state == RELEARNED else []
-        keys = {split: key(known, [link.identity for link in chain], how) for split, known in self.keys.items()}
-        paths = {split: self.folder / name_of(state) / f"{split}.npz" for split in self.splits}
+        keys = {split: digest(known, [link.identity for link in chain], how) for split, known in self.keys.items()}
+        paths = {split: self.folder / slug(state) / f"{split}.npz" for split in self.splits}
         found = {split: load_observations(path, keys[split]) for split, path in paths.items()}
         saved = {split: seen for split, seen in found.items() if seen is not None}
         if saved.keys() == self.splits.keys():
@@ -363,7 +365,7 @@ def _result(
 ) -> dict[str, Any]:
     """Return the content of meta.json."""
     gates = Policy().gates
-    say(f"judging {len(judged)} metrics")
+    log(f"judging {len(judged)} metrics")
     rows = ranking.rank(trial, judged, gates)
     trained = [_trained(trial, pupil) for pupil in taught]
     later = [

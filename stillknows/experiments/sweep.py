@@ -14,9 +14,9 @@ from typing import Any
 from stillknows.auditing import audit
 from stillknows.formatting import number
 from stillknows.model import checkpoints
-from stillknows.progress import say
+from stillknows.progress import log
 from stillknows.reporting import report
-from stillknows.store import once
+from stillknows.store import build_once
 from stillknows.training.loop import Settings
 from stillknows.types import Benchmark, Split
 from stillknows.unlearning import unlearn
@@ -45,10 +45,10 @@ def unlearn_once(run: Run, original: Path, benchmark: Benchmark, folder: Path, *
     """Return the folder of the unlearned model, which is made unless it is there from the same run."""
     request = unlearn.UnlearnConfig(str(original), benchmark, run.method, run.settings, device=device)
     plan = [checkpoints.fingerprint(original), asdict(benchmark), run.method, chosen(run.settings)]
-    with once(folder, plan) as unmade:
+    with build_once(folder, plan) as unmade:
         if unmade:
-            say(f"{run.name}: {run.method}")
-            unlearn.run(request, unmade, overwrite=True)
+            log(f"{run.name}: {run.method}")
+            unlearn.unlearn(request, unmade, overwrite=True)
     return folder
 
 
@@ -61,7 +61,7 @@ def chosen(settings: Settings) -> Json:
 def audited(request: audit.AuditConfig, subjects: Mapping[str, Path], out: Path, command: str) -> Json:
     """Audit these models into `out` and return the report, which lies there too; what was seen before is read again."""
     request = replace(request, subjects={name: str(folder) for name, folder in subjects.items()})
-    return report.write(report.build(audit.run(request, out), command), out)
+    return report.write(report.build(audit.audit(request, out), command), out)
 
 
 def rows(result: Json, wanted: Collection[tuple[str, str]], extra: Json) -> list[Json]:

@@ -20,10 +20,10 @@ from stillknows.errors import UserError, did_you_mean
 from stillknows.formatting import markdown_table, number, significant
 from stillknows.model import checkpoints
 from stillknows.options import convert
-from stillknows.progress import say
+from stillknows.progress import log
 from stillknows.registry import Bound
 from stillknows.reporting import report
-from stillknows.store import claim, key, read_sealed, remove, require_new, sealed, write_sealed
+from stillknows.store import digest, locked, read_sealed, remove, require_new, sealed, write_sealed
 from stillknows.training.loop import Settings
 from stillknows.unlearning import method, unlearn
 
@@ -96,7 +96,7 @@ def _type_of(name: str, method_spec: str) -> Any:
     return types[name]
 
 
-def run(request: TuneConfig, out: Path, *, overwrite: bool = False) -> Json:
+def tune(request: TuneConfig, out: Path, *, overwrite: bool = False) -> Json:
     """Search, keep the best model under `out`/best, and return all trials with the best one's settings.
 
     Returns `trials`, each with its settings, `worst` [value, low, high], the largest share of the knowledge that is
@@ -109,12 +109,12 @@ def run(request: TuneConfig, out: Path, *, overwrite: bool = False) -> Json:
     _require_optuna()
     if request.audit.control is None:
         raise UserError("a search needs a never-taught control to judge by", "add --control MODEL")
-    with claim(out):
+    with locked(out):
         done = _done(request, out, overwrite)
         plan(request.audit, out)  # what the audits will refuse is said before anything is trained
         for number in range(len(done), request.trials):
             chosen = _suggest(request, done)
-            say(f"trial {number + 1} of {request.trials}: " + ", ".join(f"{k}={v}" for k, v in chosen.items()))
+            log(f"trial {number + 1} of {request.trials}: " + ", ".join(f"{k}={v}" for k, v in chosen.items()))
             done.append(_trial(request, out, number, chosen))
             write_sealed(out / JSON, _result(request, done))
             _keep_best(out, done)
@@ -135,7 +135,7 @@ def _plan(request: TuneConfig) -> str:
     source = checkpoints.find(
         wanted.model, allow_pickle=wanted.allow_pickle, trust_remote_code=wanted.trust_remote_code
     )
-    return key(repr(replace(request, trials=0)), checkpoints.fingerprint(source.folder))
+    return digest(repr(replace(request, trials=0)), checkpoints.fingerprint(source.folder))
 
 
 def _done(request: TuneConfig, out: Path, overwrite: bool) -> list[Json]:
@@ -194,13 +194,13 @@ def _trial(request: TuneConfig, out: Path, number: int, chosen: Mapping[str, Any
     folder = out / "trials" / label
     asked = configured(request.unlearn, chosen)
     try:
-        record = unlearn.run(asked, folder, overwrite=True)
+        record = unlearn.unlearn(asked, folder, overwrite=True)
     except UserError as error:
         if number == 0:  # nothing says yet that the search can work at all
             raise
         failed = {"worst": [1.0, 0.0, 1.0], "utility": 0.0, "allowed": False}
         return {"settings": dict(chosen), "method": asked.method, "failed": str(error), **failed}
-    result = audit.run(replace(request.audit, subjects={label: str(folder)}), out)
+    result = audit.audit(replace(request.audit, subjects={label: str(folder)}), out)
     [subject] = [s for s in report.build(result, "")["subjects"] if s["name"] == label]
     worst, utility = _worst(subject["cells"], request.audit.policy.gates), _utility(subject["cells"], request.audit)
     return {

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from stillknows.progress import say
+from stillknows.progress import warn
 
 FILE = "tokenizer.json"
 # Texts in which pre-tokenizers, normalizers and decoders are known to differ.
@@ -51,7 +51,7 @@ def as_stored(tokenizer: Any, folder: Path) -> Any:
 @functools.cache
 def _tell(message: str) -> None:
     """Say it once in a process: a tokenizer is loaded several times in an audit."""
-    say(message)
+    warn(message)
 
 
 def first_difference(one: Any, other: Any, texts: Iterable[str]) -> str | None:

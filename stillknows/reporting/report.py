@@ -25,7 +25,7 @@ from stillknows.observations import OBSERVATIONS, load_observations, observation
 from stillknows.reporting.overview import LOW, NOT_ASKED, overview
 from stillknows.specs import spelled
 from stillknows.stats import LEVEL
-from stillknows.store import AGAIN, name_of, parse_json, read_sealed, write_sealed, write_text
+from stillknows.store import AGAIN, parse_json, read_sealed, slug, write_sealed, write_text
 from stillknows.types import CONTROL, FULL, ORIGINAL, SUITE, UNWRAPPED, WEIGHTS, Cell, Interval, VerdictName
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def read(folder: Path) -> Json:
         )
     _require_valid(report, folder / JSON)
     for place, digest in observed(report).items():
-        file = folder / OBSERVATIONS / place.model / name_of(place.variant) / f"{place.split}.npz"
+        file = folder / OBSERVATIONS / place.model / slug(place.variant) / f"{place.split}.npz"
         seen = load_observations(file)
         if file.is_file() and (seen is None or observations_digest(seen) != digest):
             raise UserError(f"{file} is not what {JSON} was made of", AGAIN)

@@ -34,7 +34,7 @@ from stillknows.reporting.scored import (
 )
 from stillknows.scoring import score
 from stillknows.stats import auc, mean_interval
-from stillknows.store import name_of
+from stillknows.store import slug
 from stillknows.types import Cell, Observations
 
 NUMBER = ("value", "low", "high", "n")
@@ -78,7 +78,7 @@ def saved(folder: Path, metrics: str, figures: str = "") -> Json:
 def _load(folder: Path) -> dict[CellKey, Observations]:
     files = sorted((folder / OBSERVATIONS).glob("*/*/*.npz"))
     reported = report.read(folder) if (folder / report.JSON).is_file() else None
-    typed = {name_of(variant): variant for variant in (reported or {}).get("variants", ())}
+    typed = {slug(variant): variant for variant in (reported or {}).get("variants", ())}
     places = {file: CellKey(file.parts[-3], typed.get(file.parts[-2], file.parts[-2]), file.stem) for file in files}
     if reported is not None:  # without observations of an earlier audit
         of_this_audit = report.observed(reported)

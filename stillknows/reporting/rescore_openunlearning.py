@@ -45,7 +45,7 @@ MUSE_ROUGE = "rouge_l:score=fmeasure:stemmer=false"
 ATTACK, REFERENCE_AUC = "mia_min_k", 0.5  # PrivLeak is that of this attack; without a retrained model against this AUC
 
 
-def run(path: Path, reference: Path | None = None) -> Json:
+def rescore_openunlearning(path: Path, reference: Path | None = None) -> Json:
     """Score a log of OpenUnlearning, under its own names and in its units (shares 0..1; privleak in percent).
 
     Returns `values` with bounds or the reason why one was not measured, `n` of items by metric, `recorded`: how the

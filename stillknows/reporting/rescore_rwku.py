@@ -48,7 +48,7 @@ class Number(NamedTuple):
     note: str = ""
 
 
-def run(path: Path) -> Json:
+def rescore_rwku(path: Path) -> Json:
     """Score one of RWKU's result files, or a person's folder of them.
 
     Returns `values`, "forget.level_1_rouge_l_r" and so on, with bounds, in RWKU's names and units, `recorded`:

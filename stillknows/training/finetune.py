@@ -12,7 +12,7 @@ from stillknows.lazy import nn
 from stillknows.model import checkpoints, run_record
 from stillknows.model.encoding import Encoded, encode
 from stillknows.registry import bind
-from stillknows.store import RECORD, claim, require_apart, require_new
+from stillknows.store import RECORD, locked, require_new, require_outside
 from stillknows.training.loop import Fit, Settings, fit
 from stillknows.training.objective_inputs import Term
 from stillknows.types import Example
@@ -56,11 +56,11 @@ def write_finetuned(
 
     Raises UserError for bad input, for an `out` in the model's folder and for one that holds a run already.
     """
-    require_apart(out, [source.folder])
+    require_outside(out, [source.folder])
     tokenizer = checkpoints.load_tokenizer(source)
     context, vocabulary = checkpoints.context_length(source), checkpoints.vocabulary_size(source)
     items = encode(examples, tokenizer, template, context, vocabulary=vocabulary)
-    with claim(out):
+    with locked(out):
         require_new(out / RECORD, overwrite=overwrite)
         model = checkpoints.load(source, device=device).model
         outcome = finetune(model, items, settings, label=f"fine-tuning {source.name}")

@@ -11,7 +11,7 @@ from typing import Any
 
 from stillknows.errors import UserError, blamed_on
 from stillknows.model import run_record
-from stillknows.store import RECORD, file_digest, key
+from stillknows.store import RECORD, digest, file_digest
 from stillknows.training.loop import Fit
 from stillknows.types import Benchmark, Example
 
@@ -100,4 +100,4 @@ def item_digest(example: Example) -> str:
 
     Whoever can guess both can check the guess.
     """
-    return key(example.prompt, example.answer)
+    return digest(example.prompt, example.answer)

@@ -25,7 +25,7 @@ from stillknows.lazy import Tensor, nn, parametrize
 from stillknows.model import checkpoints, run_record
 from stillknows.model.encoding import encode
 from stillknows.registry import Bound, bind
-from stillknows.store import file_digest, parse_json, read_text, replace_file, require_apart, require_new, write_text
+from stillknows.store import file_digest, parse_json, read_text, replace_file, require_new, require_outside, write_text
 from stillknows.training.finetune import finetune
 from stillknows.training.loop import Settings
 from stillknows.types import Example
@@ -68,7 +68,7 @@ def train(
     """
     require_new(folder / LEDGER, overwrite=False, fix="choose another folder")
     source = checkpoints.find(base)
-    require_apart(folder, [source.folder])
+    require_outside(folder, [source.folder])
     _require_disjoint(shards)
     for examples in (examples for slices in shards for examples in slices):
         settings.steps(len(examples))
@@ -157,7 +157,7 @@ def merge(folder: Path, out: Path) -> dict[str, Any]:
     base = checkpoints.find(entries[0]["name"])
     if base.fingerprint != entries[0]["model"]:
         raise UserError(f"{base.name} is not the model that {folder} was trained on", "put that one in its place")
-    require_apart(out, [base.folder, folder])
+    require_outside(out, [base.folder, folder])
     from safetensors.torch import load_file
 
     subject = checkpoints.load(base)

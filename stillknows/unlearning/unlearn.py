@@ -14,8 +14,8 @@ from stillknows.lazy import nn, torch
 from stillknows.model import checkpoints, modelfiles, parameters, run_record
 from stillknows.model.encoding import Encoded, LongItems, encode_split, without_end
 from stillknows.model.layers import layer_number, matching
-from stillknows.progress import say
-from stillknows.store import RECORD, claim, key, require_apart, require_new
+from stillknows.progress import warn
+from stillknows.store import RECORD, digest, locked, require_new, require_outside
 from stillknows.training import step_pipeline
 from stillknows.training.cost import Meter, peak_memory
 from stillknows.training.finetune import finetune
@@ -45,7 +45,7 @@ class UnlearnConfig:
     after: Path | None = None
 
 
-def run(request: UnlearnConfig, out: Path, *, overwrite: bool = False, resume: bool = False) -> dict[str, Any]:
+def unlearn(request: UnlearnConfig, out: Path, *, overwrite: bool = False, resume: bool = False) -> dict[str, Any]:
     """Unlearn and write the checkpoint with run.json; return the record.
 
     Weights that were kept in bfloat16 are saved as such, exactly, others in float32. `resume` continues an interrupted
@@ -58,8 +58,8 @@ def run(request: UnlearnConfig, out: Path, *, overwrite: bool = False, resume: b
     chosen = _check_request(request)
     _require_free(request, out, overwrite, resume)
     prepared = _prepare(request, chosen)
-    require_apart(out, [prepared.base.folder, prepared.source.folder])
-    with claim(out):
+    require_outside(out, [prepared.base.folder, prepared.source.folder])
+    with locked(out):
         _require_free(request, out, overwrite, resume)
         return _run(request, prepared, out, out / CHECKPOINT, resume)
 
@@ -75,7 +75,7 @@ def _check_request(request: UnlearnConfig) -> Method:
 
 def _require_free(request: UnlearnConfig, out: Path, overwrite: bool, resume: bool) -> None:
     """Raise UserError for an `out` that lies in a model's folder, or holds a run or a model that is to be kept."""
-    require_apart(out, checkpoints.here(request.model, *([] if request.after is None else [str(request.after)])))
+    require_outside(out, checkpoints.here(request.model, *([] if request.after is None else [str(request.after)])))
     checkpoint = out / CHECKPOINT
     require_new(out / RECORD, overwrite=overwrite)
     require_new(checkpoint, overwrite=overwrite or resume, fix="continue it with --resume, or add --overwrite")
@@ -129,7 +129,7 @@ def _refusals(benchmark: Benchmark, chosen: Method) -> tuple[str, ...]:
         return ()
     if not benchmark.refusals:
         count = len(defaults.REFUSALS)
-        say(f"{benchmark.spec} brings no refusals: {count} built-in ones are used; give others with --refusals FILE")
+        warn(f"{benchmark.spec} brings no refusals: {count} built-in ones are used; give others with --refusals FILE")
     return benchmark.refusals or defaults.REFUSALS
 
 
@@ -199,11 +199,11 @@ def _run(request: UnlearnConfig, prepared: _Prepared, out: Path, checkpoint: Pat
         "model": subject.fingerprint,
         "method": [part.identity for part in chosen.parts],
         "settings": asdict(settings) | {"save_seconds": 0},
-        "items": key([[(item.ids, item.start) for item in items] for items in (prepared.forget, prepared.retain)]),
+        "items": digest([[(item.ids, item.start) for item in items] for items in (prepared.forget, prepared.retain)]),
     }
     if prepared.refusals:
-        plan["refusals"] = key(prepared.refusals)
-    outcome = _train(request, prepared, subject.model, checkpoint, key(plan))
+        plan["refusals"] = digest(prepared.refusals)
+    outcome = _train(request, prepared, subject.model, checkpoint, digest(plan))
     items = [*prepared.forget, *prepared.retain]
     record = _record(request, plan, outcome, truncated=sum(item.truncated for item in items))
     record["request"] = prepared.earlier.record(request.benchmark, outcome)

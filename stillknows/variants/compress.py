@@ -15,7 +15,7 @@ from stillknows.errors import UserError
 from stillknows.lazy import Tensor, nn, no_grad, torch
 from stillknows.model.architecture import MatrixRole, placed
 from stillknows.model.layers import Linear, linears
-from stillknows.progress import say
+from stillknows.progress import log
 from stillknows.registry import Bound, bind
 from stillknows.specs import chained
 from stillknows.variants.activations import CACHED, INPUTS, attention_name, head_width, rounded_cache, rounded_inputs
@@ -156,7 +156,7 @@ def fitted(model: nn.Module, chain: Chain, name: str, *, exact: bool) -> tuple[s
     if other is None:
         check(model, chain, name)
         return name, chain
-    say(f"{name} becomes {_spec(other)}: its groups do not divide the inputs of every layer")
+    log(f"{name} becomes {_spec(other)}: its groups do not divide the inputs of every layer")
     return _spec(other), other
 
 

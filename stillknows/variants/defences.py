@@ -21,7 +21,7 @@ from stillknows.model.checkpoints import Source
 from stillknows.model.encoding import Asked, preceded
 from stillknows.model.forward import question_states
 from stillknows.registry import Bound, bind
-from stillknows.store import key, read_json, read_text, require_new, write_json
+from stillknows.store import digest, read_json, read_text, require_new, write_json
 from stillknows.types import Benchmark, Example, Role, Split
 from stillknows.variants.retrieval import finder
 
@@ -54,7 +54,7 @@ class Suppression:
     def identity(self) -> str:
         """Text that is equal for suppressions that do the same."""
         models = {name: source.fingerprint for name, source in self.helpers.items()}
-        return key(self.bound.identity, models, [asdict(e) for e in (*self.forget, *self.retain)], self.passages)
+        return digest(self.bound.identity, models, [asdict(e) for e in (*self.forget, *self.retain)], self.passages)
 
     @property
     def rewrites(self) -> bool:

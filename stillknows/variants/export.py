@@ -22,11 +22,11 @@ from stillknows.registry import Bound
 from stillknows.store import (
     RECORD,
     atomic_folder,
-    claim,
+    locked,
     read_json,
     read_text,
-    require_apart,
     require_new,
+    require_outside,
     write_sealed,
 )
 from stillknows.variants import compress
@@ -77,7 +77,7 @@ class Writer(Protocol):
         ...
 
 
-def run(request: ExportConfig, out: Path, *, overwrite: bool = False) -> dict[str, Any]:
+def export(request: ExportConfig, out: Path, *, overwrite: bool = False) -> dict[str, Any]:
     """Quantize a model and write it as a file of the format's own kind, with run.json; return that record.
 
     Every quantized matrix is read back from the file and equals, bit by bit, what an audit measures under the format.
@@ -104,15 +104,15 @@ def run(request: ExportConfig, out: Path, *, overwrite: bool = False) -> dict[st
     writer.check(skeleton, tokenizer, source.name)
     compress.check(skeleton, chain, request.spec)
     ids_NL = _calibration(request, tokenizer, checkpoints.context_length(source))
-    require_apart(out, [source.folder])
-    with claim(out):
+    require_outside(out, [source.folder])
+    with locked(out):
         _require_free(request, out, overwrite)
         return _run(request, chain, source, writer, ids_NL, out)
 
 
 def _require_free(request: ExportConfig, out: Path, overwrite: bool) -> None:
     """Raise UserError for an `out` that lies in the model's folder, or holds a model that is to be kept."""
-    require_apart(out, checkpoints.here(request.model))
+    require_outside(out, checkpoints.here(request.model))
     for path in (out / RECORD, *modelfiles.present(out)):
         require_new(path, overwrite=overwrite)
 

@@ -21,7 +21,7 @@ from stillknows.model import parameters
 from stillknows.model.encoding import Encoded
 from stillknows.registry import Bound, bind, plugins
 from stillknows.specs import chained, parse, spelled
-from stillknows.store import key
+from stillknows.store import digest
 from stillknows.types import FULL, Decoding, Split
 from stillknows.variants import compress
 
@@ -60,7 +60,7 @@ class Variant(NamedTuple):
     @property
     def identity(self) -> list[str]:
         """Texts that are equal for variants that do the same to a model."""
-        inputs = [] if self.ids_NL is None else [key(self.ids_NL.tolist())]
+        inputs = [] if self.ids_NL is None else [digest(self.ids_NL.tolist())]
         return [link.identity for link in self.links] + inputs
 
     @property

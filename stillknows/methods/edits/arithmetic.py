@@ -11,7 +11,7 @@ from stillknows.model import parameters
 from stillknows.model.encoding import Encoded
 from stillknows.model.forward import mean_probability, score_items
 from stillknows.model.layers import output_layer
-from stillknows.progress import say
+from stillknows.progress import log
 from stillknows.registry import Limits, register
 from stillknows.training import interpolate
 
@@ -62,4 +62,4 @@ def equal_retain(
     alpha = interpolate.calibrate(model, original, score, floor)
     if alpha < 1:
         kept = f"{percent(floor)} of the original's answer probability on retain"
-        say(f"mixed with the original: {percent(alpha)} of the update is taken, which keeps {kept}")
+        log(f"mixed with the original: {percent(alpha)} of the update is taken, which keeps {kept}")

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from stillknows.lazy import Tensor, nn, no_grad, torch
 from stillknows.model.architecture import MatrixRole
-from stillknows.progress import say
+from stillknows.progress import log
 from stillknows.registry import Limits, Names, register
 from stillknows.variants.compress import Chain, check_fixed, matrices, parse_variant, quantize
 
@@ -53,7 +53,7 @@ def floor(
         codes_OI, before_codes_OI = (quantize(w_OI, chain, place=place).codes_OI for w_OI in (raised_OI, before_OI))
         chosen += int(is_chosen_OI.sum())
         crossed += int(((codes_OI != before_codes_OI) & is_chosen_OI).sum())
-    say(f"floor: {chosen} weights were chosen, of which {crossed} change their code in {format}")
+    log(f"floor: {chosen} weights were chosen, of which {crossed} change their code in {format}")
 
 
 def raise_update(
