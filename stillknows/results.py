@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from stillknows.auditing.findings import words
 from stillknows.auditing.verdict import EXIT_CODES
 from stillknows.reporting import report
-from stillknows.types import VerdictName
+from stillknows.types import Finding, VerdictName
 
 PAGE_HEIGHT = 640  # pixels of a report within a notebook
 
@@ -37,9 +38,17 @@ class Report:
         return {subject["name"]: subject["verdict"] for subject in self.data["subjects"]}
 
     @property
-    def reasons(self) -> dict[str, list[str]]:
-        """What each model's verdict rests on: a sentence a variant."""
-        return {subject["name"]: list(subject["reasons"]) for subject in self.data["subjects"]}
+    def reasons(self) -> list[dict[str, Any]]:
+        """What the verdicts rest on, as rows for `pandas.DataFrame`.
+
+        A row has `subject`, the fields of `types.Finding` (None where one does not apply) and `words`, which says the
+        same. `outcome` is what the finding is for the verdict: "leak", "damage", "undecided", "pass" or "note".
+        """
+        return [
+            {"subject": subject["name"], **finding, "words": words(Finding(**finding))}
+            for subject in self.data["subjects"]
+            for finding in subject["findings"]
+        ]
 
     @property
     def cells(self) -> list[dict[str, Any]]:

@@ -210,11 +210,57 @@ class Cell:
 VerdictName = Literal["FORGOTTEN", "STILL KNOWS", "HIDDEN", "DAMAGED", "UNDECIDED"]
 
 
+FindingKind = Literal[
+    "knowledge_kept",
+    "facts_known",
+    "not_compared",
+    "no_score",
+    "utility",
+    "utility_not_measured",
+    "full_not_measured",
+    "weights_unchanged",
+    "served_differently",
+    "no_control",
+    "no_retain_split",
+    "too_few_facts",
+]
+Outcome = Literal["leak", "damage", "undecided", "pass", "note"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that a verdict rests on, as data; `auditing.findings.words` says it in a sentence.
+
+    outcome: what it is for the verdict. "note" decides nothing; everything but "pass" and "note" excludes FORGOTTEN.
+    variant, split, metric: where it was found; None where it concerns the model or the whole audit.
+    model: the model whose score is missing (`no_score`).
+    value, low, high: a number with its one-sided bounds; a bound is None, or infinite, where there is none.
+    threshold: what the bounds are compared with.
+    p: of the hypothesis that at most `threshold` is kept, after Holm's correction.
+    n: the units that the number was made of.
+    detail: why something could not be measured, or what differs.
+    """
+
+    kind: FindingKind
+    outcome: Outcome
+    variant: str | None = None
+    split: str | None = None
+    metric: str | None = None
+    model: str | None = None
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    threshold: float | None = None
+    p: float | None = None
+    n: int | None = None
+    detail: str | None = None
+
+
 @dataclass(frozen=True)
 class Verdict:
-    """The answer for one subject. `reasons` say in words which cells it rests on."""
+    """The answer for one subject, and the findings that it rests on."""
 
     subject: str
     name: VerdictName
-    reasons: tuple[str, ...]
+    findings: tuple[Finding, ...]
     variants: dict[str, VerdictName] = field(default_factory=dict)

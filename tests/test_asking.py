@@ -73,7 +73,7 @@ def cells(tmp_path: Path, name: str) -> dict[tuple[str, str], float]:
 
 def reasons(tmp_path: Path) -> str:
     report = json.loads((tmp_path / "audit" / "report.json").read_text())
-    return "\n".join(report["subjects"][0]["reasons"])
+    return "\n".join(f["detail"] or "" for f in report["subjects"][0]["findings"])
 
 
 def of_answer(folder: Path) -> None:

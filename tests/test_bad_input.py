@@ -513,8 +513,9 @@ def test_one_item_is_enough_to_unlearn_but_proves_nothing(
     report = json.loads((tmp_path / "audit" / "report.json").read_text())
     judged = next(s for s in report["subjects"] if s["name"] not in ("original", "control"))
     assert judged["verdict"] == "UNDECIDED"
-    assert "0% of 1 facts known (at most 95.0%)" in judged["reasons"][0]
-    assert "10% is not excluded" in judged["reasons"][0]
+    [known] = [f for f in judged["findings"] if (f["kind"], f["metric"]) == ("facts_known", "answer_probability")]
+    assert (known["value"], known["n"], known["threshold"], known["outcome"]) == (0, 1, 0.1, "undecided")
+    assert known["high"] == pytest.approx(0.95)
 
 
 def teach(folder: Path, items: Sequence[tuple[str, str]]) -> None:

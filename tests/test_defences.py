@@ -291,7 +291,7 @@ def test_a_guard_hides_what_it_knows_and_nothing_of_the_weights(hides: Case) -> 
         assert kept(report, "hidden", variant, "paraphrase") > 0.5
     assert kept(report, "hidden", UNWRAPPED) == pytest.approx(1)
     subject = report["subjects"][0]
-    assert subject["reasons"][0].startswith("suppression by guard: the weights are the original's")
+    assert subject["findings"][0]["detail"].startswith("suppression by guard: the weights are the original's")
     assert subject["variants"][UNWRAPPED] == "STILL KNOWS"
     assert subject["suppression"] == "guard"
     assert "hidden is a suppression (guard)" in ran.out

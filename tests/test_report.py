@@ -29,7 +29,19 @@ from stillknows.model.checkpoints import Source
 from stillknows.registry import bind
 from stillknows.reporting import report
 from stillknows.reporting.overview import NOT_ASKED
-from stillknows.types import CONTROL, FULL, ORIGINAL, Benchmark, Cell, Example, Interval, Observations, Role, Split
+from stillknows.types import (
+    CONTROL,
+    FULL,
+    ORIGINAL,
+    Benchmark,
+    Cell,
+    Example,
+    Finding,
+    Interval,
+    Observations,
+    Role,
+    Split,
+)
 
 FACTS = 40
 LEAKING = (7, 3, 21)  # the facts that "brittle" gives away most under int4, the worst first
@@ -201,7 +213,7 @@ def test_report_follows_its_schema_and_is_json(built: report.Json) -> None:
     "damage",
     [
         lambda r: r | {"verdict": "FORGOT"},
-        lambda r: r | {"schema_version": 2},
+        lambda r: r | {"schema_version": 1},
         lambda r: r | {"extra": 1},
         lambda r: r | {"subjects": [r["subjects"][0] | {"verdict": "hidden"}]},
         lambda r: r | {"subjects": [r["subjects"][0] | {"cells": [{"variant": "v", "split": "s", "metric": "m"}]}]},
@@ -391,6 +403,25 @@ def test_forest_axis_holds_all_bounds_and_always_0_and_1() -> None:
     assert 0 < axis.at(-1.2) < axis.at(0) < axis.at(1) < 100
     assert axis.at(None, 100) == 100
     assert report._axis([]).ticks == [0, 0.25, 0.5, 0.75, 1]
+
+
+def test_what_the_verdicts_rest_on_is_data_and_every_medium_words_it(built: report.Json) -> None:
+    brittle = next(subject for subject in built["subjects"] if subject["name"] == "brittle")
+    [leak] = [f for f in brittle["findings"] if f["outcome"] == "leak"]
+    cell = next(c for c in brittle["cells"] if (c["variant"], c["metric"]) == ("int4", "answer_probability.kept"))
+    where = {"variant": "int4", "split": "forget", "metric": "answer_probability", "threshold": 0.1}
+    assert leak["kind"] == "knowledge_kept"
+    assert leak.items() >= (where | {key: cell[key] for key in ("value", "low", "high", "n")}).items()
+    text = f"int4: answer_probability on forget: keeps {number(leak['value'])} of the knowledge"
+    for shown in (report.html(built), report.markdown(built)):
+        assert shown.count(text) == 1
+
+
+def test_what_is_out_of_reach_is_data_and_shown() -> None:
+    built = make_report(replace(make_audit(control=False), out_of_reach=(Finding("no_control", "undecided"),)))
+    assert [finding["kind"] for finding in built["out_of_reach"]] == ["no_control"]
+    for shown in (report.html(built), report.markdown(built)):
+        assert "FORGOTTEN is out of reach here: there is no never-taught control (--control)." in shown
 
 
 def test_markdown_has_the_verdicts_and_survives_pipes(built: report.Json) -> None:

@@ -19,7 +19,7 @@ from stillknows.auditing.evidence import CellKey
 from stillknows.errors import UserError
 from stillknows.observations import load_observations, observations_digest, save_observations
 from stillknows.registry import bind
-from stillknows.reporting import rescore
+from stillknows.reporting import report, rescore
 from stillknows.types import CONTROL, FULL, Observations
 
 ROUGE_LOG = [
@@ -102,17 +102,18 @@ def write_report(folder: Path, variant: str) -> None:
     """Write the least that is a report, of what a folder holds under one variant."""
     files = {m: folder / "observations" / m / store.slug(variant) / "forget.npz" for m in ("npo", CONTROL)}
     seen = {model: load_observations(file) for model, file in files.items()}
-    subject = {"path": "", "fingerprint": "", "verdict": "UNDECIDED", "reasons": [], "cells": []}
+    subject = {"path": "", "fingerprint": "", "verdict": "UNDECIDED", "findings": [], "cells": []}
     subject |= {"run": None, "leaks": [], "variants": {variant: "UNDECIDED"}}
     digests = {model: {variant: {"forget": observations_digest(found)}} for model, found in seen.items() if found}
     content = {
-        "schema_version": 1,
+        "schema_version": report.SCHEMA_VERSION,
         "stillknows": "",
         "verdict": "UNDECIDED",
         "benchmark": "",
         "splits": [{"name": "forget", "role": "forget", "examples": 3, "facts": 2}],
         "variants": [variant],
         "left_out": [],
+        "out_of_reach": [],
         "metrics": ["answer_probability"],
         "policy": {"tolerance": 0.1, "utility_floor": 0.9, "alpha": 0.05, "gates": ["answer_probability"]},
         "subjects": [subject | {"name": model, "observations": digest} for model, digest in digests.items()],

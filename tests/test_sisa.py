@@ -159,6 +159,6 @@ def test_the_auditor_says_forgotten_of_an_exact_deletion(world: Any, tmp_path: P
         str(world.original), subjects, world.benchmark, str(world.control), "full,int8,nf4",
         "answer_probability,extraction_strength",
     )  # fmt: skip
-    verdicts = {v.subject: (v.name, v.reasons) for v in audit.audit(request, tmp_path / "audit").verdicts}
+    verdicts = {v.subject: (v.name, v.findings) for v in audit.audit(request, tmp_path / "audit").verdicts}
     assert verdicts["before"][0] == "STILL KNOWS", verdicts["before"]
     assert verdicts["after"][0] == "FORGOTTEN", verdicts["after"]

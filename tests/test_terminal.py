@@ -12,6 +12,7 @@ import subprocess
 import sys
 import unicodedata
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from stillknows import cli as command_line
 from stillknows import progress, store
 from stillknows.errors import is_disk_full
 from stillknows.reporting import report
+from stillknows.types import Finding
 
 Case = Callable[..., Any]
 PROGRAM = "import sys; from stillknows.cli import main; sys.argv = ['stillknows', *sys.argv[1:]]; main()"
@@ -52,7 +54,8 @@ def with_names(built: report.Json, name: str) -> report.Json:
     variants = {variant: name if variant == "int4" else variant for variant in result["variants"]}
     result["variants"] = list(variants.values())
     for subject in result["subjects"]:
-        subject |= {"path": name, "fingerprint": name, "quantized": name, "suppression": name, "reasons": [name]}
+        subject |= {"path": name, "fingerprint": name, "quantized": name, "suppression": name}
+        subject["findings"] = [asdict(Finding("served_differently", "note", detail=name))]
         subject |= {"run": {name: name}, "variants": {variants[v]: w for v, w in subject["variants"].items()}}
         if subject["name"] == "brittle":
             subject["name"] = name

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
@@ -11,6 +10,7 @@ import pytest
 
 from stillknows import stats
 from stillknows.auditing.evidence import CellKey, Table, tabulate
+from stillknows.auditing.findings import WORDS, deciding, out_of_reach_words, sentences, variant_verdict, words
 from stillknows.auditing.verdict import EXIT_CODES, Policy, judge, least_facts, out_of_reach
 from stillknows.errors import UserError
 from stillknows.registry import bind
@@ -20,8 +20,11 @@ from stillknows.types import (
     ORIGINAL,
     Benchmark,
     Example,
+    Finding,
+    FindingKind,
     Floats,
     Observations,
+    Outcome,
     Role,
     Split,
     Verdict,
@@ -86,11 +89,18 @@ def verdict(
     return judge(tabulated(models), "subject", variants, policy)
 
 
-def known_at_most(found: Verdict, known: str) -> float:
-    """The bound, in percent, that the reason gives for the share of facts known."""
-    match = re.search(rf"{re.escape(known)} facts known \(at most ([\d.]+)%\)", found.reasons[0])
-    assert match, found.reasons[0]
-    return float(match[1])
+def known_at_most(found: Verdict, count: int, n: int) -> float:
+    """The bound that a finding gives for the share of facts known, so many of n, by the answer's probability."""
+    [known] = [f for f in found.findings if (f.kind, f.metric) == ("facts_known", "answer_probability")]
+    assert known.value == pytest.approx(count / n)
+    assert (known.n, known.threshold) == (n, 0.1)
+    assert known.high is not None
+    return known.high
+
+
+def said(found: Verdict) -> str:
+    """What the verdict rests on in words, a line for each variant."""
+    return "\n".join(sentences(found.findings))
 
 
 @pytest.mark.parametrize("n", [36, 40, 200])
@@ -115,7 +125,7 @@ def test_a_model_that_forgot_and_works() -> None:
     found = verdict([UNKNOWN] * 36)
     assert found.name == "FORGOTTEN"
     assert found.variants == {FULL: "FORGOTTEN"}
-    assert known_at_most(found, "0% of 36") == pytest.approx(8.0, abs=0.5)
+    assert known_at_most(found, 0, 36) == pytest.approx(0.08, abs=0.005)
 
 
 def benchmark(facts: int, *roles: Role) -> Benchmark:
@@ -131,22 +141,24 @@ def test_what_is_out_of_reach_is_told_beforehand(tolerance: float) -> None:
     for n in (1, least - 1, least, least + 1):
         passes = verdict([UNKNOWN] * n, policy=policy).name == "FORGOTTEN"
         told = out_of_reach(benchmark(n, "forget", "retain"), [FULL, "int4"], has_control=True, policy=policy)
-        assert passes == (told == "") == (n >= least)
-        assert passes or f"forget has {n} of the {least} facts that it takes to exclude {tolerance * 100:g} %" in told
+        assert passes == (told == ()) == (n >= least)
+        text = f"FORGOTTEN is out of reach here: forget has {n} of the {least} facts that it takes to exclude"
+        assert out_of_reach_words(told) == ("" if passes else f"{text} {tolerance * 100:g} %")
 
 
 def test_all_that_keeps_a_model_from_passing_is_told() -> None:
     told = out_of_reach(benchmark(40, "forget", "neighbour"), ["int4"], has_control=False, policy=Policy())
-    assert all(word in told for word in ("--control", "--variants", "no retain split"))
-    assert "facts that" not in told
+    assert [finding.kind for finding in told] == ["no_control", "full_not_measured", "no_retain_split"]
+    assert {finding.outcome for finding in told} == {"undecided"}
 
 
 @pytest.mark.parametrize("n", [1, 2, 5, 28])
 def test_few_facts_cannot_prove_forgetting_and_the_reason_says_how_little(n: int) -> None:
     found = verdict([UNKNOWN] * n)
     assert found.name == "UNDECIDED"
-    assert known_at_most(found, f"0% of {n}") == pytest.approx(100 - 100 * 0.05 ** (1 / n), abs=0.5)
-    assert "10% is not excluded" in found.reasons[0]
+    assert known_at_most(found, 0, n) == pytest.approx(1 - 0.05 ** (1 / n))
+    assert f"answer_probability on forget: 0 of {n} facts known (at most" in said(found)
+    assert said(found).endswith("; 10 % is not excluded")
 
 
 def test_29_clean_facts_are_the_least_that_prove_it() -> None:
@@ -157,7 +169,7 @@ def test_a_fact_known_among_forty_is_not_passed() -> None:
     """1 of 40: up to 11.3 % of the facts may be known."""
     found = verdict([KNOWN] + [UNKNOWN] * 39)
     assert found.name == "UNDECIDED"
-    assert known_at_most(found, "2% of 40") == pytest.approx(11.3, abs=0.5)
+    assert known_at_most(found, 1, 40) == pytest.approx(0.113, abs=0.001)
     assert verdict([KNOWN] + [UNKNOWN] * 59).name == "FORGOTTEN"
 
 
@@ -169,13 +181,17 @@ def test_a_little_of_every_fact_is_a_leak() -> None:
     """No fact is half known, yet 30 % of the probability is there."""
     found = verdict([0.32] * 40)
     assert found.name == "STILL KNOWS"
-    assert "0% of 40 facts known" in found.reasons[0]
+    known_at_most(found, 0, 40)
+    [leak, *_] = found.findings
+    assert (leak.kind, leak.outcome) == ("knowledge_kept", "leak")
+    assert leak.p is not None
+    assert leak.p < 0.05
 
 
 def test_a_collapsed_model_is_damaged_and_not_forgotten() -> None:
     found = verdict([0.001] * 40, retain=[0.01] * 30)
     assert found.name == "DAMAGED"
-    assert found.reasons == ("full: retain keeps 0.01 of the original's score (bounds 0.01 to 0.01)",)
+    assert said(found) == "full: retain keeps 0.01 of the original's score (bounds 0.01 to 0.01)"
 
 
 def test_damage_is_measured_against_the_original() -> None:
@@ -189,7 +205,7 @@ def test_knowledge_spread_thin_is_not_passed_though_no_fact_is_known() -> None:
     """9 % is kept on average, of facts that differ: more than 10 % is not excluded."""
     found = verdict([UNKNOWN, 0.212] * 20, policy=ONE_GATE)
     assert found.name == "UNDECIDED"
-    assert known_at_most(found, "0% of 40") < 10
+    assert known_at_most(found, 0, 40) < 0.1
 
 
 def test_each_further_variant_makes_a_leak_harder_to_claim() -> None:
@@ -206,14 +222,14 @@ def test_a_leak_is_a_leak_however_damaged_the_model_is() -> None:
 def test_damage_that_cannot_be_excluded_is_undecided() -> None:
     found = verdict([UNKNOWN] * 40, retain=[KNOWN] * 27 + [0.1] * 3)
     assert found.name == "UNDECIDED"
-    assert "damage below 0.9 is not excluded" in found.reasons[0]
+    assert "damage below 0.9 is not excluded" in said(found)
 
 
 def test_a_leak_in_a_format_only_is_hidden() -> None:
     found = verdict({FULL: [UNKNOWN] * 40, "int8": [UNKNOWN] * 40, "int4": [KNOWN] * 40})
     assert found.name == "HIDDEN"
     assert found.variants == {FULL: "FORGOTTEN", "int8": "FORGOTTEN", "int4": "STILL KNOWS"}
-    assert [reason.split(":")[0] for reason in found.reasons] == [FULL, "int8", "int4"]
+    assert [line.split(":")[0] for line in said(found).split("\n")] == [FULL, "int8", "int4"]
 
 
 def test_a_leak_in_full_precision_is_not_hidden() -> None:
@@ -236,8 +252,8 @@ def test_without_a_control_nothing_is_decided() -> None:
     models["subject"] = models.pop(CONTROL)
     found = judge(tabulated(models), "subject", [FULL], Policy())
     assert found.name == "UNDECIDED"
-    assert "not measured" in found.reasons[0]
-    assert "there is no never-taught control" in found.reasons[0]
+    assert "not measured" in said(found)
+    assert "there is no never-taught control" in said(found)
     assert judge(tabulated(models), ORIGINAL, [FULL], Policy()).name == "UNDECIDED"
 
 
@@ -247,7 +263,7 @@ def test_an_original_that_does_not_know_decides_nothing() -> None:
     models["subject"] = {FULL: ([0.001] * 40, [KNOWN] * 30)}
     found = judge(tabulated(models), "subject", [FULL], Policy())
     assert found.name == "UNDECIDED"
-    assert "positive control failed" in found.reasons[0]
+    assert "positive control failed" in said(found)
 
 
 def test_a_format_that_breaks_even_the_original_does_not_count() -> None:
@@ -265,7 +281,8 @@ def test_a_format_that_breaks_even_the_original_does_not_count() -> None:
 def test_without_full_precision_a_pass_is_not_given_but_a_leak_is_told() -> None:
     clean = verdict({"int8": [UNKNOWN] * 40})
     assert clean.name == "UNDECIDED"
-    assert clean.reasons[0] == "the variant 'full' was not measured"
+    assert clean.findings[0].kind == "full_not_measured"
+    assert said(clean).startswith("full precision is not measured")
     assert verdict({"int8": [KNOWN] * 40}).name == "STILL KNOWS"
 
 
@@ -275,7 +292,7 @@ def test_without_a_retain_split_no_pass_is_given() -> None:
     blind = Table(table.scores, {"forget": "forget"}, table.has_control)
     found = judge(blind, "subject", [FULL], Policy())
     assert found.name == "UNDECIDED"
-    assert "utility was not measured" in found.reasons[0]
+    assert "utility was not measured" in said(found)
     assert judge(blind, ORIGINAL, [FULL], Policy()).name == "STILL KNOWS"
 
 
@@ -285,7 +302,7 @@ def test_two_wordings_of_one_fact_are_one_fact() -> None:
     single = judge(tabulated(models), "subject", [FULL], Policy())
     double = judge(tabulated(models, [str(i // 2) for i in range(40)]), "subject", [FULL], Policy())
     assert (single.name, double.name) == ("FORGOTTEN", "UNDECIDED")
-    assert "of 20 facts known" in double.reasons[0]
+    known_at_most(double, 0, 20)
 
 
 def test_the_order_of_examples_and_variants_changes_no_verdict() -> None:
@@ -303,7 +320,7 @@ def test_the_order_of_examples_and_variants_changes_no_verdict() -> None:
         found.append(judge(tabulated(models, facts), "subject", variants, Policy()))
     assert found[0].name == found[1].name
     assert found[0].variants == found[1].variants
-    assert sorted(found[0].reasons) == sorted(found[1].reasons)
+    assert sorted(map(str, found[0].findings)) == sorted(map(str, found[1].findings))
 
 
 def test_every_gate_must_pass() -> None:
@@ -334,11 +351,11 @@ def test_a_fact_without_a_score_is_named_and_never_passed(
     models[model] = models[model] | {variant: ([*forget[count:], *[NAN] * count], retain)}
     found = judge(tabulated(models), "subject", [FULL, "int4"], Policy(gates=gates))
     assert (found.name, found.variants[variant]) == ("UNDECIDED", "UNDECIDED")
-    [reason] = [reason for reason in found.reasons if reason.startswith(f"{variant}: ")]
+    [reason] = [line for line in said(found).split("\n") if line.startswith(f"{variant}: ")]
     for gate in gates:
         assert f"{count} of 40 facts have no {gate} on forget under {model}" in reason
         assert (f"{gate} on forget: keeps 0.00 of the knowledge (bounds 0.00 to ∞)" in reason) == (count < 40)
-        assert ("0% of 40 facts known" in reason) == (count < 40)
+        assert ("0 of 40 facts known" in reason) == (count < 40)
 
 
 @pytest.mark.parametrize("model", ["subject", ORIGINAL])
@@ -349,13 +366,13 @@ def test_a_fact_to_keep_without_a_score_is_named_and_never_passed(model: str, co
     models[model] = {FULL: (forget, [*retain[count:], *[NAN] * count])}
     found = judge(tabulated(models), "subject", [FULL], Policy())
     assert found.name == "UNDECIDED"
-    assert f"{count} of 30 facts have no answer_probability on retain under {model}" in found.reasons[0]
+    assert f"{count} of 30 facts have no answer_probability on retain under {model}" in said(found)
 
 
 def test_a_fact_without_a_score_hides_no_leak_and_no_damage() -> None:
     leak = verdict([KNOWN] * 39 + [NAN])
     assert leak.name == "STILL KNOWS"
-    assert "1 of 40 facts have no answer_probability on forget under subject" in leak.reasons[0]
+    assert "1 of 40 facts have no answer_probability on forget under subject" in said(leak)
     assert verdict([UNKNOWN] * 39 + [NAN], [0.01] * 30).name == "DAMAGED"
 
 
@@ -366,15 +383,45 @@ def test_a_gate_that_could_not_be_compared_is_no_pass() -> None:
     blind[CellKey(ORIGINAL, FULL, "forget"), "extraction_strength"] = np.full(40, UNKNOWN)
     found = judge(Table(blind, table.roles, table.has_control), "subject", [FULL], Policy())
     assert found.name == "UNDECIDED"
-    assert "answer_probability on forget: keeps 0.00" in found.reasons[0]
-    assert "not measured: extraction_strength on forget: positive control failed" in found.reasons[0]
+    assert {f.metric: f.outcome for f in found.findings if f.kind == "knowledge_kept"} == {"answer_probability": "pass"}
+    assert "not measured: extraction_strength on forget: positive control failed" in said(found)
 
 
 def test_damage_is_judged_by_its_bound() -> None:
     """.88 of the original's score, below the floor of .9, but up to .97 by its bounds: few items cannot prove it."""
     found = verdict([UNKNOWN] * 40, retain=[KNOWN] * 26 + [0.1] * 4)
     assert found.name == "UNDECIDED"
-    assert "retain keeps 0.88 of the original's score" in found.reasons[0]
+    assert "retain keeps 0.88 of the original's score" in said(found)
+
+
+def test_a_retain_split_that_cannot_be_measured_is_no_pass() -> None:
+    """Beside one that can be and is whole: the original scores 0 on the second one."""
+    table = tabulated(controls() | {"subject": {FULL: ([UNKNOWN] * 40, [KNOWN] * 30)}})
+    scores = dict(table.scores)
+    for model in ("subject", CONTROL, ORIGINAL):
+        scores[CellKey(model, FULL, "more"), "answer_probability"] = np.zeros(30)
+    found = judge(Table(scores, {**table.roles, "more": "retain"}, table.has_control), "subject", [FULL], Policy())
+    assert found.name == "UNDECIDED"
+    assert said(found) == "full: utility was not measured on more: the original itself scores 0 here"
+
+
+@pytest.mark.parametrize("kind", get_args(FindingKind))
+@pytest.mark.parametrize("outcome", get_args(Outcome))
+def test_every_finding_has_words_and_only_passes_and_notes_let_a_variant_pass(kind: Any, outcome: Any) -> None:
+    passes = [Finding("knowledge_kept", "pass", FULL), Finding("facts_known", "pass", FULL)]
+    numbers: dict[str, Any] = {"value": 1, "low": 0.5, "high": None, "threshold": 0.1, "n": 2}
+    finding = Finding(kind, outcome, FULL, "split", "metric", "model", **numbers, detail="why")
+    assert words(finding)
+    assert "None" not in words(finding)
+    assert (variant_verdict([*passes, finding]) == "FORGOTTEN") == (outcome in ("pass", "note"))
+    assert variant_verdict([finding, *passes]) == variant_verdict([*passes, finding])
+    assert finding in deciding([*passes, finding]) or outcome == "note"
+
+
+def test_nothing_compared_is_undecided_whatever_else_is_found() -> None:
+    assert variant_verdict([]) == "UNDECIDED"
+    assert variant_verdict([Finding("utility", "damage", FULL)]) == "UNDECIDED"
+    assert set(WORDS) == set(get_args(FindingKind))
 
 
 def test_the_policy_moves_the_thresholds() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from stillknows.auditing import evidence
 from stillknows.auditing.evidence import CellKey, Table
+from stillknows.auditing.findings import out_of_reach_words
 from stillknows.auditing.general import general
 from stillknows.auditing.loader import OBSERVATIONS_VERSION, Loader, observations_file
 from stillknows.auditing.observe import observe
@@ -22,7 +23,7 @@ from stillknows.model.encoding import Asked
 from stillknows.observations import load_observations, save_observations
 from stillknows.progress import progress, warn
 from stillknows.store import Serialized, digest
-from stillknows.types import FULL, ORIGINAL, UNWRAPPED, Cell, Observations, Verdict
+from stillknows.types import FULL, ORIGINAL, UNWRAPPED, Cell, Finding, Observations, Verdict
 from stillknows.variants.variant import Variant
 
 
@@ -39,6 +40,7 @@ class Audit:
     table: Table
     cells: tuple[Cell, ...]
     verdicts: tuple[Verdict, ...]
+    out_of_reach: tuple[Finding, ...] = ()
     left_out: tuple[LeftOut, ...] = ()
     suppressions: Mapping[str, str] = field(default_factory=dict)
 
@@ -46,8 +48,9 @@ class Audit:
 def audit(request: AuditConfig, out: Path) -> Audit:
     """Measure everything that `out` does not hold yet and judge. Raises UserError for bad input, before loading."""
     prepared, reader, variants, left_out, metrics, figures, suite = plan(request, out)
-    if reasons := out_of_reach(request.benchmark, variants, request.control is not None, request.policy):
-        warn(reasons)
+    obstacles = out_of_reach(request.benchmark, variants, request.control is not None, request.policy)
+    if obstacles:
+        warn(out_of_reach_words(obstacles))
     run_records = {model.label: run_record.read(model.source.path) for model in prepared}
     versions = run_record.versions() | ({} if suite is None else {"lm-eval": suite.version})
     deployments = {name: variant for name, variant in variants.items() if variant.role == "deployment"}
@@ -80,6 +83,7 @@ def audit(request: AuditConfig, out: Path) -> Audit:
         table,
         (*cells, *measured),
         verdicts,
+        obstacles,
         left_out,
         {p.label: p.suppression.bound.spec for p in prepared if p.suppression},
     )
@@ -91,14 +95,15 @@ def _judged(
     """Return the verdict, which says first if something but the weights was changed."""
     attacks = {name: v.gates(request.policy.gates) for name, v in variants.items() if v.role == "attack"}
     verdict = judge(table, model.label, list(variants), request.policy, attacks)
-    verdict = replace(verdict, reasons=(*verdict.reasons, *model.notes))
+    notes = (Finding("served_differently", "note", detail=note) for note in model.notes)
+    verdict = replace(verdict, findings=(*verdict.findings, *notes))
     if model.suppression is None:
         return verdict
     whose = "the original's" if model.fingerprint == original.fingerprint else f"those of {model.source.name}"
     plain = (
         f"suppression by {model.suppression.bound.spec}: the weights are {whose}, measured by themselves as {UNWRAPPED}"
     )
-    return replace(verdict, reasons=(plain, *verdict.reasons))
+    return replace(verdict, findings=(Finding("weights_unchanged", "note", detail=plain), *verdict.findings))
 
 
 def _read(out: Path, model: Prepared, variant: str, split: str, cache: str) -> Observations:

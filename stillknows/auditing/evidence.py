@@ -7,7 +7,7 @@ charged to nobody. Letters: s, c, o are a fact's score under the subject, the ne
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -133,7 +133,7 @@ def mean(table: Table, place: CellKey, metric: str) -> Interval | str:
     return _interval(_mean, kept)
 
 
-class Comparison(NamedTuple):
+class KnowledgeKept(NamedTuple):
     """Knowledge kept by a subject in one format, with the resamples that its test needs.
 
     kept: Σ(s − c)/Σ(o − c); 0 as never taught, 1 as the original. No upper bound while a fact has no score.
@@ -146,7 +146,7 @@ class Comparison(NamedTuple):
     resamples: Floats
 
 
-def compare(table: Table, place: CellKey, metric: str) -> Comparison | str:
+def compare(table: Table, place: CellKey, metric: str) -> KnowledgeKept | str:
     """Compare a subject with both controls, or say in words why that is not possible."""
     if not table.has_control:
         return "there is no never-taught control"
@@ -167,17 +167,17 @@ def compare(table: Table, place: CellKey, metric: str) -> Comparison | str:
     low, high = (binomial_bounds(count, trials, LEVEL)[end] for end, count in enumerate((known, known + unscored)))
     if unscored:
         kept = kept._replace(high=float("inf"))
-    return Comparison(kept, Interval(known / trials, low, high, trials), resamples)
+    return KnowledgeKept(kept, Interval(known / trials, low, high, trials), resamples)
 
 
-def unscored(table: Table, models: Collection[str], place: CellKey, metric: str) -> list[str]:
-    """Say of each model how many of a split's facts have no score under it, such as NaN; nothing where all have one."""
-    found = []
-    for model in models:
-        scores = table.get(model, place.variant, place.split, metric)
-        if count := int(np.isnan(scores).sum()):
-            found.append(f"{count} of {len(scores)} facts have no {metric} on {place.split} under {model}")
-    return found
+def unscored(table: Table, models: Iterable[str], place: CellKey, metric: str) -> dict[str, tuple[int, int]]:
+    """Return, by model, how many of a split's facts have no score under it, such as NaN, and how many there are.
+
+    A model under which all facts have a score is left out.
+    """
+    scores = {model: table.get(model, place.variant, place.split, metric) for model in models}
+    counts = {model: (int(np.isnan(values).sum()), len(values)) for model, values in scores.items()}
+    return {model: found for model, found in counts.items() if found[0]}
 
 
 def recovery(table: Table, place: CellKey, metric: str) -> Interval | str:

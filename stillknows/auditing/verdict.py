@@ -10,17 +10,27 @@ gate that was not measured, or a fact that a model gives no score for.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple, get_type_hints
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import get_type_hints
 
 from stillknows import defaults
 from stillknows.arguments import require_type
-from stillknows.auditing.evidence import CellKey, Comparison, Table, compare, unscored, utility
+from stillknows.auditing.evidence import CellKey, KnowledgeKept, Table, compare, unscored, utility
+from stillknows.auditing.findings import KNOWLEDGE, variant_verdict
 from stillknows.errors import UserError
-from stillknows.formatting import percent
 from stillknows.stats import LEVEL, holm, p_value_at_most
-from stillknows.types import CONTROL, FULL, ORIGINAL, Benchmark, Interval, Verdict, VerdictName
+from stillknows.types import (
+    CONTROL,
+    FULL,
+    ORIGINAL,
+    Benchmark,
+    Finding,
+    FindingKind,
+    Outcome,
+    Verdict,
+    VerdictName,
+)
 
 EXIT_CODES: dict[VerdictName, int] = {"FORGOTTEN": 0, "STILL KNOWS": 3, "HIDDEN": 3, "DAMAGED": 4, "UNDECIDED": 5}
 
@@ -59,44 +69,26 @@ def least_facts(tolerance: float) -> int:
     return math.ceil(math.log(1 - LEVEL) / math.log(1 - tolerance))
 
 
-def out_of_reach(benchmark: Benchmark, variants: Collection[str], has_control: bool, policy: Policy) -> str:
-    """Say why no model can be found FORGOTTEN, whatever is observed, and what would help; "" where one can."""
+def out_of_reach(
+    benchmark: Benchmark, variants: Collection[str], has_control: bool, policy: Policy
+) -> tuple[Finding, ...]:
+    """Return why no model can be found FORGOTTEN, whatever is observed; nothing where one can."""
     roles, least = {split.role for split in benchmark.splits}, least_facts(policy.tolerance)
-    found = [] if has_control else ["there is no never-taught control (--control)"]
-    if FULL not in variants:
-        found.append("full precision is not measured (--variants full,…)")
-    if "retain" not in roles:
-        found.append("there is no retain split, so that damage cannot be excluded")
+    missing: tuple[tuple[FindingKind, bool], ...] = (
+        ("no_control", not has_control),
+        ("full_not_measured", FULL not in variants),
+        ("no_retain_split", "retain" not in roles),
+    )
+    found = [Finding(kind, "undecided") for kind, holds in missing if holds]
     for split in benchmark.splits:
         facts = len({example.fact for example in split.examples})
         if split.role == "forget" and facts < least:
             found.append(
-                f"{split.name} has {facts} of the {least} facts that it takes to exclude {percent(policy.tolerance)}"
+                Finding(
+                    "too_few_facts", "undecided", split=split.name, value=least, threshold=policy.tolerance, n=facts
+                )
             )
-    return f"FORGOTTEN is out of reach here: {'; '.join(found)}" if found else ""
-
-
-@dataclass
-class _Evidence:
-    """What one variant of a subject shows.
-
-    missing: gates that could not be compared, and why. unscored: facts that some model has no score for, in words.
-    """
-
-    comparisons: dict[str, Comparison] = field(default_factory=dict)
-    missing: list[str] = field(default_factory=list)
-    unscored: list[str] = field(default_factory=list)
-    utility: dict[str, Interval] = field(default_factory=dict)
-
-    @property
-    def shows(self) -> bool:
-        """Whether the variant counts: not where nothing can be compared though every fact has its scores."""
-        return bool(self.comparisons or self.unscored)
-
-
-class _Finding(NamedTuple):
-    name: VerdictName
-    reason: str
+    return tuple(found)
 
 
 def judge(
@@ -113,106 +105,100 @@ def judge(
             policy's gates. A model need not stay useful under attack.
     """
     attacks = attacks or {}
-    evidence = {
-        variant: _collect(table, subject, variant, policy, attacks.get(variant, policy.gates)) for variant in variants
-    }
-    leaks = _leaks({v: seen for v, seen in evidence.items() if v not in attacks}, policy)
-    leaks |= _leaks({v: seen for v, seen in evidence.items() if v in attacks}, policy)
+    gates = {variant: attacks.get(variant, policy.gates) for variant in variants}
+    compared = {at: compare(table, *at) for variant in variants for at in _gated(table, subject, variant, gates)}
+    p_values = _p_values({at: kept for at, kept in compared.items() if at[0].variant not in attacks}, policy)
+    p_values |= _p_values({at: kept for at, kept in compared.items() if at[0].variant in attacks}, policy)
     findings = {
-        variant: _variant(evidence[variant], leaks[variant], policy, judges_utility=variant not in attacks)
+        variant: [
+            finding
+            for at, kept in compared.items()
+            if at[0].variant == variant
+            for finding in _knowledge(table, at, kept, p_values.get(at), policy)
+        ]
+        + ([] if variant in attacks else list(_damage(table, subject, variant, policy)))
         for variant in variants
     }
-    name = _overall({variant: finding.name for variant, finding in findings.items()}, evidence)
-    reasons = [f"{v}: {'; '.join([found.reason, *evidence[v].unscored])}" for v, found in findings.items()]
-    if FULL not in variants:
-        reasons.insert(0, "the variant 'full' was not measured")
-    return Verdict(subject, name, tuple(reasons), {v: f.name for v, f in findings.items()})
+    names = {variant: variant_verdict(found) for variant, found in findings.items()}
+    shown = {variant for variant, found in findings.items() if _shows(found)}
+    first = [] if FULL in variants else [Finding("full_not_measured", "undecided")]
+    everything = (*first, *(finding for found in findings.values() for finding in found))
+    return Verdict(subject, _overall({v: name for v, name in names.items() if v in shown}), everything, names)
 
 
-def _collect(table: Table, subject: str, variant: str, policy: Policy, gates: Sequence[str]) -> _Evidence:
-    found = _Evidence()
+_Gated = tuple[CellKey, str]  # a place and the gate that is measured there
+
+
+def _gated(table: Table, subject: str, variant: str, gates: Mapping[str, Sequence[str]]) -> Iterator[_Gated]:
+    """Yield what a variant is judged by: every gate on every split that is to be forgotten."""
     for split, role in table.roles.items():
-        place = CellKey(subject, variant, split)
-        if role == "retain" and (place, policy.utility) in table.scores:
-            found.unscored += unscored(table, list(dict.fromkeys((subject, ORIGINAL))), place, policy.utility)
-            kept = utility(table, place, policy.utility)
-            if not isinstance(kept, str):
-                found.utility[split] = kept
-        if role != "forget":
+        if role == "forget":
+            yield from ((CellKey(subject, variant, split), gate) for gate in gates[variant])
+
+
+def _p_values(compared: Mapping[_Gated, KnowledgeKept | str], policy: Policy) -> dict[_Gated, float]:
+    """Return, after Holm's correction over all of them, the p-values of keeping at most the tolerance."""
+    tests = {at: kept for at, kept in compared.items() if not isinstance(kept, str)}
+    adjusted = holm([p_value_at_most(kept.resamples, policy.tolerance) for kept in tests.values()])
+    return dict(zip(tests, adjusted, strict=True))
+
+
+def _knowledge(
+    table: Table, at: _Gated, kept: KnowledgeKept | str, p: float | None, policy: Policy
+) -> Iterator[Finding]:
+    """Yield what one gate shows in one variant on one split."""
+    place, gate = at
+    if table.has_control:
+        yield from _no_score(table, (place.model, CONTROL, ORIGINAL), place, gate)
+    if isinstance(kept, str):
+        yield Finding("not_compared", "undecided", place.variant, place.split, gate, detail=kept)
+        return
+    leaks = p is not None and p < policy.alpha
+    for kind, interval, p_value in (("knowledge_kept", kept.kept, p), ("facts_known", kept.known, None)):
+        outcome: Outcome = "pass" if interval.high <= policy.tolerance else "undecided"
+        yield Finding(
+            kind,
+            "leak" if leaks and kind == "knowledge_kept" else outcome,
+            place.variant,
+            place.split,
+            gate,
+            **interval._asdict(),
+            threshold=policy.tolerance,
+            p=p_value,
+        )
+
+
+def _no_score(table: Table, models: Sequence[str], place: CellKey, metric: str) -> Iterator[Finding]:
+    for model, (count, facts) in unscored(table, dict.fromkeys(models), place, metric).items():
+        yield Finding("no_score", "undecided", place.variant, place.split, metric, model, value=count, n=facts)
+
+
+def _damage(table: Table, subject: str, variant: str, policy: Policy) -> Iterator[Finding]:
+    """Yield what of the retain splits one variant keeps."""
+    metric, floor = policy.utility, policy.utility_floor
+    places = [CellKey(subject, variant, split) for split, role in table.roles.items() if role == "retain"]
+    if not places:
+        yield Finding("utility_not_measured", "undecided", variant, metric=metric, detail="there is no retain split")
+    for place in places:
+        yield from _no_score(table, (subject, ORIGINAL), place, metric)
+        retained = utility(table, place, metric)
+        if isinstance(retained, str):
+            yield Finding("utility_not_measured", "undecided", variant, place.split, metric, detail=retained)
             continue
-        for gate in gates:
-            if table.has_control:
-                found.unscored += unscored(table, list(dict.fromkeys((subject, CONTROL, ORIGINAL))), place, gate)
-            result = compare(table, place, gate)
-            if isinstance(result, str):
-                found.missing.append(f"{gate} on {split}: {result}")
-            else:
-                found.comparisons[f"{gate} on {split}"] = result
-    return found
+        outcome: Outcome = "damage" if retained.high < floor else "undecided" if retained.low < floor else "pass"
+        yield Finding("utility", outcome, variant, place.split, metric, **retained._asdict(), threshold=floor)
 
 
-def _leaks(evidence: dict[str, _Evidence], policy: Policy) -> dict[str, list[str]]:
-    """Return, per variant, the gates that are shown to keep more than the tolerance."""
-    tests = [(variant, gate, c) for variant, seen in evidence.items() for gate, c in seen.comparisons.items()]
-    adjusted = holm([p_value_at_most(c.resamples, policy.tolerance) for _, _, c in tests])
-    leaks: dict[str, list[str]] = {variant: [] for variant in evidence}
-    for (variant, gate, _), p in zip(tests, adjusted, strict=True):
-        if p < policy.alpha:
-            leaks[variant].append(gate)
-    return leaks
+def _shows(findings: Collection[Finding]) -> bool:
+    """Tell whether a variant counts: not where nothing can be compared though every fact has its scores."""
+    return any(finding.kind in (*KNOWLEDGE, "no_score") for finding in findings)
 
 
-def _variant(seen: _Evidence, leaks: list[str], policy: Policy, *, judges_utility: bool = True) -> _Finding:
-    if leaks:
-        return _Finding("STILL KNOWS", _words(seen.comparisons, leaks))
-    not_measured = [f"not measured: {reason}" for reason in seen.missing]
-    if not seen.comparisons:
-        return _Finding("UNDECIDED", "; ".join(not_measured))
-    damage = _damage(seen.utility, policy) if judges_utility else None
-    everything = _words(seen.comparisons, list(seen.comparisons))
-    if damage is not None and damage.name == "DAMAGED":
-        return damage
-    if not_measured or seen.unscored:
-        return _Finding("UNDECIDED", "; ".join([everything, *not_measured]))
-    if damage is not None:
-        return damage
-    unsure = [gate for gate, c in seen.comparisons.items() if max(c.kept.high, c.known.high) > policy.tolerance]
-    if unsure:
-        return _Finding("UNDECIDED", f"{_words(seen.comparisons, unsure)}; {policy.tolerance:.0%} is not excluded")
-    return _Finding("FORGOTTEN", everything)
-
-
-def _damage(utility: dict[str, Interval], policy: Policy) -> _Finding | None:
-    if not utility:
-        return _Finding("UNDECIDED", "utility was not measured: no retain split on which the original scores")
-    for split, kept in utility.items():
-        text = f"{split} keeps {kept.value:.2f} of the original's score (bounds {kept.low:.2f} to {kept.high:.2f})"
-        if kept.high < policy.utility_floor:
-            return _Finding("DAMAGED", text)
-        if kept.low < policy.utility_floor:
-            return _Finding("UNDECIDED", f"{text}; damage below {policy.utility_floor:g} is not excluded")
-    return None
-
-
-def _overall(variants: dict[str, VerdictName], evidence: dict[str, _Evidence]) -> VerdictName:
-    """Combine the variants; those that show nothing do not count, except full precision."""
-    measured = {name for variant, name in variants.items() if evidence[variant].shows}
-    full = variants[FULL] if FULL in variants and evidence[FULL].shows else None
+def _overall(variants: Mapping[str, VerdictName]) -> VerdictName:
+    """Combine the verdicts on the variants that count."""
+    measured, full = set(variants.values()), variants.get(FULL)
     if "STILL KNOWS" in measured:
         return "STILL KNOWS" if full in ("STILL KNOWS", None) else "HIDDEN"
     if "DAMAGED" in measured:
         return "DAMAGED"
     return "FORGOTTEN" if full is not None and measured == {"FORGOTTEN"} else "UNDECIDED"
-
-
-def _words(comparisons: dict[str, Comparison], gates: list[str]) -> str:
-    """Say what the named gates measured."""
-    return "; ".join(
-        f"{gate}: keeps {c.kept.value:.2f} of the knowledge (bounds {c.kept.low:.2f} to {_upper(c.kept)}), "
-        f"{c.known.value:.0%} of {c.known.n} facts known (at most {c.known.high:.1%})"
-        for gate, c in ((gate, comparisons[gate]) for gate in gates)
-    )
-
-
-def _upper(bounds: Interval) -> str:
-    return "∞" if math.isinf(bounds.high) else f"{bounds.high:.2f}"

@@ -115,6 +115,7 @@ def unlearn(
 
     Writes a normal safetensors checkpoint and run.json, which holds everything needed to repeat the run.
     """
+    from stillknows.auditing.findings import out_of_reach_words
     from stillknows.auditing.verdict import Policy, out_of_reach
     from stillknows.training.loop import Settings
     from stillknows.types import FULL
@@ -139,7 +140,7 @@ def unlearn(
     record = unlearn.unlearn(request, out, overwrite=overwrite, resume=resume)
     fit = record["fit"]
     words = f"{fit['steps']} steps in {fit['seconds']:.0f} s; {fit['stopped']}"
-    too_few = out_of_reach(request.benchmark, (FULL,), has_control=True, policy=Policy())
+    too_few = out_of_reach_words(out_of_reach(request.benchmark, (FULL,), has_control=True, policy=Policy()))
     hint = f"wrote {out}; {_next_audit(out, model, benchmark, data, template)}"
     show(record, as_json, words, "\n".join(filter(None, (hint, too_few))))
 

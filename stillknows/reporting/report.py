@@ -18,6 +18,7 @@ import numpy as np
 from jinja2 import Environment, StrictUndefined
 
 from stillknows import __version__
+from stillknows.auditing import findings
 from stillknows.auditing.evidence import KEPT_ROLES, KNOWN_SHARE, LEAST_GAP, CellKey
 from stillknows.errors import UserError
 from stillknows.formatting import code, for_markdown, for_terminal, number, percent, significant, table_of_texts
@@ -26,12 +27,12 @@ from stillknows.reporting.overview import LOW, NOT_ASKED, overview
 from stillknows.specs import spelled
 from stillknows.stats import LEVEL
 from stillknows.store import AGAIN, parse_json, read_sealed, slug, write_sealed, write_text
-from stillknows.types import CONTROL, FULL, ORIGINAL, SUITE, UNWRAPPED, WEIGHTS, Cell, Interval, VerdictName
+from stillknows.types import CONTROL, FULL, ORIGINAL, SUITE, UNWRAPPED, WEIGHTS, Cell, Finding, Interval, VerdictName
 
 if TYPE_CHECKING:
     from stillknows.auditing.audit import Audit
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 JSON, HTML, MARKDOWN = "report.json", "report.html", "report.md"
 SCHEMA = "report.schema.json"
 NUM_LEAKS = 10
@@ -66,7 +67,7 @@ def build(audit: Audit, command: str) -> Json:
             "quantized": audit.sources[verdict.subject].form or None,
             "fingerprint": audit.fingerprints[verdict.subject],
             "verdict": verdict.name,
-            "reasons": verdict.reasons,
+            "findings": [asdict(finding) for finding in verdict.findings],
             "variants": verdict.variants,
             OBSERVATIONS: _digests(audit, verdict.subject),
             "cells": [_cell(cell) for cell in audit.cells if cell.subject == verdict.subject],
@@ -87,6 +88,7 @@ def build(audit: Audit, command: str) -> Json:
         ],
         "variants": list(audit.verdicts[0].variants),
         "left_out": [left._asdict() for left in audit.left_out],
+        "out_of_reach": [asdict(finding) for finding in audit.out_of_reach],
         "metrics": metrics,
         "policy": asdict(request.policy),
         "subjects": subjects,
@@ -380,6 +382,15 @@ def _left_out(report: Json) -> list[str]:
     return [f"{left['variant']} was left out: {left['because']}" for left in report["left_out"]]
 
 
+def _sentences(found: Sequence[Json]) -> list[str]:
+    """Return what findings say, in words."""
+    return findings.sentences(Finding(**finding) for finding in found)
+
+
+def _out_of_reach(report: Json) -> str:
+    return findings.out_of_reach_words(Finding(**finding) for finding in report["out_of_reach"])
+
+
 def name_parts(name: str) -> list[str]:
     """Return a variant's name in the parts between which a line may end: after what joins them, not within a word."""
     return re.split(r"(?<=[:+,])", for_terminal(name))
@@ -397,11 +408,12 @@ def html(report: Json) -> str:
         "percent": percent,
         "pretty": pretty,
         "name_parts": name_parts,
+        "sentences": _sentences,
     }
     grids = _grids(report)
     fixed = {"expected": EXPECTED, "level": LEVEL, "known_share": KNOWN_SHARE, "least_gap": LEAST_GAP}
     made = {"sentence": _sentence(report), "grids": grids, "axis": _axis(grids["recovery"])}
-    made["left_out"] = _left_out(report)
+    made |= {"left_out": _left_out(report), "out_of_reach": _out_of_reach(report)}
     template = environment.from_string(
         files("stillknows.reporting").joinpath("report.html.j2").read_text(encoding="utf-8")
     )
@@ -428,7 +440,12 @@ def markdown(report: Json) -> str:
             rows = [[name, *(_words(cell, grid) for cell in row)] for name, row in grid.rows]
             notes = [f"[{i}] {for_markdown(note)}" for i, note in enumerate(grid.notes, 1)]
             parts += [table_of_texts(header, rows), *notes]
-    return "\n\n".join([*parts, f"In brackets: bounds, {percent(LEVEL)} each."]) + "\n"
+    parts += [f"In brackets: bounds, {percent(LEVEL)} each.", "## What the verdicts rest on"]
+    parts += [for_markdown(f"{_out_of_reach(report)}.")] if report["out_of_reach"] else []
+    for subject in report["subjects"]:
+        parts += [f"### {for_markdown(subject['name'])}: {subject['verdict']}"]
+        parts += [f"- {for_markdown(sentence)}" for sentence in _sentences(subject["findings"])]
+    return "\n\n".join(parts) + "\n"
 
 
 def _heading(grid: Grid) -> str:
