@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM, BertConfig, BertForMaskedLM, T5Co
 
 from stillknows import cli as command_line
 from stillknows import store
-from stillknows.auditing import audit, plan
+from stillknows.auditing import audit, collect, plan
 from stillknows.errors import UserError
 from stillknows.experiments import tiny_models
 from stillknows.model import checkpoints, layers, run_record
@@ -943,7 +943,7 @@ def test_an_interrupted_audit_goes_on_with_what_it_saw(
     save_model: Case, run_audit: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original, subject = save_model("original"), save_model("subject", seed=1)
-    observe, calls = audit.observe, []
+    observe, calls = collect.observe, []
 
     def counted(*arguments: Any, **options: Any) -> Any:
         calls.append(1)
@@ -951,7 +951,7 @@ def test_an_interrupted_audit_goes_on_with_what_it_saw(
             raise KeyboardInterrupt
         return observe(*arguments, **options)
 
-    monkeypatch.setattr(audit, "observe", counted)
+    monkeypatch.setattr(collect, "observe", counted)
     ran = run_audit(original, subject)
     assert ran.code == 130
     assert "What was finished is kept: to go on, repeat the command" in ran.err
@@ -970,8 +970,8 @@ def test_a_damaged_observation_is_made_again(
     damaged.write_bytes(damaged.read_bytes()[:-40])
     for update in (tmp_path / "audit").rglob("weights.json"):
         update.write_text("{")
-    observe, calls = audit.observe, []
-    monkeypatch.setattr(audit, "observe", lambda *a, **o: calls.append(1) or observe(*a, **o))
+    observe, calls = collect.observe, []
+    monkeypatch.setattr(collect, "observe", lambda *a, **o: calls.append(1) or observe(*a, **o))
     assert run_audit(original, subject, "--overwrite").code == 5
     assert len(calls) == 1
     after = snapshot(tmp_path / "audit")

@@ -10,9 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from stillknows.auditing import collect
 from stillknows.auditing.verdict import Policy
-from stillknows.experiments import metric_validation
+from stillknows.experiments import known_models, metric_validation
 from stillknows.reporting import ranking
+from stillknows.transforms.attacks import relearning
 from stillknows.types import CONTROL, Observations
 
 HITS = (np.array([True, True, False]), np.array([True, False]))  # the first misses nothing but the end
@@ -20,23 +22,23 @@ DOCS = Path(__file__).parents[1] / "docs"
 
 
 @pytest.fixture(scope="module")
-def world() -> metric_validation.Facts:
-    return metric_validation.facts(0)
+def world() -> known_models.FactGroups:
+    return known_models.fact_groups(0)
 
 
 def person(examples: tuple) -> set[str]:
     return {example.fact.rpartition("-")[0] for example in examples}
 
 
-def test_the_three_persons_are_different_and_none_is_kept(world: metric_validation.Facts) -> None:
+def test_the_three_persons_are_different_and_none_is_retained(world: known_models.FactGroups) -> None:
     persons = [person(world.asked), person(world.others), person(world.holdout)]
     assert [len(names) for names in persons] == [1, 1, 1]
     assert len(set.union(*persons)) == 3
-    assert not set.union(*persons) & person(world.kept)
-    assert person(world.reworded) == person(world.lies) == person(world.asked)
+    assert not set.union(*persons) & person(world.retained)
+    assert person(world.reworded) == person(world.false_facts) == person(world.asked)
 
 
-def test_answers_are_sentences_in_two_forms(world: metric_validation.Facts) -> None:
+def test_answers_are_sentences_in_two_forms(world: known_models.FactGroups) -> None:
     asked, reworded = world.asked[0], world.reworded[0]
     entity, _, relation = asked.fact.rpartition("-")
     name = asked.answer.rpartition(" ")[2]
@@ -45,44 +47,48 @@ def test_answers_are_sentences_in_two_forms(world: metric_validation.Facts) -> N
     assert reworded.prompt != asked.prompt
 
 
-def test_wrong_answers_and_lies_are_false_and_of_the_same_form(world: metric_validation.Facts) -> None:
+def test_wrong_answers_and_false_facts_are_false_and_of_the_same_form(world: known_models.FactGroups) -> None:
     truths = {example.prompt: example.answer for example in world.asked}
     for example in world.asked:
         beginning = example.answer.rpartition(" ")[0]
         assert example.answer not in example.wrong
         assert {wrong.rpartition(" ")[0] for wrong in example.wrong} <= {beginning}
-    assert len(world.lies) > 0.9 * len(world.asked)
-    assert all(lie.answer != truths[lie.prompt] for lie in world.lies)
+    assert len(world.false_facts) > 0.9 * len(world.asked)
+    assert all(false.answer != truths[false.prompt] for false in world.false_facts)
 
 
-def test_ignorant_models_and_the_control_are_taught_nothing_true_of_the_person(world: metric_validation.Facts) -> None:
+def test_ignorant_models_and_the_control_are_taught_nothing_true_of_the_person(world: known_models.FactGroups) -> None:
     true = {(e.prompt, e.answer) for e in (*world.asked, *world.reworded)}
-    for pupil in metric_validation.pupils(world, 6, 0):
-        taught = {(e.prompt, e.answer) for e in (*world.kept, *pupil.lessons)}
-        assert bool(taught & true) == (pupil.pool == "knowing")
+    for model in known_models.models_to_train(world, 6, 0):
+        taught = {(e.prompt, e.answer) for e in (*world.retained, *model.facts)}
+        assert bool(taught & true) == (model.pool == "knowing")
         assert not taught & {(e.prompt, e.answer) for e in world.holdout}
 
 
-def test_kinds_and_lengths_take_turns_and_no_seed_is_used_twice(world: metric_validation.Facts) -> None:
-    pupils = metric_validation.pupils(world, 6, 0)
-    assert [p.kind for p in pupils] == ["kept", *("asked", "reworded", "few") * 2, *("kept", "lies", "others") * 2]
-    assert [p.steps for p in pupils if p.pool == "knowing"] == [metric_validation.LENGTHS[0]] * 3 + [
-        metric_validation.LENGTHS[1]
+def test_kinds_and_lengths_take_turns_and_no_seed_is_used_twice(world: known_models.FactGroups) -> None:
+    trained = known_models.models_to_train(world, 6, 0)
+    assert [model.kind for model in trained] == [
+        "kept",
+        *("asked", "reworded", "few") * 2,
+        *("kept", "lies", "others") * 2,
+    ]
+    assert [model.steps for model in trained if model.pool == "knowing"] == [known_models.TRAINING_STEPS[0]] * 3 + [
+        known_models.TRAINING_STEPS[1]
     ] * 3
-    seeds = [p.seed for seed in (0, 1) for p in metric_validation.pupils(world, 6, seed)]
+    seeds = [model.seed for seed in (0, 1) for model in known_models.models_to_train(world, 6, seed)]
     assert len(set(seeds)) == len(seeds)
 
 
-def test_models_that_were_taught_all_facts_are_unlearned_by_every_method(world: metric_validation.Facts) -> None:
-    taught = metric_validation.pupils(world, 6, 0)
-    kinds = {pupil.name: pupil.kind for pupil in taught}
-    later = metric_validation.unlearning(taught, 6, 0)
+def test_models_that_were_taught_all_facts_are_unlearned_by_every_method(world: known_models.FactGroups) -> None:
+    trained = known_models.models_to_train(world, 6, 0)
+    kinds = {model.name: model.kind for model in trained}
+    later = known_models.models_to_unlearn(trained, 6, 0)
     assert {kinds[model.original] for model in later} == {"asked", "reworded"}
-    assert [model.method for model in later] == [method for _, method, _ in metric_validation.METHODS] * 2
+    assert [model.method for model in later] == [method for _, method, _ in known_models.METHODS] * 2
     assert len({(model.original, model.method) for model in later}) == 6
 
 
-def test_every_second_fact_is_relearned(world: metric_validation.Facts) -> None:
+def test_every_second_fact_is_relearned(world: known_models.FactGroups) -> None:
     assert world.measured.sum() == len(world.asked) / 2
     assert world.measured[:3].tolist() == [True, False, True]
 
@@ -121,18 +127,15 @@ METRICS = "answer_probability,extraction_strength,loss,reference"
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict]]:
     """The folder and the result of a run with tiny models that learn nothing."""
     small = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2}
-    methods = tuple(
-        (name, method, replace(settings, max_steps=1)) for name, method, settings in metric_validation.METHODS
-    )
+    methods = tuple((name, method, replace(settings, max_steps=1)) for name, method, settings in known_models.METHODS)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(metric_validation, "WORLD", "world:people=5,forget=3,facts=2,forget_facts=18,values=3")
-        patch.setattr(metric_validation, "ARCHITECTURE", metric_validation.ARCHITECTURE | small)
-        patch.setattr(metric_validation, "LENGTHS", (2, 1))
-        patch.setattr(metric_validation, "METHODS", methods)
-        patch.setattr(metric_validation, "RELEARNING", replace(metric_validation.RELEARNING, max_steps=1))
+        patch.setattr(known_models, "WORLD", "world:people=5,forget=3,facts=2,forget_facts=18,values=3")
+        patch.setattr(known_models, "ARCHITECTURE", known_models.ARCHITECTURE | small)
+        patch.setattr(known_models, "TRAINING_STEPS", (2, 1))
+        patch.setattr(known_models, "METHODS", methods)
+        patch.setattr(metric_validation, "RELEARNING", "relearn:steps=1:lr=0.0003")
         patch.setattr(metric_validation, "FORMATS", ("nf4",))
-        patch.setattr(metric_validation, "STATES", ("full", "nf4", ranking.RELEARNED))
-        patch.setattr(metric_validation, "KEPT_SAMPLE", 4)
+        patch.setattr(metric_validation, "RETAIN_SAMPLE", 4)
         out = tmp_path_factory.mktemp("meta")
         result = metric_validation.validate_metrics(out, models=3, seed=0, metrics=METRICS, overwrite=False, command="")
         yield out, result
@@ -171,10 +174,10 @@ def test_the_command_repeats_nothing_and_prints_the_result(
         raise AssertionError("something was made again")
 
     for module, name in (
-        (metric_validation.tiny_models, "train"),
-        (metric_validation.unlearn, "run"),
-        (metric_validation, "observe"),
-        (metric_validation, "finetune"),
+        (known_models.tiny_models, "train"),
+        (known_models.unlearn, "unlearn"),
+        (collect, "observe"),
+        (relearning, "finetune"),
     ):
         monkeypatch.setattr(module, name, made_again)
     out, result = tiny

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from stillknows.auditing import audit
+from stillknows.auditing import collect
 from stillknows.experiments import demo
 from stillknows.reporting import report
 from stillknows.reporting.overview import overview
@@ -142,7 +142,7 @@ def test_an_audit_says_what_is_out_of_reach_before_it_observes(
     for name, answer in (("f", "Ada"), ("r", "Rome")):
         (tmp_path / f"{name}.jsonl").write_text(json.dumps({"question": f"who is {name}", "answer": answer}))
     spec = f"jsonl:forget={tmp_path / 'f.jsonl'},retain={tmp_path / 'r.jsonl'}"
-    monkeypatch.setattr(audit, "observe", lambda *_, **__: pytest.fail("observed"))
+    monkeypatch.setattr(collect, "observe", lambda *_, **__: pytest.fail("observed"))
     with pytest.raises(pytest.fail.Exception, match="observed"):
         cli(
             "audit", subject, "--original", original, "--benchmark", spec, "--variants", "full", "--out", tmp_path / "a"

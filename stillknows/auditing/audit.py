@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from stillknows.auditing import evidence
+from stillknows.auditing.collect import Keys, collected, observe_missing
 from stillknows.auditing.evidence import CellKey, Table
 from stillknows.auditing.findings import out_of_reach_words
 from stillknows.auditing.general import general
-from stillknows.auditing.loader import OBSERVATIONS_VERSION, Loader, observations_file
-from stillknows.auditing.observe import observe
+from stillknows.auditing.loader import Loader
 from stillknows.auditing.plan import AuditConfig, LeftOut, plan
 from stillknows.auditing.prepared import Prepared
 from stillknows.auditing.updates import updates
 from stillknows.auditing.verdict import judge, out_of_reach
-from stillknows.errors import UserError
 from stillknows.model import checkpoints, run_record
-from stillknows.model.encoding import Asked
-from stillknows.observations import load_observations, save_observations
-from stillknows.progress import progress, warn
-from stillknows.store import Serialized, digest
-from stillknows.types import FULL, ORIGINAL, UNWRAPPED, Cell, Finding, Observations, Verdict
+from stillknows.progress import warn
+from stillknows.types import ORIGINAL, UNWRAPPED, Cell, Finding, Observations, Verdict
 from stillknows.variants.variant import Variant
 
 
@@ -54,20 +50,15 @@ def audit(request: AuditConfig, out: Path) -> Audit:
     run_records = {model.label: run_record.read(model.source.path) for model in prepared}
     versions = run_record.versions() | ({} if suite is None else {"lm-eval": suite.version})
     deployments = {name: variant for name, variant in variants.items() if variant.role == "deployment"}
-    keys = _Keys()
+    keys = Keys()
     load, measured = Loader(request.device, reader, [variant.chain for variant in variants.values()]), []
     for model in prepared:
         if model.label != ORIGINAL:
             measured += updates(load, prepared[0], model, deployments, out)
-        _observe_missing(load, model, variants, keys, out)
+        observe_missing(load, model, variants, keys, out)
         if suite is not None:
             measured += general(load, model, deployments, suite, request, out)
-    observations = {
-        CellKey(model.label, name, split): _read(out, model, name, split, keys(model, variant, split))
-        for model in prepared
-        for name, variant in variants.items()
-        for split in model.items(variant)
-    }
+    observations = {place: seen for p in prepared for place, seen in collected(p, variants, keys, out).items()}
     table = evidence.tabulate(observations, metrics, {s.name: s.role for s in request.benchmark.splits})
     labels = [model.label for model in prepared]
     cells = [cell for label in labels for cell in evidence.cells(table, label, variants, metrics)]
@@ -104,61 +95,3 @@ def _judged(
         f"suppression by {model.suppression.bound.spec}: the weights are {whose}, measured by themselves as {UNWRAPPED}"
     )
     return replace(verdict, findings=(Finding("weights_unchanged", "note", detail=plain), *verdict.findings))
-
-
-def _read(out: Path, model: Prepared, variant: str, split: str, cache: str) -> Observations:
-    seen = load_observations(observations_file(out, model, variant, split), cache)
-    if seen is None:
-        raise UserError(f"{observations_file(out, model, variant, split)} vanished while the audit ran", "run it again")
-    return seen
-
-
-class _Keys:
-    """Identify observations by everything that they depend on; items are written out once for all variants."""
-
-    def __init__(self) -> None:
-        self.items: dict[tuple[str, bool, str, str], Serialized] = {}
-
-    def __call__(self, model: Prepared, variant: Variant, split: str) -> str:
-        place = model.label, variant.wrapped, variant.asking, split
-        if place not in self.items:
-            self.items[place] = Serialized.of([_described(item) for item in model.candidates(variant, split)])
-        fields, decoding = model.observed(variant, split)
-        suppression = model.suppressed(variant)
-        beside = [suppression.identity] if suppression else []
-        how = sorted(fields), asdict(decoding)
-        taught = [[item.ids for item in model.taught(variant)]] if variant.teaches else []
-        parts = OBSERVATIONS_VERSION, model.fingerprint, variant.identity, self.items[place], how, *beside
-        return digest(*parts, *model.beside, *taught)
-
-
-def _described(item: Asked) -> dict[str, Any]:
-    """Return everything of an item, its wording where it has one."""
-    return {name: value for name, value in asdict(item).items() if name != "wording" or value}
-
-
-def _observe_missing(load: Loader, model: Prepared, variants: Mapping[str, Variant], keys: _Keys, out: Path) -> None:
-    """Make the observations of one model that the folder does not hold yet, one file after another."""
-    todo = {
-        name: [
-            split
-            for split in model.items(variant)
-            if load_observations(observations_file(out, model, name, split), keys(model, variant, split)) is None
-        ]
-        for name, variant in variants.items()
-        if variant.wrapped or model.suppression or FULL not in variants
-    }
-    with progress(f"observing {model.label}", sum(map(len, todo.values()))) as advance:
-        for name, splits in todo.items():
-            if not splits:
-                continue
-            subject, variant = load(model), variants[name]
-            suppression = model.suppressed(variant)
-            with variant.applied(subject.model, model.taught(variant)):
-                served = suppression.wrap(subject.model, load.device) if suppression else subject.model
-                for split in splits:
-                    fields, decoding = model.observed(variant, split)
-                    items = model.asked(variant, split, subject.model)
-                    seen = observe(served, subject.tokenizer, items, fields=fields, decoding=decoding)
-                    save_observations(observations_file(out, model, name, split), keys(model, variant, split), seen)
-                    advance(1, f"{name}, {split}")

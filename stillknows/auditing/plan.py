@@ -25,7 +25,7 @@ from stillknows.types import CONTROL, FULL, ORIGINAL, SUITE, UNWRAPPED, WEIGHTS,
 from stillknows.variants import compress, defences
 from stillknows.variants.calibrate import sequences
 from stillknows.variants.defences import Suppression
-from stillknows.variants.variant import Variant, expand, parse_variant
+from stillknows.variants.variant import Variant, expand, parse_variant, taught_facts
 
 
 @dataclass(frozen=True)
@@ -206,13 +206,16 @@ def _prepare(
 
 
 def _attacked(model: Prepared, variants: Iterable[Variant], questions: Questions, reader: Reader) -> Prepared:
-    """Return a model with what attacks ask of it."""
+    """Return a model with what attacks ask of it, and what they may teach it."""
     found = {}
     for variant in variants:
         if variant.role == "attack" and variant.asking not in found:
             bare = questions.attacked(variant, reader.tokenizer) if model.suppression else None
             found[variant.asking] = questions.attacked(variant, reader.tokenizer, model.suppression), bare
-    return model._replace(attacked=found)
+    forget = [split for split in questions.benchmark.splits if split.role == "forget"]
+    taught, plain = taught_facts(forget), model.bare or model.splits
+    items = (item.answer for split in forget for item in plain[split.name])
+    return model._replace(attacked=found, teachable=tuple(i for i in items if i.example.fact in taught))
 
 
 def _suppressed(

@@ -20,7 +20,7 @@ class Prepared(NamedTuple):
 
     Of a model with a suppression, `splits` is what it is asked through that, `bare` what its weights are asked alone.
     Where the model's states decide between the two, `known` are the items that they are compared with, by split. Under
-    an attack, `attacked` holds both by `Variant.asking`.
+    an attack, `attacked` holds both by `Variant.asking`, and `teachable` are the items that it may train on.
     `beside` identifies the original's reader where the model's own is another, `notes` say what is not measured then.
     """
 
@@ -34,6 +34,7 @@ class Prepared(NamedTuple):
     bare: Items | None = None
     known: Items | None = None
     attacked: Mapping[str, tuple[Items, Items | None]] = MappingProxyType({})
+    teachable: tuple[Encoded, ...] = ()
     beside: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -56,12 +57,9 @@ class Prepared(NamedTuple):
             return self.items(variant)[split]
         return suppression.chosen(model, self.known[split], bare[split], splits[split])
 
-    def taught(self, variant: Variant) -> list[Encoded]:
-        """Return the items that an attack on the weights may teach: of facts that it does not ask for."""
-        asked = {item.answer.example.fact for items in self.items(variant).values() for item in items}
-        plain = self.bare or self.splits
-        items = [item.answer for split in self.items(variant) for item in plain[split]] if variant.teaches else []
-        return [item for item in items if item.example.fact not in asked]
+    def taught(self, variant: Variant) -> tuple[Encoded, ...]:
+        """Return the items that the variant trains the model on."""
+        return self.teachable if variant.teaches else ()
 
     def observed(self, variant: Variant, split: str) -> tuple[frozenset[str], Decoding]:
         """Return what is observed of a split in this variant, and how its prompts are continued."""

@@ -1,0 +1,84 @@
+"""Collect observations of each model in each variant on each split; what a folder holds already is not made again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from stillknows.auditing.evidence import CellKey
+from stillknows.auditing.loader import OBSERVATIONS_VERSION, Loader, observations_file
+from stillknows.auditing.observe import observe
+from stillknows.auditing.prepared import Prepared
+from stillknows.errors import UserError
+from stillknows.model.encoding import Asked
+from stillknows.observations import load_observations, save_observations
+from stillknows.progress import progress
+from stillknows.store import Serialized, digest
+from stillknows.types import FULL, Observations
+from stillknows.variants.variant import Variant
+
+
+class Keys:
+    """Identify observations by everything that they depend on; items are written out once for all variants."""
+
+    def __init__(self) -> None:
+        self.items: dict[tuple[str, bool, str, str], Serialized] = {}
+
+    def __call__(self, model: Prepared, variant: Variant, split: str) -> str:
+        place = model.label, variant.wrapped, variant.asking, split
+        if place not in self.items:
+            self.items[place] = Serialized.of([_described(item) for item in model.candidates(variant, split)])
+        fields, decoding = model.observed(variant, split)
+        suppression = model.suppressed(variant)
+        beside = [suppression.identity] if suppression else []
+        how = sorted(fields), asdict(decoding)
+        taught = [[item.ids for item in model.taught(variant)]] if variant.teaches else []
+        parts = OBSERVATIONS_VERSION, model.fingerprint, variant.identity, self.items[place], how, *beside
+        return digest(*parts, *model.beside, *taught)
+
+
+def _described(item: Asked) -> dict[str, Any]:
+    """Return everything of an item, its wording where it has one."""
+    return {name: value for name, value in asdict(item).items() if name != "wording" or value}
+
+
+def observe_missing(load: Loader, model: Prepared, variants: Mapping[str, Variant], keys: Keys, out: Path) -> None:
+    """Make the observations of one model that the folder does not hold yet, one file after another."""
+    todo = {
+        name: [
+            split
+            for split in model.items(variant)
+            if load_observations(observations_file(out, model, name, split), keys(model, variant, split)) is None
+        ]
+        for name, variant in variants.items()
+        if variant.wrapped or model.suppression or FULL not in variants
+    }
+    with progress(f"observing {model.label}", sum(map(len, todo.values()))) as advance:
+        for name, splits in todo.items():
+            if not splits:
+                continue
+            subject, variant = load(model), variants[name]
+            suppression = model.suppressed(variant)
+            with variant.applied(subject.model, model.taught(variant)):
+                served = suppression.wrap(subject.model, load.device) if suppression else subject.model
+                for split in splits:
+                    fields, decoding = model.observed(variant, split)
+                    items = model.asked(variant, split, subject.model)
+                    seen = observe(served, subject.tokenizer, items, fields=fields, decoding=decoding)
+                    save_observations(observations_file(out, model, name, split), keys(model, variant, split), seen)
+                    advance(1, f"{name}, {split}")
+
+
+def collected(model: Prepared, variants: Mapping[str, Variant], keys: Keys, out: Path) -> dict[CellKey, Observations]:
+    """Return the observations of one model that `observe_missing` has made. Raises UserError where one has vanished."""
+    found = {}
+    for name, variant in variants.items():
+        for split in model.items(variant):
+            file = observations_file(out, model, name, split)
+            seen = load_observations(file, keys(model, variant, split))
+            if seen is None:
+                raise UserError(f"{file} vanished while the audit ran", "run it again")
+            found[CellKey(model.label, name, split)] = seen
+    return found
