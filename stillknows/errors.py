@@ -17,7 +17,10 @@ class NotMeasured(LookupError):
 
 
 class UserError(Exception):
-    """Bad input. The command line prints the message without a traceback and exits with code 2."""
+    """Bad input. The command line prints the message without a traceback and exits with code 2.
+
+    Options have their Python names, in backticks: "choose another `out`". The command line shows its flags there.
+    """
 
     def __init__(self, what: str, fix: str = "") -> None:
         super().__init__(f"{what}\n  {fix}" if fix else what)

@@ -34,10 +34,10 @@ def load_package(entry: EntryPoint) -> None:
 def load_file(path: Path) -> None:
     """Run a Python file. Raises UserError for one that is missing or broken."""
     if not path.is_file():
-        raise UserError(f"no file {path}", "give a Python file with plug-ins to --plugin")
+        raise UserError(f"no file {path}", "give a Python file with plug-ins")
     spec = importlib.util.spec_from_file_location(f"stillknows_plugin_{path.stem}", path)
     if spec is None or spec.loader is None:
-        raise UserError(f"{path} is no Python file", "give one that ends in .py to --plugin")
+        raise UserError(f"{path} is no Python file", "give one that ends in .py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look there for the module that they are made in
     try:
@@ -46,7 +46,7 @@ def load_file(path: Path) -> None:
         del sys.modules[spec.name]
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
         place = f"{path}, line {lines[-1]}" if lines else str(path)
-        raise UserError(f"{place}: {_said(error)}", "mend the file, or leave out --plugin") from error
+        raise UserError(f"{place}: {_said(error)}", "mend the file, or leave it out") from error
 
 
 def _said(error: BaseException) -> str:

@@ -33,14 +33,22 @@ def warn(text: str) -> None:
 class _StandardError(logging.Handler):
     """Prints messages on whatever is the standard error stream by then, and nothing that steers a terminal."""
 
+    def __init__(self, worded: Callable[[str], str]) -> None:
+        super().__init__()
+        self.worded = worded
+
     def emit(self, record: logging.LogRecord) -> None:
-        print(for_terminal(record.getMessage()), file=sys.stderr, flush=True)
+        print(for_terminal(self.worded(record.getMessage())), file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
-def shown() -> Iterator[None]:
-    """Show the log on standard error while the block runs, with bars where that is a terminal."""
-    handler, level, propagate = _StandardError(), LOGGER.level, LOGGER.propagate
+def shown(worded: Callable[[str], str] = str) -> Iterator[None]:
+    """Show the log on standard error while the block runs, with bars where that is a terminal.
+
+    Args:
+        worded: gives a message the words that its readers know.
+    """
+    handler, level, propagate = _StandardError(worded), LOGGER.level, LOGGER.propagate
     LOGGER.addHandler(handler)
     LOGGER.setLevel(logging.INFO)
     LOGGER.propagate = False

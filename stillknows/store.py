@@ -21,7 +21,7 @@ LOCK = ".stillknows.lock"
 PARTIAL = ".stillknows-partial-"  # the beginning of the name of every file and folder that is still being written
 RECORD = "run.json"
 DIGEST = "digest"
-AGAIN = "repeat the command that wrote it, with --overwrite"
+AGAIN = "repeat the command that wrote it, with `overwrite`"
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _held: list[Path] = []  # folders that this process holds, the innermost last
 
@@ -35,7 +35,7 @@ def locked(folder: Path) -> Iterator[Path]:
     when it cannot be written, and when a link stands where the lock would be.
     """
     if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is a file, not a folder", "choose another folder with --out")
+        raise UserError(f"{folder} is a file, not a folder", "choose another folder with `out`")
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     _owner(folder)
     lock = FileLock(folder / LOCK, timeout=0)  # opens without following a link and without emptying the file
@@ -44,9 +44,9 @@ def locked(folder: Path) -> Iterator[Path]:
         _require_no_link(folder / LOCK)
         lock.acquire()
     except Timeout:
-        raise UserError(f"another run is working in {folder}", "wait for it, or choose another --out") from None
+        raise UserError(f"another run is working in {folder}", "wait for it, or choose another `out`") from None
     except OSError as error:
-        raise UserError(f"cannot write to {folder}: {error.strerror}", "choose another folder with --out") from error
+        raise UserError(f"cannot write to {folder}: {error.strerror}", "choose another folder with `out`") from error
     _held.append(folder)
     try:
         for left in folder.glob(f"{PARTIAL}*"):
@@ -75,7 +75,7 @@ def _owner(folder: Path) -> Path | None:
 
 def _require_no_link(path: Path) -> None:
     if path.is_symlink():
-        raise UserError(f"{path} is a link, and nothing is written through links", "remove it, or choose another --out")
+        raise UserError(f"{path} is a link, and nothing is written through links", "remove it, or choose another `out`")
 
 
 def remove(path: Path) -> None:
@@ -98,12 +98,12 @@ def require_outside(out: Path, folders: Iterable[Path]) -> None:
     for folder in folders:
         if out.resolve().is_relative_to(folder.resolve()):
             raise UserError(
-                f"--out {out} lies in the model folder {folder}, which is left as it is",
-                "choose a folder outside of it with --out",
+                f"`out` {out} lies in the model folder {folder}, which is left as it is",
+                "choose a folder outside of it with `out`",
             )
 
 
-def require_new(path: Path, *, overwrite: bool, fix: str = "add --overwrite, or choose another --out") -> None:
+def require_new(path: Path, *, overwrite: bool, fix: str = "add `overwrite`, or choose another `out`") -> None:
     """Raise UserError when a result exists already and may not be replaced."""
     if path.exists() and not overwrite:
         raise UserError(f"{path} exists already", fix)

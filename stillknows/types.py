@@ -85,7 +85,7 @@ def require_place(template: str) -> None:
     if template != CHAT and PLACE not in template:
         raise UserError(
             f"the template {template!r} does not show the question",
-            f'write "{PLACE}" where it belongs, as in --template "Question: {PLACE}\\nAnswer:"',
+            f'write "{PLACE}" where it belongs, as in `template` "Question: {PLACE}\\nAnswer:"',
         )
     try:
         template.encode()

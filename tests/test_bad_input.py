@@ -594,8 +594,8 @@ def one_sided(role: Role) -> Benchmark:
 @pytest.mark.parametrize(
     ("role", "method", "settings", "words"),
     [
-        ("forget", "npo + kl", {}, r"no split to retain, which kl of --method 'npo \+ kl' needs\n.*--method npo$"),
-        ("forget", "ga", {"retain_floor": 0.5}, "no split to retain that --retain-floor could watch\n"),
+        ("forget", "npo + kl", {}, r"no split to retain, which kl of `method` 'npo \+ kl' needs\n.*`method` npo$"),
+        ("forget", "ga", {"retain_floor": 0.5}, "no split to retain that `retain_floor` could watch\n"),
         ("retain", "ga", {}, "no split to forget\n.*stillknows list benchmarks"),
     ],
 )

@@ -177,7 +177,7 @@ def test_every_missing_file_is_named_at_once(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_does_not_exist(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"TOFU needs the folder .*none, which does not exist\n.*--data"):
+    with pytest.raises(UserError, match=r"TOFU needs the folder .*none, which does not exist\n.*`data`"):
         make(f"tofu:data={tmp_path / 'none'}")
 
 

@@ -103,7 +103,7 @@ def test_calibration_text_is_cut_into_equal_pieces(tokenizer: Any, monkeypatch: 
 
 
 def test_too_little_calibration_text_is_an_error(tokenizer: Any) -> None:
-    with pytest.raises(UserError, match=r"has 4 tokens; at least 256 are needed[\s\S]*--calibration"):
+    with pytest.raises(UserError, match=r"has 4 tokens; at least 256 are needed[\s\S]*`calibration`"):
         sequences(["who is Ada"], tokenizer, 50)
 
 

@@ -73,7 +73,7 @@ ENDLESS = [
 
 @pytest.mark.parametrize("template", FAILING)
 def test_a_template_that_fails_is_one_message(template: str) -> None:
-    with pytest.raises(UserError, match=f"^the chat template: .*{FAILING[template]}.*\n.*--template chat$"):
+    with pytest.raises(UserError, match=f"^the chat template: .*{FAILING[template]}.*\n.*`template` chat$"):
         encode([Example("1", "Where?", "here", "1")], tokenizer_with(template), "chat", 100)
 
 

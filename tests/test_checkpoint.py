@@ -68,7 +68,7 @@ def test_damage_of_any_kind_is_refused(stored: Path) -> None:
         try:
             found = read(stored)
         except UserError as error:
-            refused += "is damaged: it is not as it was written\n  begin anew with --overwrite" in str(error)
+            refused += "is damaged: it is not as it was written\n  begin anew with `overwrite`" in str(error)
         else:  # space between the parts of the header
             assert found == before
             refused += 1

@@ -189,10 +189,10 @@ def test_an_offset_is_observed_like_a_model(make_model: Case, tokenizer: Any) ->
 def test_what_a_suppression_cannot_use_is_refused(tmp_path: Path, save_model: Case, cli: Case) -> None:
     model = str(save_model("model"))
     for spec, helpers, message in (
-        ("guard", {"unlearned": model}, "no use for --unlearned"),
-        ("offset", {"unlearned": model}, "give its folder with --reference"),
+        ("guard", {"unlearned": model}, "no use for `unlearned`"),
+        ("offset", {"unlearned": model}, "give its folder with `reference`"),
         ("thrust:share=2", {}, "out of range"),
-        ("thrust", {"reference": model}, "no use for --reference"),
+        ("thrust", {"reference": model}, "no use for `reference`"),
     ):
         with pytest.raises(UserError, match=message):
             defences.write(tmp_path / "s.json", model, spec, BENCHMARK, helpers, overwrite=False)
@@ -200,7 +200,7 @@ def test_what_a_suppression_cannot_use_is_refused(tmp_path: Path, save_model: Ca
         defences.write(tmp_path / "s", model, "guard", BENCHMARK, {}, overwrite=False)
     (tmp_path / "empty.txt").write_text("\n \n")
     for spec, name, message in (
-        ("guard", "empty.txt", "no use for --passages"),
+        ("guard", "empty.txt", "no use for `passages`"),
         ("thrust", "empty.txt", "holds no passages"),
         ("thrust", "missing.txt", "no file"),
     ):

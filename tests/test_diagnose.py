@@ -268,7 +268,7 @@ def test_pickled_and_missing_weights(pair: Case, tmp_path: Path) -> None:
     (after / "model.safetensors").unlink()
     with pytest.raises(UserError, match="only pickled weights") as error:
         diagnose.diagnose(str(before), str(after), "int8")
-    assert "--allow-pickle" not in str(error.value)  # an option that this command does not have
+    assert "allow_pickle" not in str(error.value)  # an option that this command does not have
     (after / "pytorch_model.bin").unlink()
     with pytest.raises(UserError, match="has no weights"):
         diagnose.diagnose(str(before), str(after), "int8")

@@ -450,8 +450,8 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "one scale": (["rtn:group=-1"], "one scale per matrix.*\n.*group=0"),
     "unknown": (["int5"], "no quantizer named 'int5'"),
     "group": (["rtn:group=96"], "groups of 96 do not divide"),
-    "no text": (["gptq"], "no text\n.*--calibration FILE"),
-    "needless text": (["nf4", "text"], "looks at no inputs\n.*leave --calibration out"),
+    "no text": (["gptq"], "no text\n.*`calibration`"),
+    "needless text": (["nf4", "text"], "looks at no inputs\n.*leave `calibration` out"),
     "split": (["gptq:calibration=forget", "text"], "no split 'forget' here"),
 }
 
@@ -479,7 +479,7 @@ def test_conv1d_is_not_written_for_compressed_tensors(save_model: Case, write: C
 
 def test_a_result_is_not_written_over(source: Path, write: Case, tmp_path: Path) -> None:
     write("nf4")
-    with pytest.raises(UserError, match=r"exists already\n.*--overwrite"):
+    with pytest.raises(UserError, match=r"exists already\n.*`overwrite`"):
         export.export(export.ExportConfig(str(source), "nf4"), tmp_path / "out")
     with pytest.raises(UserError, match="lies in the model folder"):
         export.export(export.ExportConfig(str(source), "nf4"), source / "nf4")

@@ -171,7 +171,7 @@ def test_offline_without_a_cache_is_explained(hub: Hub, load: Callable[..., Ran]
     assert ran.code == 1
     assert ran.err.startswith("locuslab/TOFU cannot be downloaded: ")
     assert "offline mode is enabled" in ran.err
-    assert ran.err.endswith("\n  give a folder with its files as --data")
+    assert ran.err.endswith("\n  give a folder with its files as `data`")
     assert hub.asked == []
 
 
@@ -190,7 +190,7 @@ def test_every_file_that_the_hub_lacks_is_named(hub: Hub, load: Callable[..., Ra
         1,
         "",
         "TOFU needs files that are missing in locuslab/TOFU on the hub: forget01.json, retain99.json\n"
-        "  give a folder with TOFU's files as --data",
+        "  give a folder with TOFU's files as `data`",
     )
 
 

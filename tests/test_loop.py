@@ -198,7 +198,7 @@ def test_epochs_and_max_steps(changes: dict[str, Any], steps: int, make_model: M
 
 @pytest.mark.parametrize("changes", [{"epochs": 1e300}, {"epochs": 1e308, "max_steps": 10**400}, {"epochs": 1e7}])
 def test_absurd_numbers_of_steps_are_refused_at_once(changes: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match=r"--epochs \S+ over 4 items are more than 1,000,000 steps"):
+    with pytest.raises(UserError, match=r"`epochs` \S+ over 4 items are more than 1,000,000 steps"):
         setting(**changes).steps(4)
     assert setting(**changes | {"max_steps": 7}).steps(4) == 7
 
@@ -298,7 +298,7 @@ def test_a_loss_that_is_not_a_number_is_the_users_to_mend(
     log_probs = objective_inputs.token_log_probs
     monkeypatch.setattr(objective_inputs, "token_log_probs", lambda *args: log_probs(*args) * math.nan)
     path = tmp_path / "checkpoint.safetensors"
-    with pytest.raises(UserError, match=r"the loss is nan at step 1[\s\S]*lower --lr"):
+    with pytest.raises(UserError, match=r"the loss is nan at step 1[\s\S]*lower `lr`"):
         fit(model, [Term(bind("retain", "nll"), make_items([3]))], setting(check_every=1), checkpoint=path)
     assert not path.exists()
 

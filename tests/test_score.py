@@ -134,7 +134,7 @@ def test_observations_that_were_exchanged_after_the_audit_are_seen(audited: Path
     write_report(audited, FULL)
     assert rescore.saved(audited, "answer_probability")["cells"]
     save_observations(audited / "observations" / "npo" / FULL / "forget.npz", "key", observe([0.01, 0.01, 0.01]))
-    with pytest.raises(UserError, match=r"npo/full/forget\.npz is not what report\.json was made of\n.*--overwrite"):
+    with pytest.raises(UserError, match=r"npo/full/forget\.npz is not what report\.json was made of\n.*`overwrite`"):
         rescore.saved(audited, "answer_probability")
 
 

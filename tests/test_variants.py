@@ -149,7 +149,7 @@ def test_what_the_user_named_is_not_left_out(
 
 def test_a_benchmark_without_a_retain_split_says_what_to_calibrate_on() -> None:
     benchmark = Benchmark("mine", (Split("forget", "forget", (Example("0", "p", "a", "f"),)),))
-    with pytest.raises(UserError, match=r"mine has no retain split to calibrate on\n.*--calibration"):
+    with pytest.raises(UserError, match=r"mine has no retain split to calibrate on\n.*`calibration`"):
         plan._retain_texts(benchmark)
 
 

@@ -106,7 +106,7 @@ def _of_weights(spec: str) -> Chain:
     if any(map(is_calibrated, chain)) or len(links_of(chain, WEIGHTS)) < len(chain):
         raise UserError(
             f"{spec} depends on what each layer is given, and no model is run here",
-            f"leave it out; `stillknows audit --variants {spec}` measures what it does",
+            f"leave it out; an audit with `variants` {spec} measures what it does",
         )
     return chain
 

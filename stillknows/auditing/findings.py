@@ -103,10 +103,10 @@ WORDS: Mapping[FindingKind, Callable[[Finding], str]] = {
     "no_score": lambda f: f"{f.value:g} of {f.n} facts have no {f.metric} on {f.split} under {f.model}",
     "utility": _utility,
     "utility_not_measured": lambda f: f"utility was not measured{f' on {f.split}' if f.split else ''}: {f.detail}",
-    "full_not_measured": lambda f: "full precision is not measured (--variants full,…)",
+    "full_not_measured": lambda f: "full precision is not measured",
     "weights_unchanged": lambda f: str(f.detail),
     "served_differently": lambda f: str(f.detail),
-    "no_control": lambda f: "there is no never-taught control (--control)",
+    "no_control": lambda f: "there is no never-taught control",
     "no_retain_split": lambda f: "there is no retain split, so that damage cannot be excluded",
     "too_few_facts": _too_few_facts,
 }

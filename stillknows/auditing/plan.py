@@ -91,7 +91,7 @@ def plan(request: AuditConfig, out: Path) -> Plan:
     subjects = [model for model in prepared if model.label not in (ORIGINAL, CONTROL)]
     if request.variants is None and subjects and all(model.source.form for model in subjects):
         named, wanted_variants = expand(FULL)
-        log("quantized files are measured as they are; --variants names what is done to them, and to the controls, too")
+        log("quantized files are measured as they are; `variants` names what is done to them, and to the controls, too")
     variants, left_out = _fitted(request, prepared[0], wanted_variants, named)
     if any(model.suppression for model in prepared):
         variants[UNWRAPPED] = parse_variant(FULL)._replace(wrapped=False)
@@ -120,9 +120,9 @@ def _check_request(request: AuditConfig, metrics: Mapping[str, Bound]) -> None:
         raise UserError(f"{request.benchmark.spec} measures no split to forget", "choose another benchmark")
     policy = request.policy
     for name in {*policy.gates, policy.utility} - metrics.keys():
-        raise UserError(f"the verdict needs the metric {name!r}", f"add it to --metrics, now {request.metrics}")
+        raise UserError(f"the verdict needs the metric {name!r}", f"add it to `metrics`, now {request.metrics}")
     if request.tasks and any(defences.read(Path(name)) for name in request.subjects.values()):
-        raise UserError("general tasks would not be asked through a suppression", "leave out --tasks")
+        raise UserError("general tasks would not be asked through a suppression", "leave out `tasks`")
     for label in request.subjects:
         if label in (ORIGINAL, CONTROL):
             raise UserError(f"a model named {label!r} would be taken for the {label}", "rename its folder")
@@ -131,7 +131,7 @@ def _check_request(request: AuditConfig, metrics: Mapping[str, Bound]) -> None:
     if request.tasks:
         harness.check(request.task_folder)
     elif request.task_folder or request.task_limit:
-        raise UserError("no general task is named", f"add --tasks, such as {','.join(harness.GENERAL[:2])}")
+        raise UserError("no general task is named", f"add `tasks`, such as {','.join(harness.GENERAL[:2])}")
 
 
 def _check_models(prepared: Sequence[Prepared]) -> None:
@@ -143,7 +143,7 @@ def _check_models(prepared: Sequence[Prepared]) -> None:
         if model.label == CONTROL and model.fingerprint == original.fingerprint:
             raise UserError(
                 f"{original.source.name} and {model.source.name} are the same model, given as original and as control",
-                "the control must never have been taught the forget split; leave out --control if there is none",
+                "the control must never have been taught the forget split; leave out `controls` if there is none",
             )
 
 
@@ -282,7 +282,7 @@ def _retain_texts(benchmark: Benchmark) -> list[str]:
     try:
         return _texts(benchmark.split("retain"), benchmark)
     except LookupError as error:
-        raise UserError(f"{error} to calibrate on", "give a text with --calibration FILE") from error
+        raise UserError(f"{error} to calibrate on", "give a text with `calibration`") from error
 
 
 def _texts(split: Split, benchmark: Benchmark) -> list[str]:

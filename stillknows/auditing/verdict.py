@@ -59,9 +59,9 @@ class Policy:
             require_type(name, getattr(self, name), kind)
         for name, value in (("tolerance", self.tolerance), ("alpha", self.alpha)):
             if not 0 < value < 1:
-                raise UserError(f"--{name} {value} is out of range", "it must be above 0 and below 1")
+                raise UserError(f"`{name}` {value} is out of range", "it must be above 0 and below 1")
         if not 0 <= self.utility_floor <= 1:
-            raise UserError(f"--utility-floor {self.utility_floor} is out of range", "it must be between 0 and 1")
+            raise UserError(f"`utility_floor` {self.utility_floor} is out of range", "it must be between 0 and 1")
 
 
 def least_facts(tolerance: float) -> int:

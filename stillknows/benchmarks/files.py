@@ -77,7 +77,7 @@ def located(
 
 
 def _give_folder(title: str) -> str:
-    return f"give a folder with {title}'s files as --data"
+    return f"give a folder with {title}'s files as `data`"
 
 
 def _in_folder(folder: Path, names: Sequence[str]) -> Path | None:
@@ -112,7 +112,7 @@ def _on_hub(repository: str, names: Sequence[str], *, cached: bool) -> Path | No
         except RepositoryNotFoundError as error:
             raise UserError(
                 f"the hub has no dataset {repository}, or none that you may see",
-                "hf auth login, or give a folder with its files as --data",
+                "hf auth login, or give a folder with its files as `data`",
             ) from error
         except LocalEntryNotFoundError as error:
             unanswered = unanswered or error  # another of the names may be in the cache
@@ -131,7 +131,7 @@ class NoAnswer(UserError):
 
 def _not_downloaded(repository: str, error: Exception) -> tuple[str, str]:
     reason = str(error.__cause__ or error).partition("\n")[0]
-    return f"{repository} cannot be downloaded: {reason}", "give a folder with its files as --data"
+    return f"{repository} cannot be downloaded: {reason}", "give a folder with its files as `data`"
 
 
 def read_items(path: Path) -> list[Item]:

@@ -17,7 +17,7 @@ import typer
 
 from stillknows.cli import building, judging, listing  # noqa: F401 (their commands join the program)
 from stillknows.cli.shards import shards
-from stillknows.cli.terminal import app, print_out
+from stillknows.cli.terminal import app, print_out, with_flags
 from stillknows.errors import UserError, is_disk_full, is_out_of_memory
 from stillknows.progress import log, shown
 
@@ -60,7 +60,7 @@ INTERRUPTED, TERMINATED = 130, 143  # 128 and the number of the signal
 PLAIN = {"−": "-", "–": "-", "…": "...", "≤": "<=", "≥": ">=", "∞": "inf", "’": "'", "“": '"', "”": '"'}
 
 
-@shown()
+@shown(with_flags)
 def main() -> None:
     """Run the command line; every way out is a message and an exit code, never a traceback for bad input."""
     _print_what_can_be_printed()
@@ -119,7 +119,7 @@ def _explain(error: Exception) -> str:
     """Say in words what a user can mend; anything else is a fault of the program and is raised again."""
     text = str(error)
     if isinstance(error, UserError):
-        return text
+        return with_flags(text)
     if hasattr(error, "format_message"):  # what typer finds wrong with the arguments
         context = getattr(error, "ctx", None)
         return f"{error.format_message()}\n  {context.command_path if context else 'stillknows'} --help"  # type: ignore[attr-defined]

@@ -82,7 +82,7 @@ def unlearn(
         ),
     ] = "float32",
     epochs: Annotated[float, typer.Option(help="Passes over the forget set.")] = 10.0,
-    steps: Annotated[int | None, typer.Option(help="Most steps to take.")] = None,
+    max_steps: Annotated[int | None, typer.Option("--steps", help="Most steps to take.")] = None,
     batch_size: Annotated[int, typer.Option(help="Items per step to forget, and to retain.")] = 16,
     retain_batch_size: Annotated[int | None, typer.Option(help="Items per step to retain, if not as many.")] = None,
     accumulate: Annotated[int, typer.Option(help="Split a step into so many forward passes; same result.")] = 1,
@@ -122,7 +122,7 @@ def unlearn(
     from stillknows.unlearning import unlearn
 
     settings = Settings(
-        lr=lr, epochs=epochs, max_steps=steps, batch_size=batch_size, retain_batch_size=retain_batch_size,
+        lr=lr, epochs=epochs, max_steps=max_steps, batch_size=batch_size, retain_batch_size=retain_batch_size,
         accumulate=accumulate, weights=weights, seed=seed, warmup=warmup, beta2=beta2, forget_below=forget_below,
         retain_floor=retain_floor, check_every=check_every,
     )  # fmt: skip
@@ -156,7 +156,7 @@ def unlearn(
 def tune(
     model: Annotated[str, typer.Argument(help="The model before unlearning: a folder or a hub name.")],
     benchmark: BenchmarkSpec,
-    control: Annotated[str, typer.Option(help="A model that was never taught the forget split.")],
+    controls: Annotated[str, typer.Option("--control", help="A model that was never taught the forget split.")],
     search: Annotated[
         list[str],
         typer.Option(help="NAME=LOW..HIGH or NAME=A|B|C: a setting of `unlearn`, or PART.OPTION of the method."),
@@ -198,7 +198,7 @@ def tune(
     settings = Settings(lr=lr, epochs=epochs, batch_size=batch_size, forget_below=forget_below, seed=seed)
     request = tune.TuneConfig(
         unlearn.UnlearnConfig(model, asked, method, settings, device=device),
-        audit.AuditConfig(model, {}, asked, control, variants, metrics, device=device),
+        audit.AuditConfig(model, {}, asked, controls, variants, metrics, device=device),
         tuple(tune.parse_range(text, method) for text in search),
         trials,
         retain_floor,

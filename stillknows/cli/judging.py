@@ -47,8 +47,11 @@ def audit(
     original: Annotated[str, typer.Option(help="The model before unlearning: it must show the knowledge.")],
     benchmark: BenchmarkSpec,
     out: Out,
-    control: Annotated[
-        str | None, typer.Option(help="A model that was never taught the forget split; without it nothing is decided.")
+    controls: Annotated[
+        str | None,
+        typer.Option(
+            "--control", help="A model that was never taught the forget split; without it nothing is decided."
+        ),
     ] = None,
     variants: Annotated[
         str | None,
@@ -107,7 +110,7 @@ def audit(
     from stillknows.store import locked, require_new
 
     request = audit.AuditConfig(
-        original, plan.labels(models), chosen_benchmark(benchmark, data, template), control, variants, metrics,
+        original, plan.labels(models), chosen_benchmark(benchmark, data, template), controls, variants, metrics,
         Policy(tolerance=tolerance, utility_floor=utility_floor), long_items, device, allow_pickle, trust_remote_code,
         figures, tuple(task.strip() for task in tasks.split(",") if task.strip()), task_folder, task_limit, calibration,
     )  # fmt: skip

@@ -41,7 +41,7 @@ def train(
     rank: Annotated[int, typer.Option(min=1, metavar=COUNT, help="Of the adapters.")] = 8,
     lr: Annotated[float, typer.Option(help="Learning rate of AdamW.")] = 1e-3,
     epochs: Annotated[float, typer.Option(help="Passes over each slice.")] = 10.0,
-    steps: Annotated[int | None, typer.Option(help="Most steps to take on each slice.")] = None,
+    max_steps: Annotated[int | None, typer.Option("--steps", help="Most steps to take on each slice.")] = None,
     batch_size: Annotated[int, typer.Option(help="Items per step.")] = 16,
     seed: Annotated[int, typer.Option(help="Order of the items.")] = 0,
     template: Annotated[
@@ -61,7 +61,7 @@ def train(
     from stillknows.unlearning import sisa
 
     parts = [_sliced(path, read_examples(path), slices) for path in shard]
-    settings = Settings(lr=lr, epochs=epochs, max_steps=steps, batch_size=batch_size, seed=seed)
+    settings = Settings(lr=lr, epochs=epochs, max_steps=max_steps, batch_size=batch_size, seed=seed)
     with locked(out):
         head = sisa.train(base, parts, out, settings, template=template, rank=rank, device=device)
     count = len(parts) * slices

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
+import re
 import shlex
 import sys
 from dataclasses import replace
@@ -31,6 +33,7 @@ app = typer.Typer(
 
 CHOICE = "<choice>"  # the help's text names the choices: as a type they would leave it no room in 80 columns
 COUNT = "<int>"
+OPTION = re.compile(r"`([a-z_0-9]+)`")
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 Out = Annotated[Path, typer.Option("--out", help="Folder for the results.")]
@@ -115,6 +118,22 @@ def chosen_benchmark(spec: str, data: str | None, template: str | None, refusals
     from stillknows.benchmarks.files import read_refusals
 
     return replace(benchmark, refusals=read_refusals(refusals))
+
+
+def with_flags(text: str) -> str:
+    """Return a message of the library, which names options as Python does, in backticks, with the flags for them."""
+    return OPTION.sub(lambda found: _flags().get(found[1], found[0]), text)
+
+
+@functools.cache
+def _flags() -> dict[str, str]:
+    """Return the flag of every option of any command, by its Python name; one name has the same flag everywhere."""
+    commands, flags = [typer.main.get_command(app)], {}
+    while commands:
+        command = commands.pop()
+        commands += getattr(command, "commands", {}).values()
+        flags |= {p.name: p.opts[0] for p in command.params if p.name and p.opts[0].startswith("--")}
+    return flags
 
 
 def command_line() -> str:

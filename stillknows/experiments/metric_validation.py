@@ -67,7 +67,7 @@ def metrics_to_judge(specs: str | None) -> dict[str, Bound]:
     for spec, metric in found.items():
         if metric.plugin.measures == "behaviour":
             raise UserError(
-                f"--metrics {spec} measures behaviour, which models with and without the knowledge may share",
+                f"`metrics` {spec} measures behaviour, which models with and without the knowledge may share",
                 f"choose from: {', '.join(metrics_to_judge(None))}",
             )
     return found

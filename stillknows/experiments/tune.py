@@ -68,16 +68,16 @@ def parse_range(text: str, method_spec: str) -> Range:
     kind = _type_of(name, method_spec)
     low, dots, high = values.partition("..")
     if not equals or not values:
-        raise UserError(f"--search {text!r} says no values", f"{name}=LOW..HIGH or {name}=A|B|C")
+        raise UserError(f"`search` {text!r} says no values", f"{name}=LOW..HIGH or {name}=A|B|C")
     if not dots:
         choices = tuple(part.strip() for part in values.split("|"))
         return Range(name, choices=tuple(str(convert(name, choice, kind)) for choice in choices))
     try:
         found = Range(name, float(low), float(high), whole=_is_whole(kind))
     except ValueError:
-        raise UserError(f"--search {text!r}: {low!r} and {high!r} must be numbers") from None
+        raise UserError(f"`search` {text!r}: {low!r} and {high!r} must be numbers") from None
     if not found.low < found.high or not math.isfinite(found.high):
-        raise UserError(f"--search {text!r}: the range is empty", "give LOW..HIGH with LOW below HIGH")
+        raise UserError(f"`search` {text!r}: the range is empty", "give LOW..HIGH with LOW below HIGH")
     return found
 
 
@@ -108,7 +108,7 @@ def tune(request: TuneConfig, out: Path, *, overwrite: bool = False) -> Json:
     """
     _require_optuna()
     if request.audit.control is None:
-        raise UserError("a search needs a never-taught control to judge by", "add --control MODEL")
+        raise UserError("a search needs a never-taught control to judge by", "give one with `controls`")
     with locked(out):
         done = _done(request, out, overwrite)
         plan(request.audit, out)  # what the audits will refuse is said before anything is trained

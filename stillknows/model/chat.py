@@ -29,7 +29,7 @@ MEMORY = 2**30  # bytes of a process that renders
 SYSTEM_LIMITS = sys.platform != "win32"  # whether the system can bound the process
 POLL_SECONDS = 0.02  # between two looks at a process that the system does not limit
 WORKER = Path(__file__).with_name("chat_worker.py")
-FIX = "correct the template, or leave out --template chat"
+FIX = "correct the template, or leave out `template` chat"
 
 
 def require_questions(tokenizer: PreTrainedTokenizerBase, questions: Iterable[str]) -> None:
@@ -50,7 +50,7 @@ def render(tokenizer: PreTrainedTokenizerBase, question: str, answer: str | None
     MEMORY.
     """
     if not tokenizer.chat_template:
-        raise UserError("the tokenizer has no chat template", "leave out --template chat")
+        raise UserError("the tokenizer has no chat template", "leave out `template` chat")
     turns = (("user", question), *([] if answer is None else [("assistant", answer)]))
     with blamed_on(_named(tokenizer), FIX):
         template = tokenizer.get_chat_template()

@@ -95,7 +95,7 @@ def find(name: str, *, allow_pickle: bool = False, trust_remote_code: bool = Fal
 def _already_quantized(name: str) -> UserError:
     return UserError(
         f"{name} holds weights that are quantized already",
-        "give the model in full precision; formats are applied by `stillknows audit --variants`",
+        "give the model in full precision; formats are applied by an audit's `variants`",
     )
 
 
@@ -168,7 +168,7 @@ def _check_code(folder: Path, trust_remote_code: bool) -> None:
     if asking:
         raise UserError(
             f"{asking} asks for Python code that comes with the model (auto_map)",
-            "read that code; then add --trust-remote-code to run it",
+            "read that code; then add `trust_remote_code` to run it",
         )
 
 
@@ -183,7 +183,7 @@ def _check_weights(folder: Path, allow_pickle: bool) -> None:
     if _is_pickled(files) and not allow_pickle:
         raise UserError(
             f"{folder} has only pickled weights ({files[0].name}), and a pickle can run code",
-            "convert it to safetensors, or add --allow-pickle if you trust where it comes from",
+            "convert it to safetensors, or add `allow_pickle` if you trust where it comes from",
         )
     for file in files:
         if not file.is_file():
@@ -255,7 +255,7 @@ def check_device(name: str) -> None:
     try:
         torch.empty(1, device=name)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"the device {name!r} cannot be used: {first_line(error)}", "use --device cpu") from error
+        raise UserError(f"the device {name!r} cannot be used: {first_line(error)}", "use `device` cpu") from error
 
 
 # ignore_mismatched_sizes: so that they are listed; _check_fit refuses them
@@ -376,7 +376,7 @@ def save_model(model: nn.Module, folder: Path, **options: Any) -> None:
 
 def check_result(model: nn.Module) -> None:
     """Raise UserError when training has left a NaN or infinite weight."""
-    check_finite(model, "the result", "training left the range of numbers: lower --lr, or add a retain term")
+    check_finite(model, "the result", "training left the range of numbers: lower `lr`, or add a retain term")
 
 
 def check_finite(model: nn.Module, name: str, fix: str = "the checkpoint is broken; use another") -> None:

@@ -163,7 +163,7 @@ def _encode_one(
     if long_items == "error" or start >= context:
         raise UserError(
             f"item {example.id!r} has {'more than ' * (read != example)}{len(ids)} tokens, the model reads {context}",
-            "shorten the item, or cut such items with --long-items truncate"
+            "shorten the item, or cut such items with `long_items` truncate"
             if start < context
             else "shorten its prompt: no token of the answer fits",
         )

@@ -48,7 +48,7 @@ def _require_written(model: nn.Module, tokenizer: Any, folder: Path) -> None:
     if different:
         raise UserError(
             f"the checkpoint was not written as it should be: {len(different)} parts differ, the first: {different[0]}",
-            "continue with --resume, to another disk; please report this if it happens again",
+            "continue with `resume`, to another disk; please report this if it happens again",
         )
 
 

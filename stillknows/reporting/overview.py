@@ -114,7 +114,7 @@ def _blind(report: Json, lead: str) -> list[str]:
     found = [(split, _find(s, FULL, split, lead)) for s in originals for split in _splits(report, "forget")]
     low = [f"{number(cell['value'])} on {split}" for split, cell in found if cell.get("value", 1) <= LEAST_GAP]
     first = for_markdown(f"The original scores {', '.join(low)}: asked like this, it shows no knowledge.")
-    return [f"{first}\nA control would not help. Try another --template, or other facts."] if low else []
+    return [f"{first}\nA control would not help. Try another template, or other facts."] if low else []
 
 
 def _controls(report: Json, expected: Mapping[str, str]) -> list[str]:

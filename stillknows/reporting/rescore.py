@@ -86,7 +86,7 @@ def _load(folder: Path) -> dict[CellKey, Observations]:
     if not places:
         raise UserError(
             f"{folder} holds no observations of an audit",
-            "give the folder that `stillknows audit --out` wrote, or name a log's --format",
+            "give the folder that an audit wrote, or name a log's `log_format`",
         )
     found = {}
     for file, place in places.items():
@@ -109,7 +109,7 @@ def muse(path: Path, reference: Path | None = None, corpus: str | None = None) -
     if isinstance(log, Attacks):
         return {"format": "muse", "file": str(path), **_privleak(path, log, reference, corpus)}
     if reference or corpus:
-        raise UserError(f"{path} is a log of generations, which are not compared", "leave out --reference and --corpus")
+        raise UserError(f"{path} is a log of generations, which are not compared", "leave out `reference` and `corpus`")
     return {"format": "muse", "file": str(path), **_rouge(log)}
 
 
@@ -130,7 +130,7 @@ def _rouge(log: Generations) -> Json:
 
 def _privleak(path: Path, log: Attacks, reference: Path | None, corpus: str | None) -> Json:
     if reference and corpus:
-        raise UserError("--reference and --corpus both name a retrained model", "leave one of them out")
+        raise UserError("`reference` and `corpus` both name a retrained model", "leave one of them out")
     known = None if reference is None else _read_reference(path, log, reference)
     attacks = list(log.values["forget"])
     aucs = {
@@ -169,7 +169,7 @@ def _privleak_of(log: Attacks, known: Attacks | None, corpus: str | None, attack
     if corpus is not None:
         spec += f":auc_retrain={AUC_RETRAIN[corpus][attack]}"
     elif known is None:
-        return {"not_measured": "there is no retrained model to compare with: give --reference or --corpus"}
+        return {"not_measured": "there is no retrained model to compare with: its log or its corpus is needed"}
     control = None if known is None else known.observations(attack)
     return measured(spec, log.observations(attack), control)["privleak"]
 

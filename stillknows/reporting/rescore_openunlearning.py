@@ -237,5 +237,5 @@ def _notes(log: Log, values: Json, known: Log | None) -> Iterator[str]:
     if "privleak" in values and known is None:
         yield (
             f"privleak: against an AUC of {REFERENCE_AUC:g}, as OpenUnlearning without a retrained model; "
-            "give its log with --reference"
+            "give its log as `reference`"
         )

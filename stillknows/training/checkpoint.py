@@ -33,7 +33,7 @@ def open_checkpoint(path: Path) -> Iterator[tuple[dict[str, str], Named]]:
     from safetensors import safe_open
 
     if not _intact(path):
-        raise UserError(f"{path} is damaged: it is not as it was written", "begin anew with --overwrite")
+        raise UserError(f"{path} is damaged: it is not as it was written", "begin anew with `overwrite`")
     with safe_open(path, framework="pt") as file:
         yield file.metadata(), _tensors(file)
 

@@ -70,13 +70,13 @@ class Settings:
     save_seconds: float = 60.0
 
     def __post_init__(self) -> None:
-        """Raise UserError for numbers that no run can use, named as on the command line."""
+        """Raise UserError for numbers that no run can use."""
         _require(0 < self.lr < math.inf, "lr", self.lr, "a rate above 0 and finite")
         for name in ("epochs", "clip"):
             _require(0 < getattr(self, name) < math.inf, name, getattr(self, name), "above 0 and finite")
         for name in ("batch_size", "accumulate", "check_every"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        _require(self.max_steps is None or self.max_steps >= 1, "steps", self.max_steps, "at least 1")
+        _require(self.max_steps is None or self.max_steps >= 1, "max_steps", self.max_steps, "at least 1")
         small = self.retain_batch_size
         _require(small is None or small >= 1, "retain_batch_size", small, "at least 1")
         _require(0 <= self.beta2 < 1, "beta2", self.beta2, "at least 0 and below 1")
@@ -90,15 +90,15 @@ class Settings:
         steps = min(passes, math.inf if self.max_steps is None else self.max_steps)
         if steps > MOST_STEPS:
             raise UserError(
-                f"--epochs {self.epochs:g} over {items} items are more than {MOST_STEPS:,} steps, the most of a run",
-                "lower --epochs, or set --steps",
+                f"`epochs` {self.epochs:g} over {items} items are more than {MOST_STEPS:,} steps, the most of a run",
+                "lower `epochs`, or set `max_steps`",
             )
         return math.ceil(steps)
 
 
 def _require(good: bool, name: str, value: object, range_: str) -> None:
     if not good:
-        raise UserError(f"--{name.replace('_', '-')} {value} is out of range", f"it must be {range_}")
+        raise UserError(f"`{name}` {value} is out of range", f"it must be {range_}")
 
 
 @dataclass
@@ -249,7 +249,7 @@ class _Loop:
             step,
         )
         if not math.isfinite(loss):
-            raise UserError(f"the loss is {loss} at step {step + 1}", "lower --lr, or add a retain term")
+            raise UserError(f"the loss is {loss} at step {step + 1}", "lower `lr`, or add a retain term")
         nn.utils.clip_grad_norm_(self.parameters.values(), settings.clip)
         self.optimizer.param_groups[0]["lr"] = settings.lr * _rate(settings, step, total)
         self.optimizer.step()
@@ -332,7 +332,7 @@ class _Loop:
     def resume(self, path: Path, plan_key: str) -> None:
         with open_checkpoint(path) as (texts, tensors), torch.no_grad():
             if texts["key"] != plan_key:
-                raise UserError(f"{path} belongs to a run with other settings", "repeat them, or add --overwrite")
+                raise UserError(f"{path} belongs to a run with other settings", "repeat them, or add `overwrite`")
             for key, value in tensors:
                 group, _, name = key.partition("/")
                 if group == "weights":

@@ -78,7 +78,7 @@ def _require_free(request: UnlearnConfig, out: Path, overwrite: bool, resume: bo
     require_outside(out, checkpoints.here(request.model, *([] if request.after is None else [str(request.after)])))
     checkpoint = out / CHECKPOINT
     require_new(out / RECORD, overwrite=overwrite)
-    require_new(checkpoint, overwrite=overwrite or resume, fix="continue it with --resume, or add --overwrite")
+    require_new(checkpoint, overwrite=overwrite or resume, fix="continue it with `resume`, or add `overwrite`")
     for path in modelfiles.present(out):
         require_new(path, overwrite=overwrite or checkpoint.exists())
 
@@ -129,7 +129,7 @@ def _refusals(benchmark: Benchmark, chosen: Method) -> tuple[str, ...]:
         return ()
     if not benchmark.refusals:
         count = len(defaults.REFUSALS)
-        warn(f"{benchmark.spec} brings no refusals: {count} built-in ones are used; give others with --refusals FILE")
+        warn(f"{benchmark.spec} brings no refusals: {count} built-in ones are used; give others with `refusals`")
     return benchmark.refusals or defaults.REFUSALS
 
 
@@ -176,11 +176,11 @@ def _check_splits(request: UnlearnConfig, chosen: Method) -> None:
         parts = " + ".join(part.spec for part in chosen.retains)
         without = " + ".join(part.spec for part in chosen.parts if part not in chosen.retains)
         raise UserError(
-            f"{benchmark.spec} has no split to retain, which {parts} of --method {chosen.spec!r} needs",
-            f"{fix}; or leave that out, as in --method {without}" if without else fix,
+            f"{benchmark.spec} has no split to retain, which {parts} of `method` {chosen.spec!r} needs",
+            f"{fix}; or leave that out, as in `method` {without}" if without else fix,
         )
     if request.settings.retain_floor:
-        raise UserError(f"{benchmark.spec} has no split to retain that --retain-floor could watch", "leave it out")
+        raise UserError(f"{benchmark.spec} has no split to retain that `retain_floor` could watch", "leave it out")
 
 
 def _split(benchmark: Benchmark, role: Role) -> Split | None:

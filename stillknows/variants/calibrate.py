@@ -36,7 +36,7 @@ def sequences(
     if len(ids) < LEAST_TOKENS:
         raise UserError(
             f"{place} has {len(ids)} tokens; at least {LEAST_TOKENS} are needed",
-            "give more text with --calibration FILE",
+            "give more text with `calibration`",
         )
     number = min(count, len(ids) // length)
     return torch.tensor(ids[: number * length]).reshape(number, length)

@@ -138,7 +138,7 @@ def write(
     has no use for, for helpers that have another tokenizer, and for options that do not fit the items.
     """
     if path.suffix != ".json":
-        raise UserError(f"--out {path} is not called *.json", f"--out {path}.json")
+        raise UserError(f"`out` {path} is not called *.json", f"`out` {path}.json")
     require_new(path, overwrite=overwrite)
     bound = bind("suppression", spec)
     _require_helpers(bound, helpers)
@@ -198,7 +198,7 @@ def _passages(bound: Bound, path: Path | None) -> list[str]:
     if path is None:
         return []
     if not _retrieves(bound):
-        raise UserError(f"{bound.plugin.name} has no use for --passages", "leave it out")
+        raise UserError(f"{bound.plugin.name} has no use for `passages`", "leave it out")
     found = [line.strip() for line in read_text(path).splitlines() if line.strip()]
     if not found:
         raise UserError(f"{path} holds no passages", "write one on each line")
@@ -209,9 +209,9 @@ def _require_helpers(bound: Bound, helpers: Mapping[str, str]) -> None:
     needed = [name for name in HELPERS if name in bound.plugin.needs]
     for name in [*needed, *helpers]:
         if name not in needed:
-            raise UserError(f"{bound.plugin.name} has no use for --{name}", "leave it out")
+            raise UserError(f"{bound.plugin.name} has no use for `{name}`", "leave it out")
         if name not in helpers:
-            raise UserError(f"{bound.plugin.name} needs a model more", f"give its folder with --{name}")
+            raise UserError(f"{bound.plugin.name} needs a model more", f"give its folder with `{name}`")
 
 
 def _items(benchmark: Benchmark, role: Role) -> tuple[Example, ...]:

@@ -177,12 +177,14 @@ def _check_calibration(request: ExportConfig, chain: compress.Chain) -> None:
     """Raise UserError for a calibration text that is needed and absent, or given and not needed."""
     needed = [link for link in chain if compress.is_calibrated(link)]
     if not needed and request.calibration:
-        raise UserError(f"{request.spec} looks at no inputs", "leave --calibration out")
+        raise UserError(f"{request.spec} looks at no inputs", "leave `calibration` out")
     other = [name for link in needed if (name := link.options["calibration"]) != "text"]
     if other:
-        raise UserError(f"{request.spec}: there is no split {other[0]!r} here", "calibrate on --calibration FILE")
+        raise UserError(
+            f"{request.spec}: there is no split {other[0]!r} here", "calibrate on a file with `calibration`"
+        )
     if needed and request.calibration is None:
-        raise UserError(f"{request.spec} looks at inputs, and there is no text", "give one with --calibration FILE")
+        raise UserError(f"{request.spec} looks at inputs, and there is no text", "give one with `calibration`")
     if request.calibration:
         read_text(request.calibration)
 
@@ -343,7 +345,7 @@ def _check_names(model: PreTrainedModel, name: str) -> None:
         raise UserError(
             f"{name}: files of {model.config.model_type} models hold {moved[0]} under another name or joined with "
             "others, and are not written quantized",
-            "audit the format by its name in --variants, which needs no file",
+            "audit the format by its name in `variants`, which needs no file",
         )
 
 

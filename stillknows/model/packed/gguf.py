@@ -35,7 +35,7 @@ def _describe(path: Path, reader: Any) -> str:
         known = ", ".join(dict.fromkeys(ARCHITECTURES.values()))
         raise UserError(f"{path} holds a model of the architecture {architecture}", f"read are {known}")
     if _field(reader, "split.count", 1) > 1:
-        raise UserError(f"{path} is one of several parts", "merge them with llama.cpp's llama-gguf-split --merge")
+        raise UserError(f"{path} is one of several parts", "merge them with llama.cpp's llama-gguf-split")
     scaling = _field(reader, f"{architecture}.rope.scaling.type", "none")
     if scaling != "none":
         raise UserError(f"{path} scales its rotations ({scaling}), which is not read here", "give a model without that")
