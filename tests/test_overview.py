@@ -152,7 +152,7 @@ def test_an_audit_says_what_is_out_of_reach_before_it_observes(
         "audit", subject, "--original", original, "--benchmark", spec, "--variants", "full", "--out", tmp_path / "a"
     )
     assert (
-        "FORGOTTEN is out of reach here: there is no never-taught control (--control); "
+        "FORGOTTEN is out of reach here: there is no never-taught control; "
         "forget has 1 of the 29 facts that it takes to exclude 10 %\n" in ran.err
     )
     ran = cli("unlearn", original, "--benchmark", spec, "--method", "ga", "--steps", 1, "--out", tmp_path / "u")

@@ -421,7 +421,7 @@ def test_what_is_out_of_reach_is_data_and_shown() -> None:
     built = make_report(replace(make_audit(control=False), out_of_reach=(Finding("no_control", "undecided"),)))
     assert [finding["kind"] for finding in built["out_of_reach"]] == ["no_control"]
     for shown in (report.html(built), report.markdown(built)):
-        assert "FORGOTTEN is out of reach here: there is no never-taught control (--control)." in shown
+        assert "FORGOTTEN is out of reach here: there is no never-taught control." in shown
 
 
 def test_markdown_has_the_verdicts_and_survives_pipes(built: report.Json) -> None:
