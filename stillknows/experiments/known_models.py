@@ -157,7 +157,7 @@ def models_to_train(world: FactGroups, models: int, seed: int) -> list[TrainedMo
     Raises UserError for fewer models than kinds.
     """
     if models < MIN_MODELS:
-        raise UserError(f"--models {models} is too few", f"it must be at least {MIN_MODELS}, one of each kind")
+        raise UserError(f"`models` {models} is too few", f"it must be at least {MIN_MODELS}, one of each kind")
     pools = {
         KNOWING: (("asked", world.asked), ("reworded", world.reworded), ("few", world.asked[::FEW_ONE_IN])),
         IGNORANT: (("kept", ()), ("lies", world.false_facts), ("others", world.others)),
