@@ -47,7 +47,7 @@ class CandidateScores:
         for names, count in ((self.facts, facts), (self.variants, variants)):
             if len(names) != count or len(set(names)) != count or not count:
                 raise ValueError(f"{count} facts or variants, {len(names)} names, {len(set(names))} different ones")
-        if not self.candidates[:, 0].all() or not self.asked.any((1, 2)).all():
+        if not self.candidates[:, 0].all() or not np.any(self.asked, axis=(1, 2)).all():
             raise ValueError("every fact needs a true answer and a question")
 
     @property
@@ -59,7 +59,7 @@ class CandidateScores:
     def unscored(self) -> Flags:
         """Facts of which some candidate has no finite score in some cell that was asked, [F]."""
         cells = self.candidates[:, :, None, None] & self.asked[:, None]
-        return (cells & ~np.isfinite(self.values)).any((1, 2, 3))
+        return np.any(cells & ~np.isfinite(self.values), axis=(1, 2, 3))
 
     def of(self, rows: Any) -> CandidateScores:
         """Return the scores of some of the facts: indices or flags."""
@@ -130,7 +130,7 @@ def standing_out(scores: CandidateScores, controls: Sequence[CandidateScores] = 
     expected_FCV = np.zeros_like(s_FCV)
     if controls:
         expected_FCV = np.maximum(sign * np.mean([centred(control) for control in controls], axis=0), 0)
-    asked_FCV = np.broadcast_to(scores.asked.any(1)[:, None], s_FCV.shape)
+    asked_FCV = np.broadcast_to(np.any(scores.asked, axis=1)[:, None], s_FCV.shape)
     d_FCV = s_FCV - expected_FCV
     sizes_FCV = np.abs(np.where(asked_FCV, d_FCV, np.nan))
     spread_V = np.array([_spread(sizes_FCV[..., v]) for v in range(len(scores.variants))])

@@ -22,8 +22,8 @@ from scipy.stats import rankdata
 from stillknows.gate.candidate_scores import CandidateScores, Flags, Standing, centred, standing_out
 from stillknows.types import Floats
 
-ALPHA = 0.05  # error rate of all that is claimed of a model that was never taught
-NAMED = 5 / 6  # of it is for single facts, the rest for diffuse knowledge: 23 placebos still name a fact at 5 %
+ALPHA = 0.05  # how likely at most any fact of a model is named that was never taught: 19 placebos can name one
+DIFFUSE_ALPHA = 0.005  # how likely at most diffuse knowledge is found in it
 HALF = 0.5  # "half as well": half as far from the placebos' median as the original
 EXCHANGES = 4999  # random exchanges that the test of diffuse knowledge draws
 ROUNDING = 1e-12
@@ -73,7 +73,7 @@ class Diffuse(NamedTuple):
 
 @dataclass(frozen=True)
 class PlaceboTest:
-    """The outcome. A never-taught model has a fact named, or diffuse knowledge found, with the sum of both levels at
+    """The outcome. A never-taught model has a fact named, or diffuse knowledge found, with both levels' sum at
     most.
 
     diffuse: of each candidate's worst variant; by_variant: within each variant. below: how low the truths rank, 1
@@ -84,8 +84,8 @@ class PlaceboTest:
     diffuse: Diffuse | None
     below: Diffuse | None
     by_variant: dict[str, Diffuse]
-    fact_level: float
-    diffuse_level: float
+    alpha: float
+    diffuse_alpha: float
     controls: int
 
     @property
@@ -101,12 +101,12 @@ class PlaceboTest:
     @property
     def is_diffuse(self) -> bool:
         """Whether the model is shown to know something of the facts together."""
-        return self.diffuse is not None and self.diffuse.p <= self.diffuse_level
+        return self.diffuse is not None and self.diffuse.p <= self.diffuse_alpha
 
     @property
     def is_pushed_below(self) -> bool:
         """Whether the truths together lie lower than guesses would: a trace of unlearning."""
-        return self.below is not None and self.below.p <= self.diffuse_level
+        return self.below is not None and self.below.p <= self.diffuse_alpha
 
 
 def placebos_needed(level: float) -> int:
@@ -120,6 +120,7 @@ def placebo_test(
     original: CandidateScores | None = None,
     *,
     alpha: float = ALPHA,
+    diffuse_alpha: float = DIFFUSE_ALPHA,
 ) -> PlaceboTest:
     """Test each fact, and all of them together.
 
@@ -127,7 +128,8 @@ def placebo_test(
         controls: models that were never taught the facts, asked the same. None are needed where truth and placebos are
             alike to such a model.
         original: the model that was; its scores measure the power.
-        alpha: error rate, 0..1, of naming a fact of a never-taught model or of finding diffuse knowledge in it.
+        alpha, diffuse_alpha: error rates, 0..1, of naming any fact of a never-taught model and of finding diffuse
+            knowledge in it.
 
     A fact that some of the models gives no finite score for is untestable, and so is one with too few placebos. Raises
     ValueError for models that were asked something else.
@@ -135,22 +137,21 @@ def placebo_test(
     models = [subject, *controls, *([original] if original else [])]
     if not all(model.fits(subject) for model in models):
         raise ValueError("the models were not asked the same")
-    level = alpha * NAMED
     unscored = np.any([model.unscored for model in models], axis=0)
-    reasons = [_reason(int(n), level, bool(u)) for n, u in zip(subject.placebos, unscored, strict=True)]
+    reasons = [_reason(int(n), alpha, bool(u)) for n, u in zip(subject.placebos, unscored, strict=True)]
     results = [
         FactResult(fact, int(n), untestable=reason)
         for fact, n, reason in zip(subject.facts, subject.placebos, reasons, strict=True)
     ]
     rows = np.flatnonzero(~unscored & (subject.placebos > 0))
     if not rows.size:
-        return PlaceboTest(tuple(results), None, None, {}, level, alpha - level, len(controls))
+        return PlaceboTest(tuple(results), None, None, {}, alpha, diffuse_alpha, len(controls))
     asked, kept = subject.of(rows), [control.of(rows) for control in controls]
     testable = np.array([not reasons[row] for row in rows])
     above, below = standing_out(asked, kept), standing_out(asked, kept, below=True)
-    found = _results(asked, (above, below), testable, level)
+    found = _results(asked, (above, below), testable, alpha)
     if original is not None:
-        found = _with_power(found, centred(original.of(rows))[:, 0], above, testable, level)
+        found = _with_power(found, centred(original.of(rows))[:, 0], above, testable, alpha)
     for row, result in zip(rows, found, strict=True):
         results[row] = replace(result, untestable=reasons[row])
     return PlaceboTest(
@@ -158,8 +159,8 @@ def placebo_test(
         diffuse_knowledge(above.d.max(2)),
         diffuse_knowledge(below.d.max(2)),
         _by_variant(asked, above),
-        level,
-        alpha - level,
+        alpha,
+        diffuse_alpha,
         len(controls),
     )
 
@@ -269,7 +270,7 @@ def diffuse_knowledge(t_FC: Floats, *, exchanges: int = EXCHANGES, seed: int = 0
 
 def _by_variant(scores: CandidateScores, standing: Standing) -> dict[str, Diffuse]:
     """Return the test of diffuse knowledge within each variant, of the facts that it asks for."""
-    asked_FV = scores.asked.any(1)
+    asked_FV = np.any(scores.asked, axis=1)
     return {
         name: diffuse_knowledge(standing.d[asked_FV[:, v], :, v])
         for v, name in enumerate(scores.variants)
