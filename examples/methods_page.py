@@ -11,32 +11,32 @@ from pathlib import Path
 
 from stillknows import defaults
 from stillknows.formatting import markdown_table
-from stillknows.registry import MethodKind, Plugin, plugins
+from stillknows.kinds import METHOD_KINDS, ROLES, Kind, PluginRole
+from stillknows.registry import Plugin, plugins
 from stillknows.store import write_text
-from stillknows.unlearning.method import KINDS
 
 PAGE = Path(__file__).parents[1] / "docs" / "methods.md"
 HEAD = """# Methods
 
 Made by `python examples/methods_page.py` from the functions themselves. A method is a line of parts, joined by `+` in
-any order: `stillknows unlearn MODEL --method "npo:beta=0.1 + kl + gru + sure:percentile=95"`. Terms make up the loss,
-wrappers change which gradient reaches which weights, edits change the weights afterwards, and a recipe is a name for
+any order: `stillknows unlearn MODEL --method "npo:beta=0.1 + kl + gru + sure:percentile=95"`. Objectives make up the
+loss, steps change which gradient reaches which weights, edits change the weights afterwards, and a recipe is a name for
 several parts. What does not go together is refused with the reason before a model is loaded.
 
 Letters: f an item to forget, r one to retain, θ the model, θo or ref the model before, p_t the probability of answer
 token t, ℓ_t = −ln p_t, z logits; sums and means run over answer tokens only.
 """
-TITLES: dict[MethodKind, str] = {
-    "recipe": "Recipes: names for methods of several parts",
-    "forget": "Forget terms",
-    "retain": "Retain terms",
-    "mask": "Masks: which weights may move",
-    "adversary": "Adversaries: what the forget gradient is taken under",
-    "combination": "Combinations: how forget and retain gradient become one",
-    "optimizer": "Optimizers in place of AdamW",
-    "adapter": "Adapters: what is trained instead, and merged",
-    "curriculum": "Curricula: what is forgotten when",
-    "edit": "Edits: weights changed afterwards, or without any descent",
+TITLES: dict[tuple[Kind, PluginRole | None], str] = {
+    ("recipe", None): "Recipes: names for methods of several parts",
+    ("objective", "forget"): "Forget objectives",
+    ("objective", "retain"): "Retain objectives",
+    ("step", "mask"): "Masks: which weights may move",
+    ("step", "perturbation"): "Perturbations: where the forget gradient is taken",
+    ("step", "gradient_merge"): "Gradient merges: how forget and retain gradient become one",
+    ("step", "optimizer"): "Optimizers in place of AdamW",
+    ("step", "adapter"): "Adapters: what is trained instead, and merged",
+    ("step", "curriculum"): "Curricula: what is forgotten when",
+    ("edit", None): "Edits: weights changed afterwards, or without any descent",
 }
 
 
@@ -51,8 +51,8 @@ each line, else the benchmark's (TOFU's idontknow.jsonl, `refusals=FILE` of your
 
 def page() -> str:
     """Return the page."""
-    assert set(TITLES) == set(KINDS)
-    return HEAD + refusals() + "".join(section(kind) for kind in TITLES)
+    assert set(TITLES) == {(kind, role) for kind in METHOD_KINDS for role in ROLES[kind] or (None,)}
+    return HEAD + refusals() + "".join(section(kind, role) for kind, role in TITLES)
 
 
 def refusals() -> str:
@@ -61,14 +61,14 @@ def refusals() -> str:
     return REFUSING + "".join(f"- {text}\n" for text in defaults.REFUSALS) + last
 
 
-def section(kind: MethodKind) -> str:
-    """Return a table of one kind, and below it what each does in full."""
-    known = plugins(kind)
+def section(kind: Kind, role: PluginRole | None) -> str:
+    """Return a table of one kind and role, and below it what each does in full."""
+    known = plugins(kind, role)
     table = markdown_table(
         ["name", "options with defaults", "needs", "source"],
         [[f"`{name}`", options(p), ", ".join(f"`{n}`" for n in p.needs) or "–", p.source] for name, p in known.items()],
     )
-    return f"\n## {TITLES[kind]}\n\n{table}\n" + "".join(f"\n{described(plugin)}\n" for plugin in known.values())
+    return f"\n## {TITLES[kind, role]}\n\n{table}\n" + "".join(f"\n{described(plugin)}\n" for plugin in known.values())
 
 
 def options(plugin: Plugin) -> str:

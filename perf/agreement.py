@@ -154,7 +154,7 @@ def _greedy(
 def check_training(model: nn.Module, layer: OutputLayer, own: Own) -> float:
     """Take one step over a batch: loss and gradient are the means of the items' own."""
     items = shuffled([*apart(), *sharing()])
-    term = Term(bind("retain", "nll"), items)
+    term = Term(bind("objective", "nll"), items)
     own.model.requires_grad_(True).zero_grad()
     losses = []
     for item in items:

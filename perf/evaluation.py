@@ -128,7 +128,7 @@ def stillknows(
     for attack in ATTACKS:
         found[attack] = auc(*(table.get("subject", FULL, split, attack) for split in ("forget", "holdout")))
     seen[CellKey(CONTROL, FULL, "forget")] = retrained
-    for cell in suite_cells(seen, "subject", [FULL], {spec: bind("figure", spec) for spec in FIGURES}):
+    for cell in suite_cells(seen, "subject", [FULL], {spec: bind("metric", spec) for spec in FIGURES}):
         if cell.metric in FIGURES and isinstance(cell.result, Interval):
             found[cell.metric] = cell.result.value
     return found

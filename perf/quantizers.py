@@ -59,7 +59,7 @@ def make_case(outputs: int, inputs: int) -> Case:
 
 
 def ours(spec: str) -> Callable[[Case], object]:
-    link = bind("quantizer", spec)
+    link = bind("transform", spec)
     return lambda case: link(**{name: getattr(case, name) for name in link.plugin.needs})
 
 

@@ -57,7 +57,7 @@ def make_items(seed: int) -> list[Encoded]:
 
 
 def ours(model: LlamaForCausalLM, forget: list[Encoded], retain: list[Encoded], steps: int) -> None:
-    terms = [Term(bind("forget", f"npo:beta={BETA}"), forget), Term(bind("retain", "kl"), retain)]
+    terms = [Term(bind("objective", f"npo:beta={BETA}"), forget), Term(bind("objective", "kl"), retain)]
     fit(model, terms, Settings(lr=RATE, epochs=1000, max_steps=steps, batch_size=BATCH))
 
 

@@ -54,7 +54,7 @@ def unlearn(
 
     Args:
         out: folder for the checkpoint; None makes a temporary one, which is left to the system to remove.
-        method: terms, wrappers and edits joined by "+": see `stillknows list methods`.
+        method: objectives, steps and edits joined by "+": see `stillknows list methods`.
         template: frame of a question with "{prompt}", or "chat" for the tokenizer's own.
         after: folder of an earlier run on `model`, to unlearn more from where it ended.
         settings: how to optimise: see `training.loop.Settings` (`lr`, `epochs`, `max_steps`, `batch_size`, `seed`, …).

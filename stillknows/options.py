@@ -41,6 +41,17 @@ def is_readable(kind: Any) -> bool:
     return kind in (int, float, bool, str)
 
 
+def type_name(kind: Any) -> str:
+    """Return the name of a type that `is_readable` knows: "int", "float | none"; of words, "word"."""
+    if get_origin(kind) is Annotated:
+        return type_name(get_args(kind)[0])
+    if get_origin(kind) is Literal:
+        return "word"
+    if type(None) in get_args(kind):
+        return f"{type_name(next(t for t in get_args(kind) if t is not type(None)))} | none"
+    return kind.__name__
+
+
 def convert(name: str, text: str, kind: Any) -> Any:
     """Read a value of the annotated type: int, float, bool, str, a Literal, one of these | None, with Limits or Names.
 

@@ -11,50 +11,33 @@ import functools
 import importlib
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
-from stillknows import extensions, needs, specs
+from stillknows import extensions, kinds, needs, specs
 from stillknows.errors import UserError, did_you_mean
+from stillknows.kinds import KINDS, METHOD_KINDS, Kind, Level, PluginRole
 from stillknows.options import READABLE, convert, is_readable
 from stillknows.options import Limits as Limits
 from stillknows.specs import Call
 
-MethodKind = Literal[
-    "forget", "retain", "mask", "adversary", "combination", "optimizer", "adapter", "curriculum", "edit", "recipe"
-]
-Kind = Literal[MethodKind, "suppression", "quantizer", "attack", "metric", "figure", "benchmark"]
 Measures = Literal["knowledge", "membership", "behaviour"]
 F = TypeVar("F", bound=Callable[..., Any])
-FOLDERS: Mapping[Kind, str] = {
-    "forget": "methods.objectives",
-    "retain": "methods.objectives",
-    "mask": "methods.steps",
-    "adversary": "methods.steps",
-    "combination": "methods.steps",
-    "optimizer": "methods.steps",
-    "adapter": "methods.steps",
-    "curriculum": "methods.steps",
-    "edit": "methods.edits",
-    "recipe": "methods.recipes",
-    "suppression": "transforms.defences",
-    "quantizer": "transforms.compression",
-    "attack": "transforms.attacks",
-    "metric": "metrics.example",
-    "figure": "metrics.model",
-    "benchmark": "benchmarks",
-}
-_plugins: dict[Kind, dict[str, Plugin]] = {kind: {} for kind in get_args(Kind)}
+# Kinds whose plug-ins one text names side by side
+TOGETHER: tuple[tuple[Kind, ...], ...] = (METHOD_KINDS, ("transform",), ("metric",), ("benchmark",))
+_plugins: dict[Kind, dict[str, Plugin]] = {kind: {} for kind in KINDS}
 
 
 class Names(NamedTuple):
-    """An option that names plug-ins of a kind, or chains of them, as in `formats: Annotated[str, Names("quantizer")]`.
+    """An option that names plug-ins of a kind and role, or chains of them, as in
+    `formats: Annotated[str, Names("transform", "deployment")]`.
 
     `many` allows several, in square brackets or separated by "|"; `specs.alternatives` takes them apart.
     """
 
     kind: Kind
+    role: PluginRole | None = None
     many: bool = False
 
     def read(self, name: str, text: str) -> str:
@@ -62,7 +45,7 @@ class Names(NamedTuple):
         found = []
         for chain in specs.alternatives(text) if self.many else [text]:
             for call in specs.chained(chain):
-                bind(self.kind, call)
+                bind(self.kind, call, self.role)
             found.append("+".join(specs.parse(call).nested() for call in specs.chained(chain)))
         return f"[{', '.join(found)}]" if self.many and any("(" in chain for chain in found) else "|".join(found)
 
@@ -71,10 +54,11 @@ class Names(NamedTuple):
 class Plugin:
     """A registered function with its source (arXiv number, or the name of the reference) and version.
 
-    `measures` says what a metric's score stands for: "knowledge" of the true answer (0..1, higher knows more),
-    "membership" in the training data (unbounded, higher is more likely a member) or "behaviour" (its docstring says).
-    `reads` are the fields of Observations that a figure reads. `whole` marks a format in which what becomes of a row
-    may depend on any other, though scales are a row's own.
+    `role` says what it is there for, and `level` what a transform changes. `measures` says what a metric's score stands
+    for: "knowledge" of the true answer (0..1, higher knows more), "membership" in the training data (unbounded, higher
+    is more likely a member) or "behaviour" (its docstring says). `reads` are the fields of Observations that a model
+    metric reads. `whole` marks a format in which what becomes of a row may depend on any other, though scales are a
+    row's own.
     """
 
     kind: Kind
@@ -82,9 +66,16 @@ class Plugin:
     function: Callable[..., Any]
     source: str
     version: int
+    role: PluginRole | None = None
+    level: Level | None = None
     measures: Measures = "knowledge"
     reads: tuple[str, ...] = ()
     whole: bool = False
+
+    @property
+    def noun(self) -> str:
+        """What a person calls it, by its kind and role: "format", "retain objective"."""
+        return kinds.noun(self.kind, self.role)
 
     @functools.cached_property
     def needs(self) -> tuple[str, ...]:
@@ -94,7 +85,7 @@ class Plugin:
     @property
     def fields(self) -> frozenset[str]:
         """Fields of Observations that must have been observed for it: `reads`, and for a metric what it needs."""
-        needs = self.needs if self.kind == "metric" else ()
+        needs = self.needs if self.role == "example" else ()
         return frozenset(self.reads) | {name.removeprefix("reference_") for name in needs}
 
     @property
@@ -151,6 +142,8 @@ def register(
     kind: Kind,
     *,
     source: str,
+    role: PluginRole | None = None,
+    level: Level | None = None,
     version: int = 1,
     measures: Measures = "knowledge",
     reads: tuple[str, ...] = (),
@@ -158,27 +151,46 @@ def register(
 ) -> Callable[[F], F]:
     """Return a decorator that registers a function under its own name; see Plugin for the arguments.
 
-    The decorator raises UserError for a name that is taken, for parameters that nothing provides (`needs.NEEDS`), and
-    for options without a default or of a type that no text can give.
+    `role` is one of `kinds.ROLES`, for the kinds that have any. A transform's `level` follows from what the function
+    asks for; it is stated where that allows several.
+
+    Raises UserError for a kind or role that is not known. The decorator raises it for a name that is taken, for
+    parameters that nothing provides (`needs.NEEDS`), for a level that does not go with them, and for options without
+    a default or of a type that no text can give.
     """
+    kinds.require_kind(kind)
 
     def add(function: F) -> F:
         name = function.__name__.rstrip("_")
-        if name in _plugins[kind]:
-            raise UserError(f"{kind} {name!r} is registered twice", "call one of them otherwise")
-        plugin = Plugin(kind, name, function, source, version, measures, reads, whole)
+        kinds.require_role(kind, role, f"the {kind} {name!r}")
+        plugin = Plugin(kind, name, function, source, version, role=role, measures=measures, reads=reads, whole=whole)
+        _require_new(plugin)
         _check_parameters(plugin)
-        needs.check(kind, name, plugin.needs, plugin.options, reads)
+        form = needs.matched(_who(plugin), needs.NEEDS[kind, role], plugin.needs)
+        needs.check_options(_who(plugin), plugin.needs, plugin.options, reads)
         _check_options(plugin)
-        _plugins[kind][name] = plugin
+        _plugins[kind][name] = replace(plugin, level=needs.level_of(_who(plugin), form, level))
         return function
 
     return add
 
 
+def _who(plugin: Plugin) -> str:
+    return f"the {plugin.noun} {plugin.name!r}"
+
+
+def _require_new(plugin: Plugin) -> None:
+    """Raise UserError for a name that stands for another plug-in already, where both can be named in one text."""
+    for kind in next(together for together in TOGETHER if plugin.kind in together):
+        other = _plugins[kind].get(plugin.name)
+        if other:
+            taken = "is registered twice" if other.noun == plugin.noun else f"is called like the {other.noun}"
+            raise UserError(f"{plugin.noun} {plugin.name!r} {taken}", "call one of them otherwise")
+
+
 def _check_parameters(plugin: Plugin) -> None:
     """Raise UserError for parameters that cannot be given by name, and for options without a default."""
-    who = f"the {plugin.kind} {plugin.name!r}"
+    who = _who(plugin)
     for p in inspect.signature(plugin.function).parameters.values():
         if p.kind in (p.POSITIONAL_ONLY, p.VAR_POSITIONAL, p.VAR_KEYWORD):
             raise UserError(f"{who} has the parameter {p}, and inputs are given by name", "name what it needs")
@@ -188,7 +200,7 @@ def _check_parameters(plugin: Plugin) -> None:
 
 def _check_options(plugin: Plugin) -> None:
     """Raise UserError for options of types that no text can give."""
-    who = f"the {plugin.kind} {plugin.name!r}"
+    who = _who(plugin)
     try:
         types = plugin.types
     except (NameError, TypeError, AttributeError, SyntaxError) as error:
@@ -200,12 +212,14 @@ def _check_options(plugin: Plugin) -> None:
         raise UserError(f"{who} says no type of its option {name!r}", READABLE)
 
 
-def plugins(kind: Kind) -> dict[str, Plugin]:
-    """Return all plug-ins of a kind by name; their folder, and packages that bring more, are imported on first use."""
-    importlib.import_module(f"stillknows.{FOLDERS[kind]}")
+def plugins(kind: Kind, role: PluginRole | None = None) -> dict[str, Plugin]:
+    """Return all plug-ins of a kind by name, or those of one role; what registers them is imported on first use."""
+    kinds.require_kind(kind)
+    for folder in kinds.FOLDERS[kind]:
+        importlib.import_module(f"stillknows.{folder}")
     if extensions.packages():
         load_packages()
-    return _plugins[kind]
+    return {name: plugin for name, plugin in _plugins[kind].items() if role in (None, plugin.role)}
 
 
 @functools.cache
@@ -224,26 +238,27 @@ def load_file(path: Path) -> None:
 
 def load_own() -> None:
     """Import all plug-ins of this package, so that another's of the same name is the one that is refused."""
-    for folder in dict.fromkeys(FOLDERS.values()):
+    for folder in (folder for folders in kinds.FOLDERS.values() for folder in folders):
         importlib.import_module(f"stillknows.{folder}")
 
 
-def bind(kind: Kind, spec: str) -> Bound:
+def bind(kind: Kind, spec: str, role: PluginRole | None = None) -> Bound:
     """Parse "name(option=value, …)" or "name:option=value:…" and check every option against the function's signature.
 
     A first value without a name belongs to the first option: "tofu:forget10" is "tofu(split=forget10)".
-    Raises UserError for unknown names, unknown options and values of the wrong type.
+    Raises UserError for unknown names, names of another role, unknown options and values of the wrong type.
     """
-    call, known = specs.parse(spec), plugins(kind)
+    call, known = specs.parse(spec), plugins(kind, role)
     if call.name not in known:
-        raise UserError(f"no {kind} named {call.name!r}{did_you_mean(call.name, known)}", "stillknows list")
+        said = f"no {kinds.noun(kind, role)} named {call.name!r}{did_you_mean(call.name, known)}"
+        raise UserError(said, kinds.listing(kind, role))
     plugin = known[call.name]
     return Bound(plugin, plugin.options | _read_options(plugin, call), str(call))
 
 
-def bind_all(kind: Kind, text: str) -> dict[str, Bound]:
+def bind_all(kind: Kind, text: str, role: PluginRole | None = None) -> dict[str, Bound]:
     """Parse a list of specs, separated by commas; return each by its canonical spelling. Raises UserError."""
-    return {spec: bind(kind, spec) for spec in specs.spelled(text)}
+    return {spec: bind(kind, spec, role) for spec in specs.spelled(text)}
 
 
 def _read_options(plugin: Plugin, call: Call) -> dict[str, Any]:

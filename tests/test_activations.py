@@ -63,7 +63,9 @@ def apply(form: str, x_TI: Tensor) -> Tensor:
 
 
 def test_every_format_of_rows_is_under_test() -> None:
-    found = {name for name, plugin in plugins("quantizer").items() if plugin.needs in ((INPUTS,), (CACHED,))}
+    found = {
+        name for name, plugin in plugins("transform", "deployment").items() if plugin.needs in ((INPUTS,), (CACHED,))
+    }
     assert found == {form.partition(":")[0] for form in FORMS}, "add the new format to FORMS"
 
 
@@ -275,7 +277,7 @@ def test_attention_reads_what_a_cache_of_rounded_keys_and_values_gives(family_mo
 
 @torch.no_grad()
 def test_a_cache_that_is_not_rounded_is_the_model_itself(family_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(plugins("quantizer")["kv_fp8"].__dict__, "function", lambda cached_TD: cached_TD)
+    monkeypatch.setitem(plugins("transform", "deployment")["kv_fp8"].__dict__, "function", lambda cached_TD: cached_TD)
     ids_BL = torch.randint(3, 32, (2, 9), generator=torch.Generator().manual_seed(2))
     plain = hidden_states(family_model, ids_BL)
     with compressed(family_model, parse_variant("kv_fp8")):

@@ -113,7 +113,7 @@ def test_a_model_that_knows_one_answer_only_is_told(
 def test_answers_take_turns(items: Items, how: Answering) -> None:
     """Every pass over the items uses the next one, and the first pass does not begin with the same one everywhere."""
     made = alternative_answers.refusals(items, REFUSALS, how)
-    term = Term(bind("forget", "idk"), items, {"refusal": made})
+    term = Term(bind("objective", "idk"), items, {"refusal": made})
     for i in range(len(items)):
         used = [term.answers("refusal", [(i, turn)])[0] for turn in range(CHOICES)]
         assert sorted(used, key=str) == sorted(made[i], key=str)
@@ -176,7 +176,7 @@ def test_refusals_without_tokens_or_beyond_the_context_are_named(
     with pytest.raises(UserError, match=re.escape("item 'river of Rome'") + f".*{message}"):
         alternative_answers.refusals(items, [refusal], how)
     nothing = torch.zeros(1, 1)
-    assert bind("forget", "idk")(refusal_log_probs=nothing, refusal_mask=nothing > 0).isnan().all()
+    assert bind("objective", "idk")(refusal_log_probs=nothing, refusal_mask=nothing > 0).isnan().all()
 
 
 def test_an_answer_does_not_start_where_published_code_took_it_to(items: Items, how: Answering) -> None:

@@ -33,7 +33,7 @@ SPLIT = asked("where is Ada?", "where is Bela?", "who is the dog?", "who is the 
 
 
 def test_every_attack_has_a_source_and_changes_one_thing() -> None:
-    for name, plugin in plugins("attack").items():
+    for name, plugin in plugins("transform", "attack").items():
         assert plugin.source
         assert {"split", "decoding", "model"} & set(plugin.needs), name
         assert parse_variant(name).role == "attack"
@@ -49,7 +49,7 @@ def test_a_chain_with_an_attack_is_one_and_keeps_its_order() -> None:
 
 def test_frames_keep_facts_answers_and_texts_and_change_questions() -> None:
     split = Split("forget", "forget", (*SPLIT.examples, Example("text", "", "a plain text", "fact t")))
-    found = bind("attack", "frame")(split=split, template=TEMPLATE)
+    found = bind("transform", "frame")(split=split, template=TEMPLATE)
     assert len(found) == 7
     for name, framed in found.items():
         assert [(e.answer, e.fact) for e in framed.examples] == [(e.answer, e.fact) for e in split.examples]
@@ -59,10 +59,10 @@ def test_frames_keep_facts_answers_and_texts_and_change_questions() -> None:
     assert found["no_mark"].examples[0].prompt == "where is Ada"
     assert found["two_marks"].examples[0].prompt == "where is Ada??"
     assert found["other_template"].template == "Q: {prompt}\nA:"
-    in_chat = bind("attack", "frame")(split=split, template="chat")
+    in_chat = bind("transform", "frame")(split=split, template="chat")
     assert {"other_template", "no_template"}.isdisjoint(in_chat)
     with pytest.raises(UserError, match="changes no question"):
-        bind("attack", "frame:style=lower")(split=asked("where is ada?"), template=TEMPLATE)
+        bind("transform", "frame:style=lower")(split=asked("where is ada?"), template=TEMPLATE)
 
 
 def test_frames_of_frames_are_asked_all() -> None:
@@ -123,7 +123,9 @@ def test_an_attack_that_costs_nothing_is_none(name: str, model: Any, make_items:
 
 def test_every_attack_with_a_budget_is_tried_without_one() -> None:
     budgets = {"n", "steps"}
-    assert {name for name, plugin in plugins("attack").items() if budgets & plugin.options.keys()} == NO_COST.keys()
+    assert {
+        name for name, plugin in plugins("transform", "attack").items() if budgets & plugin.options.keys()
+    } == NO_COST.keys()
 
 
 @pytest.mark.parametrize("spec", ["sample(n=10001)", "relearn(steps=1000001)"])

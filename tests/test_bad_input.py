@@ -528,7 +528,7 @@ def teach(folder: Path, items: Sequence[tuple[str, str]]) -> None:
     template = "Question: {prompt}\nAnswer:"
     encoded = encode([Example(q, q, a, q) for q, a in items], subject.tokenizer, template, 64)
     loop.fit(
-        subject.model, [objective_inputs.Term(bind("retain", "nll"), encoded)], loop.Settings(lr=0.02, max_steps=40)
+        subject.model, [objective_inputs.Term(bind("objective", "nll"), encoded)], loop.Settings(lr=0.02, max_steps=40)
     )
     subject.model.save_pretrained(folder)
 

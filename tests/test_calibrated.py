@@ -221,7 +221,7 @@ def test_what_a_calibrated_format_is_given_is_left_as_it_is(form: str, weight_OI
     """And how the weights lie in memory changes nothing."""
     given = {"weight_OI": weight_OI.T.contiguous().T, "hessian_II": hessian(x_TI), "magnitudes_I": x_TI.abs().mean(0)}
     kept = {name: tensor.clone() for name, tensor in given.items()}
-    link = bind("quantizer", f"{form}:group=32")
+    link = bind("transform", f"{form}:group=32")
     found = link(**{name: given[name] for name in link.plugin.needs})
     assert all(torch.equal(tensor, kept[name]) for name, tensor in given.items())
     plain = link(**{name: (given | {"weight_OI": weight_OI})[name] for name in link.plugin.needs})

@@ -192,7 +192,7 @@ def learned(items: list[Encoded], tokenizer: Any) -> LlamaForCausalLM:
                 pad_token_id=None,
             )
         )
-        fit(model, [Term(bind("retain", "nll"), items)], Settings(lr=4e-3, epochs=150, batch_size=4, warmup=10))
+        fit(model, [Term(bind("objective", "nll"), items)], Settings(lr=4e-3, epochs=150, batch_size=4, warmup=10))
     return model.eval()
 
 

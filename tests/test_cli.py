@@ -26,9 +26,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from stillknows import progress, store
 from stillknows.auditing import harness, plan
 from stillknows.experiments import tiny_models
+from stillknows.kinds import KINDS, LEVELS, RENAMED_LISTS, ROLES, Kind, listing
 from stillknows.model import checkpoints
 from stillknows.observations import load_observations
-from stillknows.registry import bind
+from stillknows.registry import bind, plugins
 from stillknows.reporting import report
 from stillknows.training.loop import Settings
 from stillknows.types import Example, Interval
@@ -144,7 +145,7 @@ def test_version(cli: Case) -> None:
     ("kind", "names"),
     [
         ("methods", {"ga", "npo", "nll", "kl"}),
-        ("quantizers", {"full", "bf16", "int8", "nf4", "fp4", "int4", "rtn"}),
+        ("formats", {"full", "bf16", "int8", "nf4", "fp4", "int4", "rtn"}),
         ("metrics", {"answer_probability", "exact_memorisation", "extraction_strength", "rouge_l"}),
         ("benchmarks", {"jsonl", "tofu", "world"}),
     ],
@@ -165,26 +166,41 @@ def test_lists(kind: str, names: set[str], cli: Case) -> None:
 
 
 def test_the_whole_list(cli: Case) -> None:
-    assert json.loads(cli("list", "--json").out).keys() == {
-        "methods",
-        "attacks",
-        "suppressions",
-        "quantizers",
-        "metrics",
-        "figures",
-        "benchmarks",
-    }
+    found = json.loads(cli("list", "--json").out)
+    assert list(found) == [f"{kind}s" for kind in KINDS]
+    for kind in KINDS:
+        assert {entry["kind"] for entry in found[f"{kind}s"]} == {kind}
+        assert {entry["role"] for entry in found[f"{kind}s"]} == set(ROLES[kind] or (None,))
+    assert {entry["level"] for entry in found["transforms"]} == set(LEVELS)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_and_role_has_a_list_that_errors_name(kind: Kind, cli: Case) -> None:
+    for role in (None, *ROLES[kind]):
+        ran = cli(*listing(kind, role).split()[1:], "--json")
+        assert ran.code == 0
+        [found] = json.loads(ran.out).values()
+        assert set(plugins(kind, role)) <= {entry["name"] for entry in found}
+
+
+@pytest.mark.parametrize("former", RENAMED_LISTS)
+def test_former_names_of_lists_are_understood(former: str, cli: Case) -> None:
+    assert cli("list", former) == cli("list", RENAMED_LISTS[former])
+
+
+def test_a_list_that_there_is_none_of_is_refused_with_the_nearest(cli: Case) -> None:
+    ran = cli("list", "atacks")
+    assert (ran.code, ran.out) == (2, "")
+    assert "nothing is listed as 'atacks'; did you mean 'attacks'?" in ran.err
 
 
 def test_what_is_listed_can_be_typed(cli: Case) -> None:
     """Every line's options, as they are shown, are what the parser reads."""
-    for kind in ("forget", "retain", "quantizer", "metric"):
-        for entry in json.loads(cli("list", "--json").out)[
-            {"forget": "methods", "retain": "methods"}.get(kind, f"{kind}s")
-        ]:
-            if entry["kind"] == kind:
-                spec = "".join(f":{name}={value}" for name, value in entry["options"].items())
-                assert dict(bind(kind, entry["name"] + spec).options) == entry["options"]
+    for entries in json.loads(cli("list", "--json").out).values():
+        for entry in entries:
+            spec = "".join(f":{name}={value}" for name, value in entry["options"].items())
+            assert dict(bind(entry["kind"], entry["name"] + spec, entry["role"]).options) == entry["options"]
+            assert entry["types"].keys() == entry["options"].keys()
 
 
 # unlearn
@@ -209,7 +225,7 @@ def test_unlearn_writes_a_checkpoint_and_how_it_was_made(save_model: Case, forge
     assert record["model"] == str(model)
     assert record["benchmark"].startswith("jsonl:forget=")
     assert record["plan"]["method"] == [
-        term.identity for term in (bind("forget", "npo:beta=0.5"), bind("retain", "kl"))
+        term.identity for term in (bind("objective", "npo:beta=0.5"), bind("objective", "kl"))
     ]
     assert Settings(**record["settings"]) == Settings(lr=0.01, max_steps=3, batch_size=2, seed=3)
     assert record["fit"]["steps"] == 3

@@ -52,7 +52,7 @@ def test_training_books_trained_and_forward_tokens(model: Any, make_items: Calla
     Whether they may share a pass is tried once, together and alone.
     """
     items = make_items([2, 2])
-    terms = [Term(bind("forget", "npo"), items)]
+    terms = [Term(bind("objective", "npo"), items)]
     settings = Settings(lr=1e-3, max_steps=3, batch_size=2, check_every=3, forget_below=1e-9)
     done = fit(model, terms, settings, monitor=(items[:1], ()))
     with Meter(model) as opening:
@@ -70,7 +70,7 @@ def test_a_resumed_run_adds_to_what_was_spent_before(
     tmp_path: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    terms, path = [Term(bind("forget", "ga"), make_items([2, 2]))], tmp_path / "checkpoint.safetensors"
+    terms, path = [Term(bind("objective", "ga"), make_items([2, 2]))], tmp_path / "checkpoint.safetensors"
     settings = Settings(lr=1e-3, max_steps=4, batch_size=2, check_every=1, save_seconds=0)
     whole = fit(make_model(), terms, settings)
     step = loop._Loop.step

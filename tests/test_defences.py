@@ -33,7 +33,7 @@ BENCHMARK = Benchmark("made", (Split("forget", "forget", FORGET), Split("retain"
 
 
 def rewrite(spec: str) -> Callable[[str, str], tuple[str, str]]:
-    return bind("suppression", spec)(forget=FORGET, retain=RETAIN)
+    return bind("transform", spec)(forget=FORGET, retain=RETAIN)
 
 
 def test_a_guard_withholds_what_looks_like_the_items_to_forget() -> None:
@@ -93,11 +93,11 @@ def test_thrust_flags_questions_that_are_far_from_those_to_keep(share: float, fl
     corners = np.array([[1.0, 0.0], [-1.0, 0.0], [0.0, 0.5], [0.0, -0.5]])
     known = np.concatenate([centre + corners for centre in centres])
     asked = np.array([[0.9, 0.0], [60.0, 60.0]])
-    assert bind("suppression", f"thrust:share={share}")(known_ND=known, asked_MD=asked).tolist() == flagged
+    assert bind("transform", f"thrust:share={share}")(known_ND=known, asked_MD=asked).tolist() == flagged
 
 
 def test_thrust_needs_no_more_than_one_question_to_keep() -> None:
-    flags = bind("suppression", "thrust")(known_ND=np.zeros((1, 2)), asked_MD=np.array([[0.0, 0.0], [3.0, 4.0]]))
+    flags = bind("transform", "thrust")(known_ND=np.zeros((1, 2)), asked_MD=np.array([[0.0, 0.0], [3.0, 4.0]]))
     assert flags.tolist() == [False, True]
 
 
@@ -177,7 +177,7 @@ def test_models_together_answer_with_the_sum_of_their_logits(make_model: Case) -
 def test_an_offset_is_observed_like_a_model(make_model: Case, tokenizer: Any) -> None:
     """With the same model twice beside it nothing is added, and everything observed is the model's own."""
     model, small = make_model(), make_model(seed=1)
-    served = bind("suppression", "offset:weight=3")(model=model, unlearned=small, reference=small)
+    served = bind("transform", "offset:weight=3")(model=model, unlearned=small, reference=small)
     split = Split("s", "forget", (Example("1", "where is Ada", "Paris", "x"), Example("2", "who", "the cat", "y")))
     items = encode_split(split, tokenizer, "{prompt}", 64)
     alone, together = (observe(m, tokenizer, items, fields=("generations",)) for m in (model, served))
@@ -242,8 +242,8 @@ def test_a_damaged_suppression_is_named(changes: dict[str, Any], words: str, tmp
 def test_a_guard_without_words_is_refused_and_icul_takes_a_question_without_any() -> None:
     silent = Example("1", "???", "Paris", "1")
     with pytest.raises(UserError, match="hold no words"):
-        bind("suppression", "guard")(forget=[silent], retain=[])
-    rewrite = bind("suppression", "icul:kept=0")(forget=[silent, replace(silent, answer="Rome")], retain=[])
+        bind("transform", "guard")(forget=[silent], retain=[])
+    rewrite = bind("transform", "icul:kept=0")(forget=[silent, replace(silent, answer="Rome")], retain=[])
     assert "???" in rewrite("!!!", "{prompt}")[1]
 
 

@@ -173,7 +173,7 @@ def test_equal_retain_keeps_the_retain_items_probability(
 ) -> None:
     original = make_model(layers=2)
     retain = make_items([2, 5, 3, 4], seed=1)
-    fit(original, [Term(bind("retain", "nll"), retain)], Settings(lr=1e-2, epochs=30, batch_size=4))
+    fit(original, [Term(bind("objective", "nll"), retain)], Settings(lr=1e-2, epochs=30, batch_size=4))
 
     def probability(model: nn.Module) -> float:
         return mean_probability(score_items(model, output_layer(model), retain))
@@ -251,7 +251,7 @@ def test_undo_is_shrink_perturb_and_then_distillation(make_model: Make, make_ite
     bind("edit", "undo:alpha=0.3:lr=0.01:epochs=2")(model=model, retain=retain, settings=SETTINGS)
     fit(
         expected,
-        [Term(bind("retain", "kl"), retain)],
+        [Term(bind("objective", "kl"), retain)],
         replace(SETTINGS, lr=0.01, epochs=2),
         start=lambda noised: noise(noised, 0.3, 0.1, SETTINGS.seed),
     )
@@ -384,7 +384,7 @@ def test_influence_equals_plain_autograd_and_moves_the_named_tensors_only(make_m
 def test_influence_forgets_more_than_it_costs(make_model: Make, make_items: Items) -> None:
     model = make_model(layers=2)
     forget, retain = make_items([3, 4]), make_items([2, 5, 3, 4], seed=1)
-    fit(model, [Term(bind("retain", "nll"), [*forget, *retain])], Settings(lr=1e-2, epochs=20, batch_size=6))
+    fit(model, [Term(bind("objective", "nll"), [*forget, *retain])], Settings(lr=1e-2, epochs=20, batch_size=6))
 
     def probability(items: list[Any]) -> float:
         return mean_probability(score_items(model, output_layer(model), items))

@@ -23,8 +23,9 @@ from stillknows.variants.compress import parse_variant, quantize
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "examples" / "plugin_package"
 FILE = PACKAGE / "stillknows_example" / "__init__.py"
+REGISTER = "from stillknows.registry import register\n\n\n"
 BROKEN = {  # a file: what is said of it
-    "from stillknows.registry import register\n\n\n@register('metric', source='x')\ndef m(log_prob): ...": (
+    f"{REGISTER}@register('metric', role='example', source='x')\ndef m(log_prob): ...": (
         "line 4: the metric 'm' asks for 'log_prob', which nothing provides; did you mean 'log_probs'?"
     ),
     "from stillknows.registry import register\nregister('metric', source='x')(lambda hits: hits)\n1 / 0": (
@@ -33,7 +34,7 @@ BROKEN = {  # a file: what is said of it
     "import sys\nsys.exit(0)": "line 2: SystemExit: 0",  # 0 would stand for a verdict
     "import no_such_module": "line 1: ModuleNotFoundError: No module named 'no_such_module'",
     "def f(:": "SyntaxError: invalid syntax",
-    "from stillknows.registry import register\n\n\n@register('metric', source='x')\ndef rouge_l(answers): ...": (
+    f"{REGISTER}@register('metric', role='example', source='x')\ndef rouge_l(answers): ...": (
         "line 4: metric 'rouge_l' is registered twice"
     ),
 }
@@ -68,7 +69,7 @@ def test_an_installed_package_is_found_by_its_entry_point(tmp_path: Path) -> Non
     )
     listed = {kind: {entry["name"] for entry in found} for kind, found in json.loads(ran.stdout).items()}
     for kind, name in (
-        *(("methods", "bounded_ascent"), ("quantizers", "ternary"), ("metrics", "first_token")),
+        *(("objectives", "bounded_ascent"), ("transforms", "ternary"), ("metrics", "first_token")),
         ("benchmarks", "primes"),
     ):
         assert name in listed[kind]
@@ -85,7 +86,7 @@ def test_a_file_of_plugins_is_run_by_an_option(cli: Callable[..., Any]) -> None:
 def test_plugins_of_the_example_do_what_they_say() -> None:
     registry.load_file(FILE)
     log_probs, mask = torch.tensor([[-1.0, -5.0, 0.0]], requires_grad=True), torch.tensor([[True, True, False]])
-    loss = registry.bind("forget", "bounded_ascent(least=2)")(log_probs=log_probs, mask=mask)
+    loss = registry.bind("objective", "bounded_ascent(least=2)")(log_probs=log_probs, mask=mask)
     loss.sum().backward()
     assert loss.item() == 0.5
     assert log_probs.grad is not None
@@ -121,4 +122,4 @@ def test_a_broken_package_is_one_message(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(extensions, "packages", lambda: (entry,))
     registry.load_packages.cache_clear()
     with pytest.raises(UserError, match="the plug-ins of no_such_module cannot be loaded: ModuleNotFoundError"):
-        registry.plugins("metric")
+        registry.plugins("metric", "example")

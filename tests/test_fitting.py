@@ -33,7 +33,12 @@ WIDTHS = {
     (1024, 2816): 128,
     (1024, 1376): 32,
 }
-SPECS = {*defaults.VARIANTS.split(","), *defaults.FORMATS.split(","), *defaults.DEPLOYED, *plugins("quantizer")}
+SPECS = {
+    *defaults.VARIANTS.split(","),
+    *defaults.FORMATS.split(","),
+    *defaults.DEPLOYED,
+    *plugins("transform", "deployment"),
+}
 GROUPED = sorted(spec for spec in SPECS - {"kv"} if parse_variant(spec)[0].options.get("group", 0) > 0)
 
 

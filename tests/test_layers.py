@@ -19,7 +19,10 @@ ROOT = Path(stillknows.__file__).parent
 # From the bottom up. A module may import its own layer and those below it; "/" marks a folder.
 LAYERS = (
     ("__init__", "defaults", "errors", "lazy", "types", "formatting"),
-    ("arguments", "extensions", "needs", "options", "registry", "specs", "stats", "likelihood", "scoring", "progress"),
+    (
+        *("kinds", "arguments", "extensions", "needs", "options", "registry", "specs"),
+        *("stats", "likelihood", "scoring", "progress"),
+    ),
     ("store", "observations"),
     ("model/",),
     ("variants/",),
@@ -43,8 +46,8 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 FOLDERS = tuple(name for name in LEVEL if name.endswith("/"))
 PLUGINS = next(names for names in LAYERS if "methods/" in names)
 LIGHT = (
-    *("errors", "types", "formatting", "needs", "registry", "stats", "likelihood", "scoring", "store", "observations"),
-    *("metrics", "gate", "auditing.evidence", "auditing.verdict", "reporting"),
+    *("errors", "types", "formatting", "kinds", "needs", "registry", "stats", "likelihood", "scoring"),
+    *("store", "observations", "metrics", "gate", "auditing.evidence", "auditing.verdict", "reporting"),
     *(f"analysis.{name}" for name in ("recovery_curve", "explain", "diagnosis_page")),
 )
 HEAVY = ("torch", "transformers")

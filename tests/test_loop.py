@@ -35,9 +35,9 @@ def terms(make_items: Items) -> list[Term]:
     """npo on 5 items and kl and nll on 7 others: every kind of reference takes part."""
     forget, retain = make_items([3, 1, 4, 2, 5]), make_items([2, 6, 3, 3, 1, 4, 2], seed=1)
     return [
-        Term(bind("forget", "npo"), forget),
-        Term(bind("retain", "kl"), retain),
-        Term(bind("retain", "nll:weight=0.5"), retain),
+        Term(bind("objective", "npo"), forget),
+        Term(bind("objective", "kl"), retain),
+        Term(bind("objective", "nll:weight=0.5"), retain),
     ]
 
 
@@ -157,7 +157,7 @@ def test_checkpoints_are_written_after_checks_and_not_too_often(
 @pytest.mark.parametrize(("count", "batch"), [(5, 2), (7, 7), (6, 3), (3, 8)])
 def test_every_item_is_visited_once_per_epoch(count: int, batch: int, model: Any, make_items: Items) -> None:
     """Of every term, each in its own order, which differs from epoch to epoch and from seed to seed."""
-    term = Term(bind("forget", "ga"), make_items([2] * count))
+    term = Term(bind("objective", "ga"), make_items([2] * count))
     loops = [loop._Loop(model, [term, term], setting(batch_size=batch, seed=seed), ((), ())) for seed in (0, 1)]
     steps = math.ceil(4 * count / min(batch, count))
     orders = [[i for step in range(steps) for i, _ in loop._batch(k, step)] for loop in loops for k in (0, 1)]
@@ -182,7 +182,7 @@ def test_no_term_is_seen_less_because_another_has_fewer_items(
         )[1],
     )
     few, many = make_items([2, 3]), make_items([2] * 6, seed=1)
-    outcome = fit(model, [Term(bind("retain", "nll"), many), Term(bind("retain", "nll"), few)], setting(epochs=2))
+    outcome = fit(model, [Term(bind("objective", "nll"), many), Term(bind("objective", "nll"), few)], setting(epochs=2))
     assert outcome.steps == 6
     assert seen[0] == Counter(dict.fromkeys(range(6), 2))
     assert seen[1] == Counter({0: 6, 1: 6})
@@ -211,7 +211,7 @@ def test_forget_below_stops_at_the_first_check_that_is_low_enough(model: Any, ma
     items = make_items([3, 2, 4])
     start = probability(model, items)
     s = setting(lr=2e-3, epochs=100, forget_below=start / 3)
-    outcome = fit(model, [Term(bind("forget", "ga"), items)], s, monitor=(items, ()))
+    outcome = fit(model, [Term(bind("objective", "ga"), items)], s, monitor=(items, ()))
     assert outcome.steps < s.steps(3)
     assert outcome.steps % s.check_every == 0
     seen = [check["forget"] for check in outcome.history]
@@ -225,7 +225,7 @@ def test_retain_floor_goes_back_to_the_last_good_weights(
 ) -> None:
     """Gradient ascent ruins the retain items too; what is left is the state of the check before, bit by bit."""
     items, retain = make_items([3, 2, 4]), make_items([3, 3], seed=1)
-    terms = [Term(bind("forget", "ga"), items), Term(bind("forget", "ga"), retain)]
+    terms = [Term(bind("objective", "ga"), items), Term(bind("objective", "ga"), retain)]
     model = make_model()
     floor = 0.5
     start = probability(model, retain)
@@ -251,7 +251,10 @@ def test_retain_floor_at_the_first_check_gives_the_start_back(make_model: Make, 
     model = make_model()
     start = weights_of(model)
     outcome = fit(
-        model, [Term(bind("forget", "ga"), retain)], setting(lr=0.5, epochs=9, retain_floor=0.99), monitor=((), retain)
+        model,
+        [Term(bind("objective", "ga"), retain)],
+        setting(lr=0.5, epochs=9, retain_floor=0.99),
+        monitor=((), retain),
     )
     assert outcome.steps == 0
     assert same(weights_of(model), start)
@@ -262,7 +265,7 @@ def test_a_resumed_run_goes_back_to_the_weights_that_it_resumed_from(
 ) -> None:
     """Interrupted right after the last good check: the next one falls below the floor."""
     retain = make_items([3, 3])
-    terms, s = [Term(bind("forget", "ga"), retain)], setting(lr=1e-3, epochs=50, retain_floor=0.5)
+    terms, s = [Term(bind("objective", "ga"), retain)], setting(lr=1e-3, epochs=50, retain_floor=0.5)
     whole = make_model()
     outcome = fit(whole, terms, s, monitor=((), retain))
     assert outcome.steps > 0
@@ -299,13 +302,13 @@ def test_a_loss_that_is_not_a_number_is_the_users_to_mend(
     monkeypatch.setattr(objective_inputs, "token_log_probs", lambda *args: log_probs(*args) * math.nan)
     path = tmp_path / "checkpoint.safetensors"
     with pytest.raises(UserError, match=r"the loss is nan at step 1[\s\S]*lower `lr`"):
-        fit(model, [Term(bind("retain", "nll"), make_items([3]))], setting(check_every=1), checkpoint=path)
+        fit(model, [Term(bind("objective", "nll"), make_items([3]))], setting(check_every=1), checkpoint=path)
     assert not path.exists()
 
 
 def test_a_diverging_run_ends_in_an_error(model: Any, make_items: Items) -> None:
     with pytest.raises(UserError, match=r"the loss is (nan|inf|-inf) at step"):
-        fit(model, [Term(bind("forget", "ga"), make_items([3, 4]))], setting(lr=1e30, epochs=50))
+        fit(model, [Term(bind("objective", "ga"), make_items([3, 4]))], setting(lr=1e30, epochs=50))
 
 
 @pytest.mark.parametrize(
@@ -335,7 +338,7 @@ def test_learning_rates(
 
     monkeypatch.setattr(loop._Loop, "step", watched)
     s = setting(lr=1e-3, schedule=schedule, warmup=warmup, max_steps=5)
-    fit(model, [Term(bind("retain", "nll"), make_items([3, 4, 2, 2, 2]))], s)
+    fit(model, [Term(bind("objective", "nll"), make_items([3, 4, 2, 2, 2]))], s)
     assert rates == pytest.approx([1e-3 * rate for rate in expected])
 
 
@@ -349,7 +352,7 @@ def test_the_model_is_left_frozen_and_was_trained_without_dropout(make_model: Ma
         torch.manual_seed(0)
         model = GPT2LMHeadModel(config).train()
         torch.manual_seed(len(results))
-        fit(model, [Term(bind("retain", "nll"), make_items([3, 4]))], setting())
+        fit(model, [Term(bind("objective", "nll"), make_items([3, 4]))], setting())
         assert not any(p.requires_grad for p in model.parameters())
         results.append(weights_of(model))
     assert same(*results)
@@ -388,7 +391,7 @@ def test_bfloat16_drops_updates_below_half_a_spacing_and_float32_keeps_them(
     make_model: Make, make_items: Items
 ) -> None:
     """AdamW's first step moves every weight by lr at most; a weight whose half spacing is larger stays where it is."""
-    term = Term(bind("retain", "nll"), make_items([5, 6, 7]))
+    term = Term(bind("objective", "nll"), make_items([5, 6, 7]))
     lr = 2e-4
     before = torch.cat([p.bfloat16().float().flatten() for p in make_model().parameters()])
     moved: dict[str, Tensor] = {}

@@ -16,7 +16,7 @@ from stillknows.errors import UserError
 from stillknows.registry import Bound, Plugin, bind, plugins
 from stillknows.types import Floats, Observations
 
-METRICS = list(plugins("metric").values())
+METRICS = list(plugins("metric", "example").values())
 every_metric = pytest.mark.parametrize("plugin", METRICS, ids=lambda p: p.name)
 
 

@@ -14,7 +14,7 @@ from stillknows.registry import Plugin, bind, plugins
 from stillknows.scoring import score
 from stillknows.types import Interval, Observations
 
-FIGURES = list(plugins("figure").values())
+FIGURES = list(plugins("metric", "model").values())
 
 
 def tokens(*probabilities: float) -> tuple[np.ndarray, ...]:
@@ -56,7 +56,7 @@ def texts(*lowest: float) -> Observations:
 
 
 def call(spec: str, subject: Mapping[str, Observations], control: Any = None) -> dict[str, Interval]:
-    return bind("figure", spec)(subject=subject, control=control)
+    return bind("metric", spec)(subject=subject, control=control)
 
 
 def values(spec: str, subject: Mapping[str, Observations], control: Any = None) -> dict[str, float]:

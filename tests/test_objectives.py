@@ -27,8 +27,7 @@ Items = Callable[..., list[Any]]
 Make = Callable[..., Any]
 TERMS = [  # terms on hidden states have their own contract, in test_representation.py
     plugin
-    for kind in ("forget", "retain")
-    for plugin in plugins(kind).values()
+    for plugin in plugins("objective").values()
     if not any(Need.of(name).field == "hidden" for name in plugin.needs)
 ]
 LENGTHS = [4, 1, 7, 3]
@@ -330,11 +329,11 @@ def test_npo_bends_with_beta_and_stays_finite() -> None:
     """Towards 0 its gradient is gradient ascent's; far away it is flat and finite."""
     log_probs = torch.tensor([[-1.0, -2.0]], dtype=torch.float64, requires_grad=True)
     reference = torch.tensor([[-1.5, -0.5]], dtype=torch.float64)
-    npo = bind("forget", "npo:beta=1e-6")
+    npo = bind("objective", "npo:beta=1e-6")
     [gradient] = torch.autograd.grad(npo(log_probs=log_probs, reference_log_probs=reference).sum(), log_probs)
     torch.testing.assert_close(gradient, torch.ones_like(gradient), rtol=1e-5, atol=0)
     for shift in (-1e4, 1e4):
-        value = bind("forget", "npo")(log_probs=log_probs + shift, reference_log_probs=reference)
+        value = bind("objective", "npo")(log_probs=log_probs + shift, reference_log_probs=reference)
         assert bool(value.isfinite().all())
         assert (value.item() < 1e-6) == (shift < 0)
 
@@ -455,7 +454,7 @@ def test_steps_equal_autograd_of_the_stated_loss(
     move(plain)
     started = copy.deepcopy(plain)
     term = make_term(plugin, make_items(LENGTHS), STATED_FOR.get(plugin.name, ""))
-    nll = Term(bind("retain", "nll:weight=0.3"), make_items(LENGTHS))
+    nll = Term(bind("objective", "nll:weight=0.3"), make_items(LENGTHS))
     plain.requires_grad_(True)
     parameters = list(plain.parameters())
     optimizer = ManualAdamW(parameters, lr=1e-3, clip=clip)
@@ -513,7 +512,7 @@ def test_accumulation_changes_no_run(
     items, runs = make_items(LENGTHS), []
     for accumulate in (1, 2):
         model = make_model()
-        terms = [make_term(plugin, items), Term(bind("retain", "nll:weight=0.3"), items)]
+        terms = [make_term(plugin, items), Term(bind("objective", "nll:weight=0.3"), items)]
         other = reinforced(model)
         fit(
             model,
@@ -625,7 +624,7 @@ def test_jsd_to_a_refusal_is_bounded_and_its_gradient_finite() -> None:
         logits = exact_logits(powers)
         logits.hidden_TD.requires_grad_()
         zeros = torch.zeros(2, 1, dtype=torch.long)
-        loss_B = bind("forget", "jsd_refusal")(
+        loss_B = bind("objective", "jsd_refusal")(
             logits=logits, mask=torch.tensor(MASK), refusal_targets=zeros, refusal_mask=zeros == 0
         )
         assert loss_B.tolist() == pytest.approx([value] * 2, abs=1e-12)
@@ -637,7 +636,7 @@ def test_jsd_to_a_refusal_is_bounded_and_its_gradient_finite() -> None:
 def test_ceu_leaves_an_answers_beginning_alone_but_not_all_of_it() -> None:
     """Places 1 to 3 of 3 and the only one of the other; leaving out 1, 2 and more leaves the last."""
     values = [
-        bind("forget", f"ceu:skip={skip}")(logits=exact_logits(POWERS), mask=torch.tensor(MASK)) for skip in range(4)
+        bind("objective", f"ceu:skip={skip}")(logits=exact_logits(POWERS), mask=torch.tensor(MASK)) for skip in range(4)
     ]
     first = (2 * 2 + 3 + 3) / 4 * LN2  # goal 0:2:1:1 for powers 1 2 3 3
     expected = [(first + 2 * LN2 + 2.5 * LN2) / 3, 2.25 * LN2, 2.5 * LN2, 2.5 * LN2]

@@ -28,7 +28,7 @@ from stillknows.types import Decoding, Example, Floats, Observations, Split
 from stillknows.variants.variant import parse_variant
 
 TEMPLATE = "what {prompt} is"
-METRICS = list(plugins("metric"))
+METRICS = list(plugins("metric", "example"))
 NAMED = {"wordings"}  # by the attack that words the prompts, not by what the model does
 DECODING = Decoding(new_tokens=6, samples=3, temperature=1.5)
 EXAMPLES = (

@@ -83,7 +83,7 @@ def test_generations_in_every_layout(save: Callable[..., Path], layout: Json) ->
 
 def test_generations_are_scored_by_the_same_figures(save: Callable[..., Path]) -> None:
     seen = generations(save(ITEMS)).seen
-    assert bind("figure", "verbmem")(subject={"verbmem": seen}, control=None)["verbmem"].value == pytest.approx(20)
+    assert bind("metric", "verbmem")(subject={"verbmem": seen}, control=None)["verbmem"].value == pytest.approx(20)
 
 
 def first_release(rows: list[Json]) -> list[Json]:

@@ -110,7 +110,7 @@ hard = pytest.mark.parametrize("weight_OI", HARD.values(), ids=HARD)
 
 def test_every_registered_format_is_under_test() -> None:
     """Formats of what flows through a model, and those that look at it, have files of their own."""
-    ours = {name: plugin.needs for name, plugin in plugins("quantizer").items()}
+    ours = {name: plugin.needs for name, plugin in plugins("transform", "deployment").items()}
     plain = {name for name, needs in ours.items() if set(needs) <= {"weight_OI", "place"}}
     assert {form.partition(":")[0] for form in FORMS} == plain, "add the new format to BLOCKS"
 

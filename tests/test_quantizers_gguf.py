@@ -284,7 +284,7 @@ def test_the_options_are_the_files_of_the_golden_table() -> None:
         assert parse_variant(f"gguf:{file}")[0].options["file"] == file
     with pytest.raises(UserError, match=r"Q4_K_X is not known; did you mean 'Q4_K_"):
         parse_variant("gguf:Q4_K_X")
-    assert plugins("quantizer")["gguf"].needs == ("weight_OI", "place")
+    assert plugins("transform", "deployment")["gguf"].needs == ("weight_OI", "place")
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from stillknows.kinds import METHOD_KINDS
 from stillknows.registry import Plugin, plugins
-from stillknows.unlearning.method import KINDS, parse
+from stillknows.unlearning.method import parse
 
 RECIPES = list(plugins("recipe").values())
 
@@ -20,8 +21,8 @@ def test_every_recipe_is_a_method(recipe: Plugin) -> None:
 
 
 def test_a_name_stands_for_one_thing() -> None:
-    """A method names terms, wrappers, edits and recipes alike."""
-    names = [name for kind in KINDS for name in plugins(kind)]
+    """A method names objectives, steps, edits and recipes alike."""
+    names = [name for kind in METHOD_KINDS for name in plugins(kind)]
     assert sorted(names) == sorted(set(names))
 
 

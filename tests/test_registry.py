@@ -5,16 +5,16 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import pytest
 
 from stillknows import registry
 from stillknows.errors import UserError, did_you_mean
+from stillknows.kinds import KINDS, LEVELS, RENAMED, ROLES, Kind, Level, PluginRole, spelled
 from stillknows.needs import NEEDS
-from stillknows.registry import Kind, Limits, Plugin, bind, plugins, register
+from stillknows.registry import Limits, Plugin, bind, plugins, register
 
-KINDS: tuple[Kind, ...] = get_args(Kind)
 ALL = [plugin for kind in KINDS for plugin in plugins(kind).values()]
 
 
@@ -29,7 +29,7 @@ def sandbox() -> Iterator[None]:
 
 @pytest.fixture
 def sample() -> Plugin:
-    @register("metric", source="a paper", version=3)
+    @register("metric", role="example", source="a paper", version=3)
     def sample_(
         hits: list[int],
         *,
@@ -46,7 +46,7 @@ def sample() -> Plugin:
         """
         return hits, count, rate, name, flag, mode, limit
 
-    return plugins("metric")["sample"]
+    return plugins("metric", "example")["sample"]
 
 
 def test_a_plugin_is_its_signature(sample: Plugin) -> None:
@@ -111,7 +111,9 @@ def test_a_wrong_text_is_explained(spec: str, message: str) -> None:
 
 def test_a_plugin_without_options_takes_none() -> None:
     with pytest.raises(UserError, match="expected option=value, got '4'"):
-        bind("quantizer", "int8:4")
+        bind("transform", "int8:4")
+    with pytest.raises(UserError, match=r"no attack named 'int8'; known: .*\n  stillknows list attacks"):
+        bind("transform", "int8", "attack")
 
 
 @pytest.mark.usefixtures("sample")
@@ -128,7 +130,9 @@ def test_a_name_is_registered_once() -> None:
     def sample(hits: list[int]) -> None: ...
 
     with pytest.raises(UserError, match="'sample' is registered twice"):
-        register("metric", source="x")(sample)
+        register("metric", role="example", source="x")(sample)
+    with pytest.raises(UserError, match="model metric 'sample' is called like the metric"):
+        asking("metric", "model", "subject", "control", name="sample")
 
 
 def test_a_name_may_be_used_by_two_kinds() -> None:
@@ -136,6 +140,11 @@ def test_a_name_may_be_used_by_two_kinds() -> None:
 
     for kind in ("recipe", "benchmark"):
         assert register(kind, source="x")(sample) is sample
+
+
+def test_what_one_method_can_name_has_one_name() -> None:
+    with pytest.raises(UserError, match="mask 'npo' is called like the forget objective"):
+        asking("step", "mask", "weights", name="npo")
 
 
 def test_the_nearest_word_is_offered_else_all() -> None:
@@ -201,79 +210,172 @@ def test_numbers_outside_their_limits_are_refused(
         bind("edit", f"limited:{option}=much")
 
 
-def test_every_kind_has_plugins() -> None:
-    assert {plugin.kind for plugin in ALL} == set(KINDS)
+def test_every_kind_and_role_has_plugins() -> None:
+    assert {(plugin.kind, plugin.role) for plugin in ALL} == {(kind, role) for kind in KINDS for role in roles(kind)}
+    assert {plugin.level for plugin in ALL} == {None, *LEVELS}
+
+
+def test_plugins_of_a_role_are_those_of_the_kind_that_have_it() -> None:
+    for kind in KINDS:
+        parts = [plugins(kind, role) for role in roles(kind)]
+        assert sorted(name for part in parts for name in part) == sorted(plugins(kind))
 
 
 # What is refused when a plug-in registers
 
 
-def asking(kind: Kind, *names: str, options: dict[str, tuple[Any, Any]] | None = None, **more: Any) -> None:
+def roles(kind: Kind) -> tuple[PluginRole | None, ...]:
+    return ROLES[kind] or (None,)
+
+
+def asking(
+    kind: Any,
+    role: Any,
+    *names: str,
+    name: str = "plugin",
+    options: dict[str, tuple[Any, Any]] | None = None,
+    **more: Any,
+) -> None:
     """Register a plug-in with parameters of these names, and options by name: (type, default)."""
 
     def plugin(**inputs: Any) -> None: ...
 
     parameters = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in names]
-    for name, (annotation, default) in (options or {}).items():
+    for option, (annotation, default) in (options or {}).items():
         parameters.append(
-            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+            inspect.Parameter(option, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
         )
     plugin.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    register(kind, source="a paper", **more)(plugin)
+    plugin.__name__ = name
+    register(kind, role=role, source="a paper", **more)(plugin)
 
 
 KNOWN = [
-    (kind, name)
-    for kind, forms in NEEDS.items()
+    (kind, role, name)
+    for (kind, role), forms in NEEDS.items()
     for name in sorted(frozenset().union(*(form.required | form.optional for form in forms)))
 ]
 
 
-@pytest.mark.parametrize(("kind", "name"), KNOWN)
-def test_a_misspelt_need_is_refused_with_the_right_name(kind: Kind, name: str) -> None:
+@pytest.mark.parametrize(("kind", "role", "name"), KNOWN)
+def test_a_misspelt_need_is_refused_with_the_right_name(kind: Kind, role: PluginRole | None, name: str) -> None:
     middle = len(name) // 2
     misspelt = name[:middle] + name[middle] + name[middle:]
-    [form, *_] = [form for form in NEEDS[kind] if name in form.required | form.optional]
+    [form, *_] = [form for form in NEEDS[kind, role] if name in form.required | form.optional]
     others = sorted(form.required - {name})
     message = f"asks for {misspelt!r}, which nothing provides; did you mean {name!r}?"
     with pytest.raises(UserError, match=re.escape(message)):
-        asking(kind, misspelt, *others)
+        asking(kind, role, misspelt, *others)
     assert "plugin" not in plugins(kind)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_says_what_its_plugins_may_ask_for(kind: Kind) -> None:
-    assert NEEDS[kind]
-    with pytest.raises(UserError, match="'nothing_like_it', which nothing provides"):
-        asking(kind, "nothing_like_it")
+def test_every_kind_and_role_says_what_its_plugins_may_ask_for(kind: Kind) -> None:
+    for role in roles(kind):
+        assert NEEDS[kind, role]
+        assert all(bool(form.levels) == (kind == "transform") for form in NEEDS[kind, role])
+        with pytest.raises(UserError, match="'nothing_like_it', which nothing provides"):
+            asking(kind, role, "nothing_like_it")
+
+
+@pytest.mark.parametrize("former", RENAMED)
+def test_former_kinds_are_refused_with_their_new_spelling(former: Any) -> None:
+    kind, role = RENAMED[former]
+    new = re.escape(f"are now of kind {kind!r}, role {role!r}\n  {spelled(kind, role)}")
+    for call in (lambda: register(former, source="a paper"), lambda: bind(former, "x"), lambda: plugins(former)):
+        with pytest.raises(UserError, match=new):
+            call()
 
 
 @pytest.mark.parametrize(
-    ("kind", "names", "message"),
+    ("kind", "role", "message"),
     [
-        ("quantizer", ("weight_OI", "cached_TD"), "(weight_OI, …) or (activations_TI, …) or (cached_TD, …)"),
-        ("quantizer", ("hessian_II",), "asks for (hessian_II), and is called with"),
-        ("optimizer", ("parameters",), "is called with (lr, parameters, …)"),
-        ("suppression", ("forget", "asked_MD"), "asks for (forget, asked_MD)"),
-        ("forget", ("hidden",), "has no option 'layer'"),
-        ("quantizer", ("weight_OI", "hessian_II"), "has no option 'calibration'"),
-        ("recipe", ("beta",), "asks for 'beta', which nothing provides; it is given nothing\n  options follow a *"),
-        ("metric", ("reference_reference_hits",), "did you mean 'reference_hits'?"),
+        ("transfrom", None, "no kind of plug-in named 'transfrom'; did you mean 'transform'?"),
+        (
+            "transform",
+            None,
+            'the transform \'plugin\' says no role\n  @register("transform", role="deployment", source=…)',
+        ),
+        ("transform", "atack", "the transform 'plugin' has the unknown role 'atack'; did you mean 'attack'?"),
+        ("step", "adversary", "the role 'adversary' is now called 'perturbation'"),
+        ("recipe", "attack", "the recipe 'plugin' has the role 'attack', and a recipe has none"),
     ],
 )
-def test_needs_must_go_together(kind: Kind, names: tuple[str, ...], message: str) -> None:
+def test_a_role_is_one_that_the_kind_has(kind: str, role: str | None, message: str) -> None:
     with pytest.raises(UserError, match=re.escape(message)):
-        asking(kind, *names)
+        asking(kind, role)
 
 
-def test_a_figure_reads_what_is_observed() -> None:
+@pytest.mark.parametrize(
+    ("role", "names", "stated", "level"),
+    [
+        ("deployment", ("weight_OI",), None, "weights"),
+        ("attack", ("cached_TD",), None, "cache"),
+        ("attack", ("model", "taught"), None, "weights"),
+        ("attack", ("model",), "activations", "activations"),
+        ("attack", ("split", "template"), "prompt", "prompt"),
+        ("defence", ("model", "unlearned"), None, "logits"),
+    ],
+)
+def test_the_level_follows_from_what_a_transform_asks_for(
+    role: PluginRole, names: tuple[str, ...], stated: Level | None, level: Level
+) -> None:
+    asking("transform", role, *names, level=stated)
+    assert plugins("transform", role)["plugin"].level == level
+
+
+@pytest.mark.parametrize(
+    ("kind", "role", "names", "stated", "message"),
+    [
+        ("transform", "attack", ("decoding",), "weights", "one that is given decoding changes decoding"),
+        ("transform", "attack", ("model",), "activation", "did you mean 'activations'?"),
+        ("transform", "attack", ("model",), "logits", "one that is given model changes weights or activations"),
+        ("metric", "example", ("hits",), "logits", "only transforms have one"),
+    ],
+)
+def test_a_level_that_does_not_go_with_the_parameters_is_refused(
+    kind: Kind, role: PluginRole, names: tuple[str, ...], stated: str, message: str
+) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        asking(kind, role, *names, level=stated)
+
+
+@pytest.mark.parametrize(
+    ("kind", "role", "names", "message"),
+    [
+        (
+            "transform",
+            "deployment",
+            ("weight_OI", "cached_TD"),
+            "(weight_OI, …) or (activations_TI, …) or (cached_TD, …)",
+        ),
+        ("transform", "deployment", ("hessian_II",), "asks for (hessian_II), and is called with"),
+        ("step", "optimizer", ("parameters",), "is called with (lr, parameters, …)"),
+        ("transform", "defence", ("forget", "asked_MD"), "asks for (forget, asked_MD)"),
+        ("objective", "forget", ("hidden",), "has no option 'layer'"),
+        ("transform", "deployment", ("weight_OI", "hessian_II"), "has no option 'calibration'"),
+        (
+            "recipe",
+            None,
+            ("beta",),
+            "asks for 'beta', which nothing provides; it is given nothing\n  options follow a *",
+        ),
+        ("metric", "example", ("reference_reference_hits",), "did you mean 'reference_hits'?"),
+    ],
+)
+def test_needs_must_go_together(kind: Kind, role: PluginRole, names: tuple[str, ...], message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        asking(kind, role, *names)
+
+
+def test_a_model_metric_reads_what_is_observed() -> None:
     with pytest.raises(UserError, match=r"reads 'log_prob', which is not observed; did you mean 'log_probs'\?"):
-        asking("figure", "subject", "control", reads=("log_prob",))
+        asking("metric", "model", "subject", "control", reads=("log_prob",))
 
 
 @pytest.mark.parametrize("kind", [int, float, bool, str, Literal["a"], int | None, Annotated[float, Limits(0)]])
 def test_options_of_types_that_a_text_can_give_are_taken(kind: Any) -> None:
-    asking("recipe", options={"option": (kind, None)})
+    asking("recipe", None, options={"option": (kind, None)})
     assert list(plugins("recipe")["plugin"].types) == ["option"]
 
 
@@ -291,7 +393,7 @@ def test_options_of_types_that_a_text_can_give_are_taken(kind: Any) -> None:
 )
 def test_options_that_no_text_can_give_are_refused(kind: Any, default: Any, message: str) -> None:
     with pytest.raises(UserError, match=re.escape(message)):
-        asking("recipe", options={"option": (kind, default)})
+        asking("recipe", None, options={"option": (kind, default)})
 
 
 def test_inputs_are_given_by_name() -> None:

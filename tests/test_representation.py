@@ -22,10 +22,7 @@ from stillknows.unlearning import method, unlearn
 Items = Callable[..., list[Any]]
 Make = Callable[..., Any]
 TERMS = [
-    plugin
-    for kind in ("forget", "retain")
-    for plugin in plugins(kind).values()
-    if any(Need.of(name).field == "hidden" for name in plugin.needs)
+    plugin for plugin in plugins("objective").values() if any(Need.of(name).field == "hidden" for name in plugin.needs)
 ]
 LENGTHS = [4, 1, 7, 3]
 LAYER, DEPTH = 2, 3
@@ -163,7 +160,7 @@ def test_hidden_is_0_at_the_reference(make_model: Make, make_items: Items) -> No
 def test_states_are_those_of_the_models_own_list(family: str, make_model: Make, make_items: Items) -> None:
     """The families' blocks return tensors or tuples."""
     model, items = make_model(family, layers=DEPTH), make_items(LENGTHS)
-    loop = _Loop(model, [Term(bind("forget", f"steer:layer={LAYER}"), items)], setting())
+    loop = _Loop(model, [Term(bind("objective", f"steer:layer={LAYER}"), items)], setting())
     found_BAD = loop.inputs[0]([(i, 0) for i in range(4)])["hidden"]
     assert isinstance(found_BAD, Tensor)
     torch.testing.assert_close(found_BAD[2], plain_states(model, items[2]), rtol=1e-5, atol=1e-5)
@@ -205,7 +202,7 @@ def test_golden_values_in_float64(plugin: Plugin) -> None:
 def test_the_goal_is_one_direction_of_a_seed() -> None:
     """Where the states are 0 the loss is c²/D for any u; where they are c·u of the same seed it is 0."""
     for seed in (0, 3):
-        term = bind("forget", f"steer:coefficient=2:seed={seed}")
+        term = bind("objective", f"steer:coefficient=2:seed={seed}")
         goal = 2 * unit(8, seed)
         assert bool((goal >= 0).all())
         mask = torch.ones(1, 3, dtype=torch.bool)
@@ -217,7 +214,7 @@ def test_the_goal_is_one_direction_of_a_seed() -> None:
 @pytest.mark.parametrize("spec", ["steer:coefficient=-1", "steer_adaptive:scale=-1"])
 def test_negative_lengths_are_refused(spec: str) -> None:
     with pytest.raises(UserError, match=f"{spec} is out of range"):
-        bind("forget", spec)
+        bind("objective", spec)
 
 
 def names_of(model: nn.Module) -> dict[str, Tensor]:
@@ -227,18 +224,18 @@ def names_of(model: nn.Module) -> dict[str, Tensor]:
 def test_down_proj_lets_the_feed_forward_outputs_of_three_blocks_move(make_model: Make) -> None:
     weights = names_of(make_model(layers=4))
     for layer, expected in (("3", [0, 1, 2]), ("4", [1, 2, 3]), ("0.25", [0]), ("1", [0])):
-        allowed = bind("mask", f"down_proj:layer={layer}")(weights=weights)
+        allowed = bind("step", f"down_proj:layer={layer}")(weights=weights)
         chosen = [name for name, mask in allowed.items() if bool(mask.any())]
         assert chosen == [f"model.layers.{i}.mlp.down_proj.weight" for i in expected]
         assert all(bool(allowed[name].all()) for name in chosen)
         assert [mask.shape for mask in allowed.values()] == [w.shape for w in weights.values()]
-    [last] = [name for name, m in bind("mask", "down_proj:layer=4:count=1")(weights=weights).items() if bool(m.any())]
+    [last] = [name for name, m in bind("step", "down_proj:layer=4:count=1")(weights=weights).items() if bool(m.any())]
     assert last == "model.layers.3.mlp.down_proj.weight"
 
 
 def test_down_proj_finds_the_matrix_of_every_family(family_model: Any) -> None:
     weights = names_of(family_model)
-    [chosen] = [name for name, m in bind("mask", "down_proj:layer=1")(weights=weights).items() if bool(m.any())]
+    [chosen] = [name for name, m in bind("step", "down_proj:layer=1")(weights=weights).items() if bool(m.any())]
     assert sorted(weights[chosen].shape) == sorted((16, {"gpt2": 64}.get(family_model.config.model_type, 24)))
     assert "mlp" in chosen
 
@@ -253,7 +250,7 @@ def test_down_proj_finds_the_matrix_of_every_family(family_model: Any) -> None:
 )
 def test_down_proj_refuses(spec: str, names: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        bind("mask", spec)(weights={name: torch.zeros(2, 2) for name in names})
+        bind("step", spec)(weights={name: torch.zeros(2, 2) for name in names})
 
 
 @pytest.mark.parametrize(
@@ -277,8 +274,8 @@ def test_a_published_method_moves_the_forget_states_and_its_three_matrices_only(
     model, reference = make_model(layers=4), make_model(layers=4)
     forget, retain = make_items(LENGTHS), make_items(LENGTHS, seed=5)
     chosen = method.parse(spec)
-    terms = [Term(term, forget if term.plugin.kind == "forget" else retain) for term in chosen.terms]
-    fit(model, terms, setting(epochs=40, lr=3e-3), wrappers=chosen.wrappers)
+    terms = [Term(term, forget if term.plugin.role == "forget" else retain) for term in chosen.terms]
+    fit(model, terms, setting(epochs=40, lr=3e-3), step_plugins=chosen.step_plugins)
     moved = [
         name for (name, p), q in zip(model.named_parameters(), reference.parameters(), strict=True) if (p != q).any()
     ]

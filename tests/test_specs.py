@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from stillknows import specs
 from stillknows.auditing.plan import expand
 from stillknows.errors import UserError
-from stillknows.registry import Kind, bind, bind_all
+from stillknows.kinds import Kind
+from stillknows.registry import bind, bind_all
 from stillknows.specs import Call
 from stillknows.unlearning import method
 
@@ -123,30 +124,30 @@ def test_what_cannot_be_read_says_what_to_type(text: str, message: str) -> None:
 # What plug-ins make of it
 
 STORED = [  # a spec and its identity as caches and run records hold it: neither may change
-    ("quantizer", "rtn:bits=3:group=64", "rtn@1:bits=3:grid=restricted:group=64:symmetric=True"),
-    ("quantizer", "rtn:bits=3,group=64", "rtn@1:bits=3:grid=restricted:group=64:symmetric=True"),
-    ("quantizer", "gguf:Q4_K_M", "gguf@1:file=Q4_K_M:pure=False"),
+    ("transform", "rtn:bits=3:group=64", "rtn@1:bits=3:grid=restricted:group=64:symmetric=True"),
+    ("transform", "rtn:bits=3,group=64", "rtn@1:bits=3:grid=restricted:group=64:symmetric=True"),
+    ("transform", "gguf:Q4_K_M", "gguf@1:file=Q4_K_M:pure=False"),
     (
-        "quantizer",
+        "transform",
         "gptq:calibration=forget",
         "gptq@2:bits=4:calibration=forget:damp=0.01:grid=full:group=128:order=magnitude:symmetric=True",
     ),
-    ("quantizer", "nf4:double=true", "nf4@2:double=True"),
+    ("transform", "nf4:double=true", "nf4@2:double=True"),
     ("metric", "rouge_l:score=fmeasure", "rouge_l@1:score=fmeasure:stemmer=True"),
     ("metric", "min_k:0.2", "min_k@1:k=0.2"),
     (
-        "figure",
+        "metric",
         "privleak:auc_retrain=0.5",
         "privleak@1:auc_retrain=0.5:holdouts=privleak_holdout:k=0.4:members=privleak_forget",
     ),
-    ("adversary", "ste", "ste@1:formats=nf4"),
-    ("adversary", "ste:formats=nf4|fp4", "ste@1:formats=nf4|fp4"),
-    ("adversary", "ste:formats=bf16+nf4|gguf:Q4_K_M", "ste@1:formats=bf16+nf4|gguf:Q4_K_M"),
+    ("step", "ste", "ste@1:formats=nf4"),
+    ("step", "ste:formats=nf4|fp4", "ste@1:formats=nf4|fp4"),
+    ("step", "ste:formats=bf16+nf4|gguf:Q4_K_M", "ste@1:formats=bf16+nf4|gguf:Q4_K_M"),
     ("edit", "floor:format=gguf:Q4_0:share=0.2", "floor@1:bins=1.0:format=gguf:Q4_0:share=0.2"),
     ("recipe", "robust:formats=nf4", "robust@1:alpha=1.0:beta=0.1:floor=0.95:formats=nf4:rho=0.01"),
     ("recipe", "robust", "robust@1:alpha=1.0:beta=0.1:floor=0.95:formats=nf4|fp4:rho=0.01"),
-    ("mask", "only:names=*.mlp.*|*[0-3].q_proj", "only@1:names=*.mlp.*|*[0-3].q_proj"),
-    ("suppression", "guard:says=No, not this.:threshold=0.5", "guard@1:says=No, not this.:threshold=0.5"),
+    ("step", "only:names=*.mlp.*|*[0-3].q_proj", "only@1:names=*.mlp.*|*[0-3].q_proj"),
+    ("transform", "guard:says=No, not this.:threshold=0.5", "guard@1:says=No, not this.:threshold=0.5"),
     (
         "benchmark",
         "jsonl:forget=a.jsonl,retain=C:/b c.jsonl",
@@ -168,10 +169,10 @@ def test_identities_in_caches_and_records_stay(kind: Kind, spec: str, identity: 
 @pytest.mark.parametrize(
     ("kind", "first", "second"),
     [
-        ("quantizer", "rtn(bits=3, group=64)", "rtn:bits=3:group=64"),
-        ("adversary", "ste(formats=[nf4, fp4])", "ste:formats=nf4|fp4"),
-        ("adversary", "ste:formats=nf4, fp4", "ste:formats=nf4|fp4"),
-        ("adversary", "ste(formats=[nf4,rtn:bits=3])", "ste(formats=[ nf4, rtn(bits=3) ])"),
+        ("transform", "rtn(bits=3, group=64)", "rtn:bits=3:group=64"),
+        ("step", "ste(formats=[nf4, fp4])", "ste:formats=nf4|fp4"),
+        ("step", "ste:formats=nf4, fp4", "ste:formats=nf4|fp4"),
+        ("step", "ste(formats=[nf4,rtn:bits=3])", "ste(formats=[ nf4, rtn(bits=3) ])"),
         ("edit", "floor(format=gguf(Q4_0))", "floor:format=gguf:Q4_0"),
     ],
 )
@@ -184,7 +185,7 @@ def test_options_of_what_an_option_names_reach_it() -> None:
     named = [part.options["formats"] for part in parts if part.plugin.name == "ste"]
     assert named == ["[nf4, rtn(bits=3, group=64)]", "bf16+nf4"]
     assert specs.alternatives(named[0]) == ["nf4", "rtn(bits=3, group=64)"]
-    assert list(bind_all("figure", "membership(attacks=[loss, min_k(k=0.2)])")) == [
+    assert list(bind_all("metric", "membership(attacks=[loss, min_k(k=0.2)])")) == [
         "membership:attacks=[loss, min_k(k=0.2)]"
     ]
 
@@ -202,7 +203,7 @@ def test_a_list_of_variants_means_what_it_says() -> None:
             "nf4 is a format: write ste(formats=[bf16+nf4]) for one after the other, or ste(formats=[bf16, nf4])",
         ),
         ("ga + ste:formats=rtn:bits=3", "options of what formats names stand in brackets: ste(formats=rtn(bits=3))"),
-        ("ga + ste:formats=nf5", "no quantizer named 'nf5'; did you mean 'nf4'?"),
+        ("ga + ste:formats=nf5", "no format named 'nf5'; did you mean 'nf4'?"),
         ("npo + floor:format=rtn(bitz=3)", "no option 'bitz' of rtn; did you mean 'bits'?"),
     ],
 )

@@ -28,7 +28,7 @@ from stillknows.model.logprobs import token_log_probs
 from stillknows.registry import Bound, bind, plugins
 from stillknows.training.loop import Settings, _Loop, fit
 from stillknows.training.objective_inputs import Term
-from stillknows.training.step_pipeline import KINDS, Wrapping, check
+from stillknows.training.step_pipeline import ROLES, StepPipeline, check
 from stillknows.training.weight_rounding import Storage, WeightStorage
 from stillknows.unlearning.method import CLASHES, parse
 from stillknows.variants.compress import parse_variant, quantize
@@ -52,7 +52,7 @@ SPECS = {  # of every wrapper, with options under which it matters for a tiny mo
     "lora": "lora:rank=2",
     "layered": "layered:folds=2",
 }
-MASKS = [name for name in SPECS if name in plugins("mask")]
+MASKS = [name for name in SPECS if name in plugins("step", "mask")]
 TERMS = ("npo + nll:weight=0.5 + kl", "ga + nll")
 STORAGES: tuple[WeightStorage, ...] = get_args(WeightStorage)
 every_wrapper = pytest.mark.parametrize("name", SPECS)
@@ -66,12 +66,12 @@ def setting(**changes: Any) -> Settings:
 
 @pytest.fixture
 def made(make_items: Items) -> Callable[[str], tuple[list[Term], tuple[Bound, ...]]]:
-    """Return made("npo + kl + gru"): its terms on 5 items to forget and 7 to retain, and its wrappers."""
+    """Return made("npo + kl + gru"): its terms on 5 items to forget and 7 to retain, and its step_plugins."""
     items = {"forget": make_items([3, 1, 4, 2, 5]), "retain": make_items([2, 6, 3, 3, 1, 4, 2], seed=1)}
 
     def make(text: str) -> tuple[list[Term], tuple[Bound, ...]]:
         method = parse(text)
-        return [Term(term, items[term.plugin.kind]) for term in method.terms], method.wrappers
+        return [Term(term, items[str(term.plugin.role)]) for term in method.terms], method.step_plugins
 
     return make
 
@@ -84,8 +84,8 @@ def same(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-def loop_of(model: nn.Module, terms: list[Term], wrappers: tuple[Bound, ...], **changes: Any) -> _Loop:
-    return _Loop(model, terms, setting(**changes), wrappers=wrappers)
+def loop_of(model: nn.Module, terms: list[Term], step_plugins: tuple[Bound, ...], **changes: Any) -> _Loop:
+    return _Loop(model, terms, setting(**changes), step_plugins=step_plugins)
 
 
 def float64(values: Any) -> Tensor:
@@ -96,7 +96,7 @@ def float64(values: Any) -> Tensor:
 
 
 def test_every_wrapper_is_looked_at() -> None:
-    assert set(SPECS) == {name for kind in KINDS for name in plugins(kind)}
+    assert set(SPECS) == set(plugins("step"))
 
 
 @pytest.mark.parametrize("text", TERMS)
@@ -104,10 +104,10 @@ def test_every_wrapper_is_looked_at() -> None:
 def test_a_resumed_run_ends_with_the_same_bits(
     name: str, text: str, make_model: Make, made: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    terms, wrappers = made(f"{text} + {SPECS[name]}")
+    terms, step_plugins = made(f"{text} + {SPECS[name]}")
     whole, plain = make_model(layers=2), make_model(layers=2)
     settings = setting(epochs=2)
-    outcome = fit(whole, terms, settings, wrappers=wrappers)
+    outcome = fit(whole, terms, settings, step_plugins=step_plugins)
     fit(plain, terms, settings)
     assert not same(weights_of(whole), weights_of(plain)), "the wrapper does nothing"
 
@@ -118,7 +118,7 @@ def test_a_resumed_run_ends_with_the_same_bits(
             raise KeyboardInterrupt
         return step(self, total)
 
-    how = {"wrappers": wrappers, "checkpoint": tmp_path / "checkpoint.safetensors", "plan_key": "plan"}
+    how = {"step_plugins": step_plugins, "checkpoint": tmp_path / "checkpoint.safetensors", "plan_key": "plan"}
     with monkeypatch.context() as patch:
         patch.setattr(_Loop, "step", interrupted)
         with pytest.raises(KeyboardInterrupt):
@@ -136,14 +136,14 @@ def test_a_resumed_run_ends_with_the_same_bits(
 @every_mask
 def test_masked_weights_keep_their_bits(name: str, storage: WeightStorage, make_model: Make, made: Callable) -> None:
     """AdamW's momentum and the rounding of bfloat16 would move them."""
-    terms, wrappers = made(f"npo + nll + {SPECS[name]}")
+    terms, step_plugins = made(f"npo + nll + {SPECS[name]}")
     model = make_model(layers=2)
     start = weights_of(model)
     allowed: Weights = {n: torch.zeros_like(w, dtype=torch.bool) for n, w in start.items()}
-    loop = loop_of(make_model(layers=2), terms, wrappers)
+    loop = loop_of(make_model(layers=2), terms, step_plugins)
     for n, p in loop.parameters.items():
-        allowed[n] = loop.wrapping.held[n][0] if n in loop.wrapping.held else torch.ones_like(p, dtype=torch.bool)
-    outcome = fit(model, terms, setting(weights=storage), wrappers=wrappers)
+        allowed[n] = loop.pipeline.held[n][0] if n in loop.pipeline.held else torch.ones_like(p, dtype=torch.bool)
+    outcome = fit(model, terms, setting(weights=storage), step_plugins=step_plugins)
     moved = {n: w != start[n] for n, w in weights_of(model).items()}
     assert not any(bool((moved[n] & ~allowed[n]).any()) for n in start)
     free = sum(int(m.sum()) for m in allowed.values())
@@ -162,11 +162,11 @@ def test_two_masks_let_move_what_each_of_them_does(pair: tuple[str, str], make_m
     gradients["retain"] |= alike
 
     def free(*names: str) -> Weights:
-        masks = [bind("mask", SPECS[name]) for name in names]
-        wrapping = Wrapping(make_model(layers=2), masks, steps=1, seed=0)
-        wrapping.begin(lambda name: gradients[name.removesuffix("_scrambled")])
-        trained = {n: torch.ones_like(p, dtype=torch.bool) for n, p in wrapping.parameters.items()}
-        held = {n: mask for n, (mask, _) in wrapping.held.items()}
+        masks = [bind("step", SPECS[name]) for name in names]
+        pipeline = StepPipeline(make_model(layers=2), masks, steps=1, seed=0)
+        pipeline.begin(lambda name: gradients[name.removesuffix("_scrambled")])
+        trained = {n: torch.ones_like(p, dtype=torch.bool) for n, p in pipeline.parameters.items()}
+        held = {n: mask for n, (mask, _) in pipeline.held.items()}
         return {n: (trained | held).get(n, torch.zeros_like(p, dtype=torch.bool)) for n, p in model.named_parameters()}
 
     first, second, both = free(pair[0]), free(pair[1]), free(*pair)
@@ -179,8 +179,8 @@ def test_the_loss_is_the_terms_own(name: str, make_model: Make, made: Callable) 
     """Whatever a wrapper does with the gradient, the first step's loss is that of the terms."""
     losses = []
     for text in ("ga + nll", f"ga + nll + {SPECS[name]}"):
-        terms, wrappers = made(text)
-        losses.append(loop_of(make_model(layers=2), terms, wrappers).step(9))
+        terms, step_plugins = made(text)
+        losses.append(loop_of(make_model(layers=2), terms, step_plugins).step(9))
     assert losses[1] == pytest.approx(losses[0], rel=1e-6)
 
 
@@ -221,14 +221,14 @@ def test_bad_options_are_refused_before_there_are_weights(spec: str, fix: str) -
     with torch.device("meta"):
         skeleton = LlamaForCausalLM(build_config("llama", 32, 16, 2))
     with pytest.raises(UserError, match=fix):
-        check(parse(f"ga + nll + {spec}").wrappers, skeleton, count=5)
+        check(parse(f"ga + nll + {spec}").step_plugins, skeleton, count=5)
 
 
 @every_wrapper
 def test_good_options_pass_without_weights(name: str) -> None:
     with torch.device("meta"):
         skeleton = LlamaForCausalLM(build_config("llama", 32, 16, 2))
-    check(parse(f"ga + nll + {SPECS[name]}").wrappers, skeleton, count=5)
+    check(parse(f"ga + nll + {SPECS[name]}").step_plugins, skeleton, count=5)
 
 
 def test_a_model_is_not_loaded_for_bad_options(
@@ -258,7 +258,7 @@ def test_a_model_is_not_loaded_for_bad_options(
         ("npo + wagle", "no retain term"),
         ("npo + memflex", "no retain term"),
         ("npo + kl + wagle", "kl is at its least"),
-        ("npo + kl + nll + gru + dual", "two of kind combination"),
+        ("npo + kl + nll + gru + dual", "two of role gradient_merge"),
     ],
 )
 def test_what_does_not_go_together_is_refused(text: str, reason: str) -> None:
@@ -267,7 +267,7 @@ def test_what_does_not_go_together_is_refused(text: str, reason: str) -> None:
 
 
 def test_every_clash_names_what_exists_and_says_why() -> None:
-    known = {name for kind in KINDS for name in plugins(kind)} | set(KINDS) | set(plugins("edit")) | {"edit"}
+    known = set(plugins("step")) | set(ROLES) | set(plugins("edit")) | {"edit"}
     assert all({a, b} <= known and len(reason) > 20 for (a, b), reason in CLASHES.items())
 
 
@@ -286,7 +286,7 @@ GRADIENTS = {"m": float64([[3, 4], [0, 1], [0, 0]]), "v": float64([2, 0])}  # no
     ],
 )
 def test_sure_by_hand(options: str, expected: dict[str, list[int]]) -> None:
-    masks = bind("mask", f"sure:{options}")(forget_gradients=GRADIENTS)
+    masks = bind("step", f"sure:{options}")(forget_gradients=GRADIENTS)
     assert masks["v"].tolist() == [bool(x) for x in expected["v"]]
     assert masks["m"].tolist() == [[bool(x)] * 2 for x in expected["m"]]
 
@@ -296,7 +296,7 @@ def test_sure_lets_the_stated_share_of_units_move(percentile: float) -> None:
     gradients = {
         str(i): torch.randn(rows, 3, generator=torch.Generator().manual_seed(i)) for i, rows in enumerate((70, 41))
     }
-    masks = bind("mask", f"sure:percentile={percentile}")(forget_gradients=gradients)
+    masks = bind("step", f"sure:percentile={percentile}")(forget_gradients=gradients)
     moving = sum(int(mask[:, 0].sum()) for mask in masks.values())
     assert moving == 111 - math.ceil(percentile / 100 * 110)
 
@@ -305,10 +305,10 @@ def test_sures_mask_is_applied(make_model: Make, made: Callable) -> None:
     """Published code has a form in which the mask is applied in a hook that nothing calls: almost all weights move."""
 
     def moved(text: str) -> float:
-        terms, wrappers = made(text)
+        terms, step_plugins = made(text)
         model = make_model(layers=2)
         start = weights_of(model)
-        fit(model, terms, setting(), wrappers=wrappers)
+        fit(model, terms, setting(), step_plugins=step_plugins)
         changed = [(w != start[n]).flatten() for n, w in weights_of(model).items()]
         return float(torch.cat(changed).float().mean())
 
@@ -320,18 +320,20 @@ def test_sures_step_holds_the_forget_gradient_once(
     make_model: Make, made: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Published code leaves the gradient that the mask is made of in place, and adds the step's to it."""
-    monkeypatch.setattr(Wrapping, "optimizer", lambda self, lr, beta2: torch.optim.SGD(self.parameters.values(), lr))
-    terms, wrappers = made("npo + nll + sure:percentile=60")
+    monkeypatch.setattr(
+        StepPipeline, "optimizer", lambda self, lr, beta2: torch.optim.SGD(self.parameters.values(), lr)
+    )
+    terms, step_plugins = made("npo + nll + sure:percentile=60")
     model = make_model(layers=2)
-    loop = loop_of(model, terms, wrappers, clip=1e9, lr=1.0, batch_size=7)
+    loop = loop_of(model, terms, step_plugins, clip=1e9, lr=1.0, batch_size=7)
     start = weights_of(model)
     other = loop_of(make_model(layers=2), terms, (), batch_size=7)
     gradients = [other._whole_gradients(kind) for kind in ("forget", "retain")]
     loop.step(9)
     for name, p in loop.parameters.items():
         expected = gradients[0][name] + gradients[1][name]
-        if name in loop.wrapping.held:
-            expected = expected * loop.wrapping.held[name][0]
+        if name in loop.pipeline.held:
+            expected = expected * loop.pipeline.held[name][0]
         torch.testing.assert_close(start[name] - p.detach(), expected, rtol=1e-4, atol=1e-5)
 
 
@@ -350,13 +352,13 @@ def test_memflex_by_hand() -> None:
         "faint": float64([[1, 1]]),
         "unread": float64([[0, 0]]),
     }
-    masks = bind("mask", "memflex")(forget_scrambled_gradients=forget, retain_scrambled_gradients=retain)
+    masks = bind("step", "memflex")(forget_scrambled_gradients=forget, retain_scrambled_gradients=retain)
     assert {name for name, mask in masks.items() if mask.all()} == {"shared", "against", "unread"}
     assert not any(mask.any() for name, mask in masks.items() if name in ("taught", "faint"))
 
 
 def on_world(world: Any, text: str) -> tuple[nn.Module, list[Term], tuple[Bound, ...], _Loop]:
-    """Return the model that knows the world, a method's terms and wrappers, and its loop before the first step."""
+    """Return the model that knows the world, a method's terms and step_plugins, and its loop before the first step."""
     source = checkpoints.locate(str(world.original))
     model, tokenizer = checkpoints.load(source, device="cpu").model, checkpoints.load_tokenizer(source)
     method, template = parse(text), world.benchmark.template
@@ -365,19 +367,19 @@ def on_world(world: Any, text: str) -> tuple[nn.Module, list[Term], tuple[Bound,
         for role in ("forget", "retain")
     }
     items["forget"] = without_end(items["forget"])
-    terms = [Term(term, items[term.plugin.kind]) for term in method.terms]
-    return model, terms, method.wrappers, loop_of(copy.deepcopy(model), terms, method.wrappers)
+    terms = [Term(term, items[str(term.plugin.role)]) for term in method.terms]
+    return model, terms, method.step_plugins, loop_of(copy.deepcopy(model), terms, method.step_plugins)
 
 
 def test_memflex_as_published_takes_the_adapters_tensors_that_scrambled_answers_pull_at(world: Any) -> None:
     """At the published thresholds; the true answers' gradients, which a model that knows them lacks, pass nowhere."""
-    model, terms, wrappers, loop = on_world(world, "ga:weight=0.4 + nll:weight=2 + lora + memflex")
+    model, terms, step_plugins, loop = on_world(world, "ga:weight=0.4 + nll:weight=2 + lora + memflex")
     pulled, own = (loop._whole_gradients(name) for name in ("forget_scrambled", "forget"))
     assert loop.parameters
     assert all(name.endswith("weight.0.b") for name in loop.parameters)  # while B is 0, A has no gradient
     assert all(pulled[name].abs().mean() > 10 * 6e-4 > 100 * own[name].abs().mean() for name in loop.parameters)
     items, before = terms[0].items, mean_probability(score_items(model, output_layer(model), terms[0].items))
-    outcome = fit(model, terms, setting(lr=1e-2, epochs=5), wrappers=wrappers)
+    outcome = fit(model, terms, setting(lr=1e-2, epochs=5), step_plugins=step_plugins)
     after = mean_probability(score_items(model, output_layer(model), items))
     assert after < 0.5 * before
     assert outcome.trained == sum(p.numel() for p in loop.parameters.values())
@@ -385,7 +387,7 @@ def test_memflex_as_published_takes_the_adapters_tensors_that_scrambled_answers_
 
 def test_memflex_goes_with_terms_that_are_at_their_least() -> None:
     """Its gradients are not those of the terms."""
-    assert parse("npo + kl + memflex + lora").wrappers
+    assert parse("npo + kl + memflex + lora").step_plugins
 
 
 @pytest.mark.parametrize(
@@ -400,9 +402,9 @@ def test_memflex_goes_with_terms_that_are_at_their_least() -> None:
 def test_options_that_let_nothing_or_everything_move_are_refused(
     spec: str, share: str, make_model: Make, made: Callable
 ) -> None:
-    terms, wrappers = made(f"ga + nll + {spec}")
+    terms, step_plugins = made(f"ga + nll + {spec}")
     with pytest.raises(UserError) as error:
-        loop_of(make_model(layers=2), terms, wrappers)
+        loop_of(make_model(layers=2), terms, step_plugins)
     assert share in str(error.value)
     assert spec in str(error.value)
 
@@ -417,24 +419,24 @@ def test_no_mask_lets_nothing_or_everything_move(
 
     def extreme(self: Bound, **given: Any) -> Any:
         found = call(self, **given)
-        return {n: torch.full_like(m, everything) for n, m in found.items()} if self.plugin.kind == "mask" else found
+        return {n: torch.full_like(m, everything) for n, m in found.items()} if self.plugin.role == "mask" else found
 
     monkeypatch.setattr(Bound, "__call__", extreme)
-    terms, wrappers = made(f"ga + nll + {SPECS[name]}")
+    terms, step_plugins = made(f"ga + nll + {SPECS[name]}")
     with pytest.raises(UserError, match="100 %" if everything else r"\(0 %\)"):
-        loop_of(make_model(layers=2), terms, wrappers)
+        loop_of(make_model(layers=2), terms, step_plugins)
 
 
 @pytest.mark.parametrize("name", ["sure", "memflex", "wagle"])
 def test_masks_by_gradients_choose_among_an_adapters_weights(name: str, make_model: Make, made: Callable) -> None:
-    terms, wrappers = made(f"ga + nll + lora + {SPECS[name]}")
+    terms, step_plugins = made(f"ga + nll + lora + {SPECS[name]}")
     model = make_model(layers=2)
-    loop = loop_of(model, terms, wrappers)
+    loop = loop_of(model, terms, step_plugins)
     start = {n: p.detach().clone() for n, p in model.named_parameters()}
     assert all(n.endswith((".a", ".b")) for n in loop.parameters)
     for _ in range(2):
         loop.step(2)
-    held = {n: mask for n, (mask, _) in loop.wrapping.held.items()}
+    held = {n: mask for n, (mask, _) in loop.pipeline.held.items()}
     for n, p in model.named_parameters():
         allowed = held.get(n, torch.full_like(p, n in loop.parameters, dtype=torch.bool))
         assert not bool(((p != start[n]) & ~allowed).any())
@@ -447,10 +449,10 @@ def test_wagle_by_hand() -> None:
         "forget_gradients": {"a": float64([[1, 1], [-1, 0]]), "b": float64([2, 1])},
         "retain_gradients": {"a": float64([[1, 0], [2, 9]]), "b": float64([0, 2])},
     }  # (θ − g_r/0.5)·g_f = (−1, −2, 1, 0) and (10, 2)
-    masks = bind("mask", "wagle:share=0.5:mu=0.5")(**given)
+    masks = bind("step", "wagle:share=0.5:mu=0.5")(**given)
     assert masks["a"].tolist() == [[False, True], [False, False]]
     assert masks["b"].tolist() == [True, True]
-    masks = bind("mask", "wagle:share=0.67:mu=0.5")(**given)  # 4 of 6: of the two with 1, the first
+    masks = bind("step", "wagle:share=0.67:mu=0.5")(**given)  # 4 of 6: of the two with 1, the first
     assert masks["a"].tolist() == [[True, True], [False, False]]
 
 
@@ -475,7 +477,7 @@ def test_the_largest_of_all_tensors_are_found(count: int) -> None:
 def test_sam_by_hand() -> None:
     """L = p²/2 at (3, 4): the gradient is p, its norm 5; at p + 0.5·p/5 it is (3.3, 4.4)."""
     p = float64([3, 4])
-    found = bind("adversary", "sam:rho=0.5")(gradients=lambda: {"p": p.clone()}, parameters={"p": p})
+    found = bind("step", "sam:rho=0.5")(gradients=lambda: {"p": p.clone()}, parameters={"p": p})
     torch.testing.assert_close(found["p"], float64([3.3, 4.4]), rtol=1e-15, atol=0)
     assert p.tolist() == [3, 4]
 
@@ -483,9 +485,9 @@ def test_sam_by_hand() -> None:
 def test_sam_at_no_distance_is_no_adversary(make_model: Make, made: Callable) -> None:
     runs = []
     for text in ("npo + nll", "npo + nll + sam:rho=0"):
-        terms, wrappers = made(text)
+        terms, step_plugins = made(text)
         model = make_model()
-        fit(model, terms, setting(), wrappers=wrappers)
+        fit(model, terms, setting(), step_plugins=step_plugins)
         runs.append(weights_of(model))
     for name, w in runs[0].items():
         torch.testing.assert_close(w, runs[1][name], rtol=1e-5, atol=1e-6)
@@ -493,10 +495,10 @@ def test_sam_at_no_distance_is_no_adversary(make_model: Make, made: Callable) ->
 
 def test_sams_loss_is_that_of_the_point_nearby(make_model: Make, made: Callable) -> None:
     """It is higher than where the weights are; the weights themselves come back bit by bit before the step."""
-    terms, wrappers = made("ga + sam:rho=0.3")
+    terms, step_plugins = made("ga + sam:rho=0.3")
     model = make_model()
     start = weights_of(model)
-    loop = loop_of(model, terms, wrappers, lr=1e-30)
+    loop = loop_of(model, terms, step_plugins, lr=1e-30)
     assert loop.step(9) > loop_of(make_model(), terms, ()).step(9) + 0.05
     assert same(weights_of(model), start)
 
@@ -515,7 +517,7 @@ def test_stes_gradient_is_that_of_the_quantized_weights(make_model: Make, made: 
     expected = forget_gradient(quantized, terms)
     loop = loop_of(model, terms, ())
     start = weights_of(model)
-    found = bind("adversary", "ste:formats=nf4")(
+    found = bind("step", "ste:formats=nf4")(
         gradients=lambda: loop._whole_gradients("forget"), model=model, random=torch.Generator().manual_seed(0)
     )
     assert same(found, expected)
@@ -533,9 +535,9 @@ def test_ste_draws_a_format_anew_in_every_step(
     monkeypatch.setattr(
         adversaries, "compressed", lambda model, chain: (drawn.append(chain[0].spec), compressed(model, chain))[1]
     )
-    terms, wrappers = made("ga + nll + ste:formats=nf4|fp4|int8")
+    terms, step_plugins = made("ga + nll + ste:formats=nf4|fp4|int8")
     for seed in (0, 0, 1):
-        fit(make_model(), terms, setting(seed=seed), wrappers=wrappers)
+        fit(make_model(), terms, setting(seed=seed), step_plugins=step_plugins)
     runs = [drawn[i : i + 10] for i in (0, 10, 20)]
     assert runs[0] == runs[1] != runs[2]
     assert set(runs[0]) == {"nf4", "fp4", "int8"}
@@ -601,7 +603,7 @@ def test_lat_without_descent_is_no_adversary_and_with_it_another_gradient(make_m
     terms, _ = made("ga")
     loop = loop_of(make_model(layers=2), terms, ())
     found = [
-        bind("adversary", f"lat:layer=1:steps={steps}")(
+        bind("step", f"lat:layer=1:steps={steps}")(
             gradients=lambda: loop._whole_gradients("forget"), model=loop.model, forget=terms[0].items
         )
         for steps in (0, 4)
@@ -635,7 +637,7 @@ def test_gru_by_hand() -> None:
     """
     state: Weights = {}
     for gamma in (1.0, 0.8):
-        gru = bind("combination", f"gru:gamma={gamma}")
+        gru = bind("step", f"gru:gamma={gamma}")
         found = gru(forget_gradients=FORGET, retain_gradients=RETAIN, state=state)
         assert found["p"].tolist() == pytest.approx([2.5, -0.5], rel=1e-14)
         assert bool(state) == (gamma < 1)
@@ -658,7 +660,7 @@ def test_gru_leaves_no_conflict_and_adds_where_there_is_none(seed: int) -> None:
     def inner(a: Weights, b: Weights) -> float:
         return sum(float((a[name] * b[name]).sum()) for name in a)
 
-    found = bind("combination", "gru:gamma=1")(forget_gradients=forget, retain_gradients=retain, state={})
+    found = bind("step", "gru:gamma=1")(forget_gradients=forget, retain_gradients=retain, state={})
     rectified = {name: found[name] - retain[name] for name in found}
     assert inner(rectified, retain) >= -1e-12
     if inner(forget, retain) >= 0:
@@ -670,11 +672,11 @@ def test_gru_leaves_no_conflict_and_adds_where_there_is_none(seed: int) -> None:
 def test_disruption_by_hand() -> None:
     forget = {"p": float64([1, -2, 3, 5])}
     retain = {"p": float64([2, 2, -1, 0])}
-    none = bind("combination", "disruption:momentum=0")
+    none = bind("step", "disruption:momentum=0")
     found = none(forget_gradients=forget, retain_gradients=retain, state={})
     assert found["p"].tolist() == [3, 2, -1, 0]
     state: Weights = {}
-    some = bind("combination", "disruption:momentum=0.9")
+    some = bind("step", "disruption:momentum=0.9")
     assert same(some(forget_gradients=forget, retain_gradients=retain, state=state), found)
     later = {
         "p": float64([-1, -20, 0, 1])
@@ -685,8 +687,8 @@ def test_disruption_by_hand() -> None:
 
 
 def test_disruption_forgets_only_where_signs_agree(make_model: Make, made: Callable) -> None:
-    terms, wrappers = made("npo + nll + disruption:momentum=0")
-    loop = loop_of(make_model(), terms, wrappers, batch_size=7, clip=1e9)
+    terms, step_plugins = made("npo + nll + disruption:momentum=0")
+    loop = loop_of(make_model(), terms, step_plugins, batch_size=7, clip=1e9)
     forget, retain = (loop._whole_gradients(kind) for kind in ("forget", "retain"))
     loop.step(9)
     for name, p in loop.parameters.items():
@@ -697,7 +699,7 @@ def test_disruption_forgets_only_where_signs_agree(make_model: Make, made: Calla
 
 def test_dual_by_hand() -> None:
     """λ = 2, then 2 + 0.5·(1.3 − 0.3) = 2.5, then 2.5 + 0.5·(0.1 − 0.3) = 2.4, then max(0, 2.4 − 5.15) = 0."""
-    dual, state = bind("combination", "dual:epsilon=0.3:eta=0.5:start=2"), {}
+    dual, state = bind("step", "dual:epsilon=0.3:eta=0.5:start=2"), {}
     for loss, multiplier in ((1.3, 2), (0.1, 2.5), (-10, 2.4), (0.3, 0)):
         found = dual(forget_gradients=FORGET, retain_gradients=RETAIN, retain_loss=loss, state=state)
         assert found["p"].tolist() == pytest.approx([1 + multiplier, -2 + multiplier], rel=1e-14)
@@ -707,10 +709,10 @@ def test_dual_by_hand() -> None:
 def test_dual_raises_its_multiplier_while_retaining_fails(make_model: Make, made: Callable) -> None:
     found = []
     for epsilon in (0.5, 50):
-        terms, wrappers = made(f"ga + nll + dual:start=10:epsilon={epsilon}")
-        loop = loop_of(make_model(), terms, wrappers)
+        terms, step_plugins = made(f"ga + nll + dual:start=10:epsilon={epsilon}")
+        loop = loop_of(make_model(), terms, step_plugins)
         loop.step(9)
-        found.append(float(loop.wrapping.state["multiplier"]))
+        found.append(float(loop.pipeline.state["multiplier"]))
     assert found[0] > 10 > found[1]
 
 
@@ -724,7 +726,7 @@ def test_sophia_by_hand() -> None:
     """
     for tokens, steps in ((5120, (0.05 / 2.56, -0.055 / 12.672)), (2, (1, -1))):
         p = nn.Parameter(float64([[1.0]]))
-        optimizer = bind("optimizer", f"sophia:tokens={tokens}")(parameters=[p], lr=0.1)
+        optimizer = bind("step", f"sophia:tokens={tokens}")(parameters=[p], lr=0.1)
         expected = 1.0
         for gradient, step in zip((0.5, -1.0), steps, strict=True):
             p.grad = float64([[gradient]])
@@ -735,7 +737,7 @@ def test_sophia_by_hand() -> None:
 
 def test_sophia_decays_no_vectors_and_stays_where_there_is_no_gradient() -> None:
     p, matrix = nn.Parameter(float64([1.0])), nn.Parameter(float64([[1.0]]))
-    optimizer = bind("optimizer", "sophia")(parameters=[p, matrix], lr=0.5)
+    optimizer = bind("step", "sophia")(parameters=[p, matrix], lr=0.5)
     p.grad, matrix.grad = torch.zeros_like(p), torch.zeros_like(matrix)
     optimizer.step()
     assert p.item() == 1
@@ -762,16 +764,16 @@ def logits(model: nn.Module) -> Tensor:
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_a_merged_adapter_is_the_adapted_model(family: str, make_model: Make, made: Callable) -> None:
-    terms, wrappers = made("npo + nll + lora:rank=2:names=*attn*")
+    terms, step_plugins = made("npo + nll + lora:rank=2:names=*attn*")
     model = make_model(family, layers=2)
     original, start = logits(model), weights_of(model)
-    loop = loop_of(model, terms, wrappers, lr=1e-2)
+    loop = loop_of(model, terms, step_plugins, lr=1e-2)
     assert torch.equal(logits(model), original)
     for _ in range(5):
         loop.step(5)
     adapted = logits(model)
     assert (adapted - original).abs().max() > 1e-2
-    loop.wrapping.finish()
+    loop.pipeline.finish()
     assert torch.equal(logits(model), adapted)
     names = [name for name, p in model.named_parameters() if "attn" in name and p.dim() == 2]
     assert {name for name, w in weights_of(model).items() if not torch.equal(w, start[name])} == set(names)
@@ -781,21 +783,21 @@ def test_a_merged_adapter_is_the_adapted_model(family: str, make_model: Make, ma
 
 
 def test_an_adapters_reference_is_the_original(make_model: Make, made: Callable) -> None:
-    terms, wrappers = made("npo + nll:weight=0 + lora")
-    assert loop_of(make_model(), terms, wrappers).step(9) == pytest.approx(20 * math.log(2), rel=1e-6)
+    terms, step_plugins = made("npo + nll:weight=0 + lora")
+    assert loop_of(make_model(), terms, step_plugins).step(9) == pytest.approx(20 * math.log(2), rel=1e-6)
 
 
 # Curricula
 
 
 def test_layered_by_hand() -> None:
-    stages = bind("curriculum", "layered:folds=3")(count=5)
+    stages = bind("step", "layered:folds=3")(count=5)
     assert stages == [([0, 3], [1, 2, 4]), ([0, 1, 3, 4], [2]), ([0, 1, 2, 3, 4], [])]
 
 
 def test_stages_take_equal_shares_of_the_steps_and_retain_what_is_deferred(make_model: Make, made: Callable) -> None:
-    terms, wrappers = made("ga + nll + layered:folds=2")
-    loop = loop_of(make_model(), terms, wrappers, batch_size=2, epochs=4)
+    terms, step_plugins = made("ga + nll + layered:folds=2")
+    loop = loop_of(make_model(), terms, step_plugins, batch_size=2, epochs=4)
     forget, retain = terms[0].items, terms[1].items
     drawn = [
         [{loop.terms[k].items[i].ids for step in steps for i, _ in loop._batch(k, step)} for k in (0, 1)]

@@ -79,9 +79,9 @@ class Plan(NamedTuple):
 def plan(request: AuditConfig, out: Path) -> Plan:
     """Check and encode everything. Raises UserError for bad input."""
     named, wanted_variants = expand(request.variants)
-    metrics = bind_all("metric", request.metrics)
+    metrics = bind_all("metric", request.metrics, "example")
     wanted = ",".join(request.benchmark.figures) if request.figures is None else request.figures
-    figures = bind_all("figure", wanted) if wanted.strip() else {}
+    figures = bind_all("metric", wanted, "model") if wanted.strip() else {}
     _check_request(request, metrics)
     suppressions, sources = _find(request)
     require_outside(out, [source.folder for source in sources.values()])
@@ -96,7 +96,9 @@ def plan(request: AuditConfig, out: Path) -> Plan:
     if any(model.suppression for model in prepared):
         variants[UNWRAPPED] = parse_variant(FULL)._replace(wrapped=False)
     prepared = [_attacked(model, variants.values(), questions, reader) for model in prepared]
-    judging = {gate: bind("metric", gate) for v in variants.values() for gate in v.gates(request.policy.gates)}
+    judging = {
+        gate: bind("metric", gate, "example") for v in variants.values() for gate in v.gates(request.policy.gates)
+    }
     metrics |= {gate: metric for gate, metric in judging.items() if gate not in metrics}
     return Plan(prepared, reader, variants, left_out, metrics, figures, _suite(request))
 

@@ -70,7 +70,7 @@ def unlearn(
     benchmark: BenchmarkSpec,
     out: Out,
     method: Annotated[
-        str, typer.Option(help="Terms, wrappers and edits, joined by `+`: see `stillknows list methods`.")
+        str, typer.Option(help="Objectives, steps and edits, joined by `+`: see `stillknows list methods`.")
     ] = defaults.METHOD,
     lr: Annotated[float, typer.Option(help="Learning rate of AdamW.")] = defaults.LR,
     weights: Annotated[

@@ -61,9 +61,9 @@ RETAIN_SAMPLE = 64  # retained examples by which utility is measured
 def metrics_to_judge(specs: str | None) -> dict[str, Bound]:
     """Return the named metrics, or all of knowledge and membership; UserError for one that measures behaviour."""
     if specs is None:
-        suited = [name for name, plugin in plugins("metric").items() if plugin.measures != "behaviour"]
+        suited = [name for name, plugin in plugins("metric", "example").items() if plugin.measures != "behaviour"]
         return {name: bind("metric", name) for name in suited}
-    found = bind_all("metric", specs)
+    found = bind_all("metric", specs, "example")
     for spec, metric in found.items():
         if metric.plugin.measures == "behaviour":
             raise UserError(

@@ -64,8 +64,8 @@ def saved(folder: Path, metrics: str, figures: str = "") -> Json:
     Returns {"cells": …}, one for every model, variant, split and metric, with the mean over facts and its bounds or the
     reason why it was not measured. Raises UserError when there are none or a file cannot be read.
     """
-    scored = bind_all("metric", metrics) if metrics.strip() else {}
-    suites = bind_all("figure", figures) if figures.strip() else {}
+    scored = bind_all("metric", metrics, "example") if metrics.strip() else {}
+    suites = bind_all("metric", figures, "model") if figures.strip() else {}
     observations = _load(folder)
     table = evidence.tabulate(observations, scored, {})
     cells = [Cell(*place, name, evidence.mean(table, place, name)) for place in observations for name in scored]

@@ -58,7 +58,7 @@ def told(compared: list[Agreement]) -> Json:
 def measured(spec: str, subject: Mapping[str, Observations], control: Mapping[str, Observations] | None) -> Json:
     """Return a figure's numbers by name, or under its own name the reason why it was not measured."""
     try:
-        numbers = bind("figure", spec)(subject=subject, control=control)
+        numbers = bind("metric", spec)(subject=subject, control=control)
     except NotMeasured as reason:
         return {parse(spec).name: not_measured(reason)}
     return {name: as_json(number) for name, number in numbers.items()}

@@ -34,12 +34,12 @@ def finetune(
     Args:
         objective: a retain term, such as "nll": the mean over items of the answer tokens' mean −ln p.
         label: what the progress bar says.
-        how: further arguments of `loop.fit`, such as `wrappers`, `start` or `look`.
+        how: further arguments of `loop.fit`, such as `step_plugins`, `start` or `look`.
 
     Raises UserError as `loop.fit` does.
     """
     plain = replace(settings, forget_below=0.0, retain_floor=0.0)
-    return fit(model, [Term(bind("retain", objective), items)], plain, label=label, **how)
+    return fit(model, [Term(bind("objective", objective, "retain"), items)], plain, label=label, **how)
 
 
 def write_finetuned(

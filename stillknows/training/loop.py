@@ -27,7 +27,7 @@ from stillknows.training.checkpoint import open_checkpoint, write_checkpoint
 from stillknows.training.cost import Meter, peak_memory
 from stillknows.training.objective_inputs import Inputs, Term, Visit
 from stillknows.training.scrambled_answers import scrambled
-from stillknows.training.step_pipeline import Gradients, Wrapping
+from stillknows.training.step_pipeline import Gradients, StepPipeline
 from stillknows.training.weight_rounding import MIX, Storage, WeightStorage
 
 MOST_STEPS = 1_000_000  # published runs take thousands; what each step draws is known before the first
@@ -136,7 +136,7 @@ def fit(
     terms: Sequence[Term],
     settings: Settings,
     *,
-    wrappers: Sequence[Bound] = (),
+    step_plugins: Sequence[Bound] = (),
     teachers: Mapping[str, nn.Module] | None = None,
     start: Callable[[nn.Module], None] | None = None,
     monitor: tuple[Sequence[Encoded], Sequence[Encoded]] = ((), ()),
@@ -149,7 +149,7 @@ def fit(
 
     Args:
         model: float32 weights; the state at the call is the reference that some terms need.
-        wrappers: plug-ins of the kinds that `step_pipeline.Wrapping` knows.
+        step_plugins: plug-ins of kind "step".
         teachers: models besides the reference that terms compare with, by name; asked before the first step.
         start: changes the weights after the teachers were asked and before the first step.
         monitor: the forget and retain items that early stopping watches.
@@ -161,7 +161,7 @@ def fit(
     """
     saved = time.perf_counter()
     with Meter(model) as meter:
-        loop = _Loop(model, terms, settings, monitor, wrappers, teachers or {}, start)
+        loop = _Loop(model, terms, settings, monitor, step_plugins, teachers or {}, start)
         if checkpoint is not None and checkpoint.is_file():
             loop.resume(checkpoint, plan_key)
         total = settings.steps(len(terms[0].items))
@@ -180,7 +180,7 @@ def fit(
                 advance(1, f"loss {loss:.3f}")
         loop.done.add(meter, before)
     loop.done.peak_memory_bytes = peak_memory(next(model.parameters()).device)
-    loop.wrapping.finish()
+    loop.pipeline.finish()
     model.requires_grad_(False)
     return loop.done
 
@@ -194,7 +194,7 @@ class _Loop:
         terms: Sequence[Term],
         settings: Settings,
         monitor: tuple[Sequence[Encoded], Sequence[Encoded]] = ((), ()),
-        wrappers: Sequence[Bound] = (),
+        step_plugins: Sequence[Bound] = (),
         teachers: Mapping[str, nn.Module] | None = None,
         start: Callable[[nn.Module], None] | None = None,
     ) -> None:
@@ -202,34 +202,34 @@ class _Loop:
         self.forget, self.retain = (list(items[:MONITORED]) for items in monitor)
         self.layer = output_layer(model)
         steps = settings.steps(len(terms[0].items))
-        self.wrapping = Wrapping(model, wrappers, steps=steps, seed=settings.seed)
-        self.terms = self.wrapping.extended(terms)
+        self.pipeline = StepPipeline(model, step_plugins, steps=steps, seed=settings.seed)
+        self.terms = self.pipeline.extended(terms)
         self.inputs = [
             Inputs(model, self.layer, term, teachers or {}, self._drawn(k, steps)) for k, term in enumerate(self.terms)
         ]
         if start is not None:
             start(model)
         self.done = Fit()
-        self.wrapping.begin(self._whole_gradients)
-        self.parameters = self.wrapping.parameters
-        self.done.trained = self.wrapping.trained
+        self.pipeline.begin(self._whole_gradients)
+        self.parameters = self.pipeline.parameters
+        self.done.trained = self.pipeline.trained
         self.storage = Storage(self.parameters, settings.weights, settings.seed)
-        self.wrapping.hold()
-        self.optimizer = self.wrapping.optimizer(settings.lr, settings.beta2)
+        self.pipeline.hold()
+        self.optimizer = self.pipeline.optimizer(settings.lr, settings.beta2)
         self.retain_start = mean_probability(score_items(model, self.layer, self.retain)) if self.retain else 0.0
         self.good: dict[str, Tensor] = {}
         self._keep()
 
     def _drawn(self, k: int, steps: int) -> Iterator[Visit]:
         """Yield the visits of all steps, some of them more than once; the many of a long run are made if asked for."""
-        if self.wrapping.looks_ahead:
+        if self.pipeline.looks_ahead:
             yield from ((i, 0) for i in range(len(self.terms[k].items)))
         for step in range(steps):
             yield from self._batch(k, step)
 
     def _batch(self, k: int, step: int) -> list[Visit]:
         """Return the visits of term k at a step: a pure function of the seed, so that nothing needs to be saved."""
-        stage = self.wrapping.stage(self.terms[k], step)
+        stage = self.pipeline.stage(self.terms[k], step)
         count = len(stage.pool)
         wanted = self.settings.batch_size if k == 0 else self.settings.retain_batch_size or self.settings.batch_size
         size = min(wanted, count)
@@ -242,7 +242,7 @@ class _Loop:
     def step(self, total: int) -> float:
         """Take one step and return its loss."""
         settings, step = self.settings, self.done.steps
-        loss = self.wrapping.gradients(
+        loss = self.pipeline.gradients(
             self.terms,
             lambda k: self._backward(self.terms[k], self.inputs[k], self._batch(k, step)),
             lambda k: [self.terms[k].items[i] for i, _ in self._batch(k, step)],
@@ -254,7 +254,7 @@ class _Loop:
         self.optimizer.param_groups[0]["lr"] = settings.lr * _rate(settings, step, total)
         self.optimizer.step()
         self.storage.keep(step)
-        self.wrapping.hold()
+        self.pipeline.hold()
         self.done.steps += 1
         return loss
 
@@ -274,20 +274,20 @@ class _Loop:
         """Return a gradient over all items, at the weights as they are.
 
         Args:
-            name: "forget" or "retain", of all terms of that kind; "forget_scrambled" or "retain_scrambled", of the loss
+            name: "forget" or "retain", of all terms of that role; "forget_scrambled" or "retain_scrambled", of the loss
                 of their items' answers in which tokens were replaced.
         """
-        kind, _, scrambled = name.partition("_")
+        role, _, scrambled = name.partition("_")
         self.model.zero_grad(set_to_none=True)
-        chosen = [(t, i) for t, i in zip(self.terms, self.inputs, strict=True) if t.objective.plugin.kind == kind]
+        chosen = [(t, i) for t, i in zip(self.terms, self.inputs, strict=True) if t.objective.plugin.role == role]
         for term, inputs in [self._scrambled(term for term, _ in chosen)] if scrambled else chosen:
             visits = [(i, 0) for i in range(len(term.items))]
             self._backward(term, inputs, visits, math.ceil(len(visits) / self.settings.batch_size))
-        return self.wrapping.taken()
+        return self.pipeline.taken()
 
     def _scrambled(self, terms: Iterable[Term]) -> tuple[Term, Inputs]:
         items = dict.fromkeys(item for term in terms for item in term.items)
-        term = Term(bind("retain", "nll"), scrambled(list(items), self.model.config, self.settings.seed))
+        term = Term(bind("objective", "nll"), scrambled(list(items), self.model.config, self.settings.seed))
         return term, Inputs(self.model, self.layer, term, {}, ())
 
     def check(self, loss: float, look: Callable[[], Mapping[str, float]] | None = None) -> bool:
@@ -324,7 +324,7 @@ class _Loop:
     def save(self, path: Path, plan_key: str) -> None:
         kept = {f"weights/{name}": p for name, p in self.parameters.items()}
         kept |= {f"rest/{name}": value for name, value in self.storage.rest.items()}
-        kept |= {f"state/{name}": value for name, value in self.wrapping.state.items()}
+        kept |= {f"state/{name}": value for name, value in self.pipeline.state.items()}
         for name, p in self.parameters.items():
             kept |= {f"optimizer.{slot}/{name}": value for slot, value in self.optimizer.state[p].items()}
         write_checkpoint(path, kept, {"key": plan_key, "fit": json.dumps(self.done.to_json())})
@@ -340,7 +340,7 @@ class _Loop:
                 elif group == "rest":
                     self.storage.rest[name].copy_(value)
                 elif group == "state":
-                    self.wrapping.state[name] = value.to(next(iter(self.parameters.values())).device)
+                    self.pipeline.state[name] = value.to(next(iter(self.parameters.values())).device)
                 else:
                     p, slot = self.parameters[name], group.removeprefix("optimizer.")
                     self.optimizer.state[p][slot] = value if slot == "step" else value.to(p.device)

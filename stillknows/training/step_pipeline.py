@@ -1,8 +1,8 @@
 """Everything about a step besides its loss: which gradient is taken where, and which weights it may move.
 
-Wrappers are plug-ins of six kinds. An adapter decides what is trained at all, a mask which weights may move, a
-curriculum which items a step may draw, an adversary under what disturbance the forget gradient is taken, a combination
-how it is joined with the retain gradient, and an optimizer what becomes of the result.
+Step plug-ins have six roles. An adapter decides what is trained at all, a mask which weights may move, a curriculum
+which items a step may draw, a perturbation where the forget gradient is taken, a gradient merge how it is joined with
+the retain gradient, and an optimizer what becomes of the result.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from stillknows.training.objective_inputs import Term
 from stillknows.training.weight_rounding import MIX
 
 Gradients = dict[str, Tensor]  # of all parameters that are trained, by name
-KINDS = ("adapter", "mask", "curriculum", "adversary", "combination", "optimizer")
+ROLES = ("adapter", "mask", "curriculum", "perturbation", "gradient_merge", "optimizer")
 
 
-def check(wrappers: Sequence[Bound], skeleton: nn.Module, count: int) -> None:
+def check(step_plugins: Sequence[Bound], skeleton: nn.Module, count: int) -> None:
     """Raise UserError for options that are out of range or do not go with the model, before its weights are there.
 
     Args:
@@ -37,9 +37,9 @@ def check(wrappers: Sequence[Bound], skeleton: nn.Module, count: int) -> None:
     given: dict[str, Any] = {"weights": tensors} | dict.fromkeys((*OF_TERMS, *OF_SCRAMBLED), tensors)
     given |= {"retain_loss": 0.0, "state": {}, "forget": [], "gradients": _no_numbers, "random": torch.Generator()}
     given |= {"model": skeleton, "parameters": list(skeleton.parameters()), "lr": 1.0, "count": count}
-    for wrapper in sorted(wrappers, key=lambda wrapper: wrapper.plugin.kind == "adapter"):
+    for part in sorted(step_plugins, key=lambda part: part.plugin.role == "adapter"):
         with contextlib.suppress(NotImplementedError, RuntimeError):  # the first step that needs numbers
-            wrapper(**{name: given[name] for name in wrapper.plugin.needs})
+            part(**{name: given[name] for name in part.plugin.needs})
 
 
 def _no_numbers() -> Gradients:
@@ -53,17 +53,19 @@ class Stage(NamedTuple):
     first: int
 
 
-class Wrapping:
-    """The wrappers of one run and what they keep between steps.
+class StepPipeline:
+    """The step plug-ins of one run and what they keep between steps.
 
-    parameters: what is trained, by name. state: tensors of a combination that a checkpoint must hold.
+    parameters: what is trained, by name. state: tensors of a gradient merge that a checkpoint must hold.
     """
 
-    def __init__(self, model: nn.Module, wrappers: Sequence[Bound], *, steps: int, seed: int) -> None:
+    def __init__(self, model: nn.Module, step_plugins: Sequence[Bound], *, steps: int, seed: int) -> None:
         self.model, self.steps, self.seed = model, steps, seed
-        self.by_kind: dict[str, list[Bound]] = {kind: [w for w in wrappers if w.plugin.kind == kind] for kind in KINDS}
-        model.requires_grad_(not self.by_kind["adapter"])
-        for adapter in self.by_kind["adapter"]:
+        self.by_role: dict[str, list[Bound]] = {
+            role: [w for w in step_plugins if w.plugin.role == role] for role in ROLES
+        }
+        model.requires_grad_(not self.by_role["adapter"])
+        for adapter in self.by_role["adapter"]:
             adapter(model=model)
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.held: dict[str, tuple[Tensor, Tensor]] = {}
@@ -73,7 +75,7 @@ class Wrapping:
     @property
     def looks_ahead(self) -> bool:
         """Whether the terms are computed of all items before the first step."""
-        return any(name in OF_TERMS for mask in self.by_kind["mask"] for name in mask.plugin.needs)
+        return any(name in OF_TERMS for mask in self.by_role["mask"] for name in mask.plugin.needs)
 
     @property
     def trained(self) -> int:
@@ -83,11 +85,11 @@ class Wrapping:
 
     def extended(self, terms: Sequence[Term]) -> list[Term]:
         """Return the terms; where a curriculum defers forgetting, retain terms know the forget items too."""
-        if not self.by_kind["curriculum"]:
+        if not self.by_role["curriculum"]:
             return list(terms)
-        self.stages = self.by_kind["curriculum"][0](count=len(terms[0].items))
+        self.stages = self.by_role["curriculum"][0](count=len(terms[0].items))
         return [
-            replace(term, items=[*term.items, *terms[0].items]) if term.objective.plugin.kind == "retain" else term
+            replace(term, items=[*term.items, *terms[0].items]) if term.objective.plugin.role == "retain" else term
             for term in terms
         ]
 
@@ -98,7 +100,7 @@ class Wrapping:
         number = min(step * len(self.stages) // self.steps, len(self.stages) - 1)
         forgotten, deferred = self.stages[number]
         first = math.ceil(number * self.steps / len(self.stages))
-        if term.objective.plugin.kind == "forget":
+        if term.objective.plugin.role == "forget":
             return Stage(forgotten, first)
         own = len(term.items) - sum(map(len, (self.stages[-1])))
         return Stage([*range(own), *(own + i for i in deferred)], first)
@@ -108,7 +110,7 @@ class Wrapping:
 
         Raises UserError for a mask that lets none or all of the trained weights move: it is none.
         """
-        masks = self.by_kind["mask"]
+        masks = self.by_role["mask"]
         given: dict[str, Any] = {"weights": {name: p.detach() for name, p in self.parameters.items()}}
         for name in {name for mask in masks for name in mask.plugin.needs} - {"weights"}:
             given[name] = whole_gradients(name.removesuffix("_gradients"))
@@ -142,7 +144,7 @@ class Wrapping:
     def optimizer(self, lr: float, beta2: float) -> torch.optim.Optimizer:
         """Return the optimizer of the trained parameters: AdamW without decay, or the one that was asked for."""
         trained = list(self.parameters.values())
-        for optimizer in self.by_kind["optimizer"]:
+        for optimizer in self.by_role["optimizer"]:
             return optimizer(parameters=trained, lr=lr)
         return torch.optim.AdamW(trained, lr=lr, betas=(0.9, beta2), weight_decay=0.0, fused=True)
 
@@ -155,22 +157,22 @@ class Wrapping:
             backward: adds the gradient of a term's batch to the parameters' and returns its loss.
             drawn: returns the items of a term's batch.
         """
-        kinds = [term.objective.plugin.kind for term in terms]
-        adversaries, combinations = self.by_kind["adversary"], self.by_kind["combination"]
+        roles = [term.objective.plugin.role for term in terms]
+        perturbations, merges = self.by_role["perturbation"], self.by_role["gradient_merge"]
         self.model.zero_grad(set_to_none=True)
-        if not adversaries and not combinations:
+        if not perturbations and not merges:
             return sum(backward(k) for k in range(len(terms)))
         losses: dict[str, float] = {}
 
-        def of(kind: str) -> Gradients:
-            losses[kind] = sum(backward(k) for k, found in enumerate(kinds) if found == kind)
+        def of(role: str) -> Gradients:
+            losses[role] = sum(backward(k) for k, found in enumerate(roles) if found == role)
             return self.taken()
 
         forget: Callable[[], Gradients] = partial(of, "forget")
-        items = list(dict.fromkeys(item for k, kind in enumerate(kinds) if kind == "forget" for item in drawn(k)))
-        for adversary in reversed(adversaries):
-            forget = partial(self._under, adversary, forget, items, step)
-        joined = self._joined(combinations[0] if combinations else None, forget(), of("retain"), losses)
+        items = list(dict.fromkeys(item for k, role in enumerate(roles) if role == "forget" for item in drawn(k)))
+        for perturbation in reversed(perturbations):
+            forget = partial(self._under, perturbation, forget, items, step)
+        joined = self._joined(merges[0] if merges else None, forget(), of("retain"), losses)
         for name, p in self.parameters.items():
             p.grad = joined[name]
         return sum(losses.values())
@@ -182,7 +184,7 @@ class Wrapping:
         return found
 
     def _under(
-        self, adversary: Bound, gradients: Callable[[], Gradients], items: list[Encoded], step: int
+        self, perturbation: Bound, gradients: Callable[[], Gradients], items: list[Encoded], step: int
     ) -> Gradients:
         device = next(iter(self.parameters.values())).device
         given = {
@@ -192,12 +194,12 @@ class Wrapping:
             "model": self.model,
             "random": torch.Generator(device).manual_seed((self.seed * MIX + step) % 2**63),
         }
-        return adversary(**{name: given[name] for name in adversary.plugin.needs})
+        return perturbation(**{name: given[name] for name in perturbation.plugin.needs})
 
     def _joined(
-        self, combination: Bound | None, forget: Gradients, retain: Gradients, losses: Mapping[str, float]
+        self, merge: Bound | None, forget: Gradients, retain: Gradients, losses: Mapping[str, float]
     ) -> Gradients:
-        if combination is None:
+        if merge is None:
             return {name: forget[name] + retain[name] for name in forget}
         given = {
             "forget_gradients": forget,
@@ -205,7 +207,7 @@ class Wrapping:
             "retain_loss": losses["retain"],
             "state": self.state,
         }
-        return combination(**{name: given[name] for name in combination.plugin.needs})
+        return merge(**{name: given[name] for name in merge.plugin.needs})
 
     def finish(self) -> None:
         """Merge what an adapter added into the weights that it stands beside."""

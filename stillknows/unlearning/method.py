@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import get_args
 
 from stillknows.errors import UserError, did_you_mean
-from stillknows.registry import Bound, MethodKind, Plugin, bind, plugins
+from stillknows.kinds import METHOD_KINDS, PluginRole
+from stillknows.registry import Bound, Plugin, bind, plugins
 from stillknows.specs import Call, chained
 from stillknows.specs import parse as parse_call
 from stillknows.training.objective_inputs import Need
-from stillknows.training.step_pipeline import KINDS as WRAPPERS
+from stillknows.training.step_pipeline import ROLES as STEP_ROLES
 
-KINDS: tuple[MethodKind, ...] = get_args(MethodKind)
-ALONE = ("adapter", "curriculum", "combination", "optimizer")  # kinds of which a method has one at most
-CLASHES: dict[tuple[str, str], str] = {  # kinds or names that do not go together, and why
+# Roles of which a method has one at most
+ALONE: tuple[PluginRole, ...] = ("adapter", "curriculum", "gradient_merge", "optimizer")
+CLASHES: dict[tuple[str, str], str] = {  # roles or names that do not go together, and why
     ("adapter", "only"): "an adapter's own option `names` chooses its layers",
     ("adapter", "down_proj"): "an adapter's own option `names` chooses its layers",
     ("adapter", "ste"): "the adapter's weights are not the ones that are rounded",
@@ -28,17 +28,17 @@ ADD = "add a retain term such as nll"
 
 @dataclass(frozen=True)
 class Method:
-    """Terms of the loss (forget terms first), wrappers of its steps, and edits of the weights afterwards."""
+    """Objectives (those of the forget items first), step plug-ins, and edits of the weights afterwards."""
 
     spec: str
     terms: tuple[Bound, ...]
-    wrappers: tuple[Bound, ...]
+    step_plugins: tuple[Bound, ...]
     edits: tuple[Bound, ...]
 
     @property
     def parts(self) -> tuple[Bound, ...]:
         """Everything that the method consists of."""
-        return (*self.terms, *self.wrappers, *self.edits)
+        return (*self.terms, *self.step_plugins, *self.edits)
 
     def needs(self, thing: str) -> bool:
         """Tell whether a part asks for something that is called so, or for numbers of it: "retain", "reinforced"."""
@@ -52,22 +52,23 @@ class Method:
     @property
     def retains(self) -> tuple[Bound, ...]:
         """The parts that cannot do without items to retain."""
-        asking = [p for p in (*self.wrappers, *self.edits) if any(n.startswith("retain") for n in p.plugin.needs)]
-        return (*(term for term in self.terms if term.plugin.kind == "retain"), *asking)
+        asking = [p for p in (*self.step_plugins, *self.edits) if any(n.startswith("retain") for n in p.plugin.needs)]
+        return (*(term for term in self.terms if term.plugin.role == "retain"), *asking)
 
 
 def parse(spec: str) -> Method:
     """Parse a method: names of `stillknows list methods`, in any order, joined by "+". Raises UserError."""
     parts = list(_parts(spec))
-    by_kind = {kind: [part for part in parts if part.plugin.kind == kind] for kind in KINDS}
-    wrappers = [part for kind in WRAPPERS for part in by_kind[kind]]
-    _check(spec, parts, by_kind["forget"], by_kind["edit"], wrappers)
-    return Method(spec, (*by_kind["forget"], *by_kind["retain"]), tuple(wrappers), tuple(by_kind["edit"]))
+    forget, retain = ([part for part in parts if part.plugin.role == role] for role in ("forget", "retain"))
+    step_plugins = [part for role in STEP_ROLES for part in parts if part.plugin.role == role]
+    edits = [part for part in parts if part.plugin.kind == "edit"]
+    _check(spec, parts, forget, edits, step_plugins)
+    return Method(spec, (*forget, *retain), tuple(step_plugins), tuple(edits))
 
 
 def known() -> dict[str, Plugin]:
     """Return everything that a method can name."""
-    return {name: plugin for kind in KINDS for name, plugin in plugins(kind).items()}
+    return {name: plugin for kind in METHOD_KINDS for name, plugin in plugins(kind).items()}
 
 
 def _parts(spec: str) -> Iterator[Bound]:
@@ -77,7 +78,7 @@ def _parts(spec: str) -> Iterator[Bound]:
     for part in chained(spec):
         call = parse_call(part)
         if call.name not in names:
-            fix = _as_format(before, part) if call.name in plugins("quantizer") else ""
+            fix = _as_format(before, part) if call.name in plugins("transform", "deployment") else ""
             raise UserError(
                 f"no method named {call.name!r}{did_you_mean(call.name, names)}", fix or "stillknows list methods"
             )
@@ -98,33 +99,34 @@ def _as_format(before: Call | None, part: str) -> str:
     return f"{part} is a format: write {chain} for one after the other, or {several} for either"
 
 
-def _check(spec: str, parts: Sequence[Bound], forget: Sequence[Bound], edits: Sequence[Bound], wrappers: list[Bound]):
+def _check(
+    spec: str, parts: Sequence[Bound], forget: Sequence[Bound], edits: Sequence[Bound], step_plugins: list[Bound]
+):
     if not forget and (not edits or len(parts) > len(edits)):
-        of = "forget" if not edits else "edit"
+        known = plugins("edit") if edits else plugins("objective", "forget")
         raise UserError(
-            f"{spec!r} has no forget term, which {parts[0].plugin.name!r} goes with",
-            f"known: {', '.join(plugins(of))}",
+            f"{spec!r} has no forget objective, which {parts[0].plugin.name!r} goes with", f"known: {', '.join(known)}"
         )
-    for kind in ALONE:
-        found = [part.plugin.name for part in wrappers if part.plugin.kind == kind]
+    for role in ALONE:
+        found = [part.plugin.name for part in step_plugins if part.plugin.role == role]
         if len(found) > 1:
-            raise UserError(f"{spec!r} has two of kind {kind}: {' and '.join(found)}", "give one")
+            raise UserError(f"{spec!r} has two of role {role}: {' and '.join(found)}", "give one")
     for first, second in combinations(parts, 2):
         for (a, b), reason in CLASHES.items():
-            if {a, b} <= {first.plugin.kind, first.plugin.name, second.plugin.kind, second.plugin.name}:
+            if {a, b} <= {first.plugin.role, first.plugin.name, second.plugin.role, second.plugin.name}:
                 raise UserError(f"{first.plugin.name} and {second.plugin.name} do not go together: {reason}")
-    _check_comparisons(spec, [part for part in parts if part.plugin.kind == "retain"], wrappers)
+    _check_comparisons(spec, [part for part in parts if part.plugin.role == "retain"], step_plugins)
 
 
-def _check_comparisons(spec: str, retain: Sequence[Bound], wrappers: Sequence[Bound]) -> None:
-    """Raise UserError where a wrapper compares forgetting with retaining and the terms give it nothing to compare."""
-    for part in wrappers:
+def _check_comparisons(spec: str, retain: Sequence[Bound], steps: Sequence[Bound]) -> None:
+    """Raise UserError where a step compares forgetting with retaining and the terms give it nothing to compare."""
+    for part in steps:
         if not any(need.startswith("retain_") for need in part.plugin.needs):
             continue
         name = part.plugin.name
         if not retain:
             raise UserError(f"{spec!r}: {name} compares forgetting with retaining, and there is no retain term", ADD)
-        if "retain_gradients" in part.plugin.needs and part.plugin.kind == "mask" and all(map(_is_distance, retain)):
+        if "retain_gradients" in part.plugin.needs and part.plugin.role == "mask" and all(map(_is_distance, retain)):
             terms = " and ".join(term.plugin.name for term in retain)
             raise UserError(f"{spec!r}: {name} reads the model before unlearning, where {terms} is at its least", ADD)
 

@@ -87,8 +87,8 @@ def train(
         model = checkpoints.load(source, device=device).model
         for place, items in ((Slice(i, j), items) for j, items in enumerate(slices)):
             found: dict[str, nn.Module] = {}
-            adapter = _kept(bind("adapter", f"lora:rank={rank}"), found)
-            finetune(model, items, settings, wrappers=[adapter], label=place.file)
+            adapter = _kept(bind("step", f"lora:rank={rank}"), found)
+            finetune(model, items, settings, step_plugins=[adapter], label=place.file)
             replace_file(folder / place.file, lambda partial, found=found: save_file(_factors(found), partial))
             entry = {"event": "trained", "slice": place, "file": file_digest(folder / place.file)}
             entry |= {"items": sorted(item_digest(item.example) for item in items)}

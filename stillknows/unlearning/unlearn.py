@@ -116,7 +116,7 @@ def _prepare(request: UnlearnConfig, chosen: Method) -> _Prepared:
     )
     for kind, items in (("forget", forget), ("retain", retain)):
         alternative_answers.check(items, _companions(chosen, kind), retain, benchmark.spec)
-    step_pipeline.check(chosen.wrappers, skeleton, len(forget))
+    step_pipeline.check(chosen.step_plugins, skeleton, len(forget))
     answering = alternative_answers.Answering(tokenizer, benchmark.template, context, request.settings.seed)
     return _Prepared(
         chosen, base, source, earlier, answering, without_end(forget), retain, _refusals(benchmark, chosen)
@@ -146,9 +146,9 @@ def _start(request: UnlearnConfig) -> tuple[checkpoints.Source, checkpoints.Sour
     return checkpoints.understood(base), checkpoints.understood(source), earlier
 
 
-def _companions(chosen: Method, kind: str) -> frozenset[str]:
-    found = (replace(chosen, terms=(term,)).companions for term in chosen.terms if term.plugin.kind == kind)
-    edits = {"refusal"} if kind == "forget" and chosen.needs("refusals") else ()
+def _companions(chosen: Method, role: str) -> frozenset[str]:
+    found = (replace(chosen, terms=(term,)).companions for term in chosen.terms if term.plugin.role == role)
+    edits = {"refusal"} if role == "forget" and chosen.needs("refusals") else ()
     return frozenset(edits).union(*found)
 
 
@@ -231,7 +231,7 @@ def _train(request: UnlearnConfig, prepared: _Prepared, model: nn.Module, checkp
             model,
             terms,
             settings,
-            wrappers=chosen.wrappers,
+            step_plugins=chosen.step_plugins,
             teachers={name: given[name] for name in ("reinforced",) if name in given},
             monitor=(prepared.forget, prepared.retain),
             checkpoint=checkpoint,
@@ -258,10 +258,10 @@ def _terms(request: UnlearnConfig, prepared: _Prepared, model: nn.Module) -> lis
         "alternative": lambda found: alternative_answers.alternatives(model, found, how),
     }
     others = {
-        kind: {name: makers[name](found) for name in _companions(prepared.method, kind)}
-        for kind, found in items.items()
+        role: {name: makers[name](found) for name in _companions(prepared.method, role)}
+        for role, found in items.items()
     }
-    return [Term(term, items[term.plugin.kind], others[term.plugin.kind]) for term in prepared.method.terms]
+    return [Term(term, items[role], others[role]) for term in prepared.method.terms if (role := str(term.plugin.role))]
 
 
 def _reinforced(model: nn.Module, forget: list[Encoded], settings: Settings) -> nn.Module:

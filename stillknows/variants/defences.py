@@ -140,7 +140,7 @@ def write(
     if path.suffix != ".json":
         raise UserError(f"`out` {path} is not called *.json", f"`out` {path}.json")
     require_new(path, overwrite=overwrite)
-    bound = bind("suppression", spec)
+    bound = bind("transform", spec, "defence")
     _require_helpers(bound, helpers)
     texts = _passages(bound, passages)
     items = {role: _items(benchmark, role) for role in _roles(bound)}
@@ -175,7 +175,7 @@ def read(path: Path) -> Suppression | None:
     for name, value in [*content["helpers"].items(), *(("passages", text) for text in content["passages"])]:
         if not isinstance(value, str):
             raise UserError(f"{path}: {name!r} holds something that is no text", ANEW)
-    bound = bind("suppression", content["suppression"])
+    bound = bind("transform", content["suppression"], "defence")
     _require_helpers(bound, content["helpers"])
     forget, retain = (tuple(_example(path, item) for item in content[role]) for role in ROLES)
     for role in _roles(bound):

@@ -132,19 +132,19 @@ class Variant(NamedTuple):
 
 def parse_variant(spec: str) -> Variant:
     """Parse a chain of formats and attacks. Raises UserError."""
-    attacks, formats, links = plugins("attack"), [], []
-    known = [*plugins("quantizer"), *attacks]
+    attacks, formats, links = plugins("transform", "attack"), [], []
+    known = [*plugins("transform", "deployment"), *attacks]
     for part in chained(spec):
         name = parse(part).name
         if name not in known:
             raise UserError(
                 f"no format or attack named {name!r}{did_you_mean(name, known)}",
-                "stillknows list quantizers; stillknows list attacks",
+                "stillknows list formats; stillknows list attacks",
             )
         if name in attacks:
-            links.append(bind("attack", part))
+            links.append(bind("transform", part))
         else:
-            links.append(bind("quantizer", part))
+            links.append(bind("transform", part))
             formats.append(part)
     if formats:
         compress.parse_variant("+".join(formats))  # what does not go together is told here
@@ -178,4 +178,4 @@ def taught_facts(splits: Iterable[Split]) -> frozenset[str]:
 
 
 def _is_attack(link: Bound) -> bool:
-    return link.plugin.kind == "attack"
+    return link.plugin.role == "attack"

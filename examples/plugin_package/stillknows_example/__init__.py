@@ -14,7 +14,7 @@ from stillknows.types import Benchmark, Example, Floats, Ragged, Split
 from stillknows.variants.compress import Quantized
 
 
-@register("forget", source="this example")
+@register("objective", role="forget", source="this example")
 def bounded_ascent(
     log_probs: Tensor, mask: Tensor, *, least: Annotated[float, Limits(0, above=True)] = 3.0, weight: float = 1.0
 ) -> Tensor:
@@ -29,7 +29,7 @@ def bounded_ascent(
     return weight * ((least + log_probs).clamp(min=0) * mask).sum(1) / mask.sum(1)
 
 
-@register("quantizer", source="arXiv 1605.04711 (ternary weight networks)")
+@register("transform", role="deployment", source="arXiv 1605.04711 (ternary weight networks)")
 def ternary(weight_OI: Tensor, *, threshold: Annotated[float, Limits(0)] = 0.7) -> Quantized:
     """Three values a row: −s, 0 and s, with s the mean magnitude of those weights that are not 0.
 
@@ -43,7 +43,7 @@ def ternary(weight_OI: Tensor, *, threshold: Annotated[float, Limits(0)] = 0.7) 
     return Quantized(codes_OI * scale_O1, codes_OI)
 
 
-@register("metric", source="this example")
+@register("metric", role="example", source="this example")
 def first_token(log_probs: Ragged) -> Floats:
     """Probability of the answer's first token, 0..1: higher knows more."""
     return np.array([np.exp(answer[0]) for answer in log_probs])

@@ -21,7 +21,7 @@ def floor(
     model: nn.Module,
     original: Mapping[str, Tensor],
     *,
-    format: Annotated[str, Names("quantizer")] = "nf4",
+    format: Annotated[str, Names("transform", "deployment")] = "nf4",
     share: Annotated[float, Limits(0, 1)] = 0.1,
     bins: Annotated[float, Limits(0, above=True)] = 1.0,
 ) -> None:

@@ -74,7 +74,7 @@ def _gradients(model: nn.Module, items: Sequence[Encoded], parameters: Values) -
     model.requires_grad_(False)
     for p in parameters.values():
         p.requires_grad_(True)
-    objective = bind("retain", "nll")
+    objective = bind("objective", "nll")
     inputs = Inputs(model, output_layer(model), Term(objective, items), {}, ())
     for i in range(len(items)):
         loss = objective(**inputs([(i, 0)])).sum()

@@ -12,7 +12,7 @@ from stillknows.model.logprobs import Logits
 from stillknows.registry import Limits, register
 
 
-@register("forget", source="arXiv 2410.08109 (ME)")
+@register("objective", role="forget", source="arXiv 2410.08109 (ME)")
 def me(logits: Logits, mask: Tensor, *, weight: float = 1.0) -> Tensor:
     """Maximise the entropy: mean of KL(uniform ‖ p), in nats ≥ 0, 0 where every token is as likely as any other.
 
@@ -29,7 +29,7 @@ def me(logits: Logits, mask: Tensor, *, weight: float = 1.0) -> Tensor:
     return weight * logits.each(divergence).sum(1) / mask.sum(1)
 
 
-@register("forget", source="arXiv 2402.10052")
+@register("objective", role="forget", source="arXiv 2402.10052")
 def undial(
     logits: Logits, reference_logits: Logits, mask: Tensor, *, beta: float = 10.0, weight: float = 1.0
 ) -> Tensor:
@@ -54,7 +54,7 @@ def undial(
     return weight * logits.each(cross_entropy, reference_logits).sum(1) / mask.sum(1)
 
 
-@register("forget", source="arXiv 2503.01224")
+@register("objective", role="forget", source="arXiv 2503.01224")
 def ceu(logits: Logits, mask: Tensor, *, skip: Annotated[int, Limits(0)] = 1, weight: float = 1.0) -> Tensor:
     """Cross-entropy unlearning: mean of CE(sg(softmax(z with z_y = −∞)), p), in nats > 0.
 
@@ -77,7 +77,7 @@ def ceu(logits: Logits, mask: Tensor, *, skip: Annotated[int, Limits(0)] = 1, we
     return weight * (logits.each(cross_entropy) * mask).sum(1) / mask.sum(1)
 
 
-@register("forget", source="arXiv 2509.02820 (JensUn)")
+@register("objective", role="forget", source="arXiv 2509.02820 (JensUn)")
 def jsd_refusal(
     logits: Logits, mask: Tensor, refusal_targets: Tensor, refusal_mask: Tensor, *, weight: float = 1.0
 ) -> Tensor:
@@ -103,7 +103,7 @@ def jsd_refusal(
     return weight * logits.towards(refusal_targets.gather(1, slots_BA)).each(divergence).sum(1) / mask.sum(1)
 
 
-@register("forget", source="arXiv 2506.05314")
+@register("objective", role="forget", source="arXiv 2506.05314")
 def flattening(logits: Logits, mask: Tensor, *, weight: float = 1.0) -> Tensor:
     """Flatten the logits: mean of (max z − mean z)² ≥ 0, 0 where every token is as likely as any other.
 
@@ -121,7 +121,7 @@ def flattening(logits: Logits, mask: Tensor, *, weight: float = 1.0) -> Tensor:
     return weight * logits.each(margin).sum(1) / mask.sum(1)
 
 
-@register("forget", source="arXiv 2601.15538")
+@register("objective", role="forget", source="arXiv 2601.15538")
 def quail(
     logits: Logits,
     reference_logits: Logits,
@@ -151,7 +151,7 @@ def quail(
     return weight * logits.each(hinge, reference_logits).sum(1) / mask.sum(1)
 
 
-@register("forget", source="arXiv 2310.02238 (WHP)")
+@register("objective", role="forget", source="arXiv 2310.02238 (WHP)")
 def whp(
     logits: Logits,
     reference_logits: Logits,
@@ -184,7 +184,7 @@ def whp(
     return weight * logits.each(cross_entropy, reference_logits, reinforced_logits).sum(1) / mask.sum(1)
 
 
-@register("retain", source="arXiv 2410.16454, Eq. 10")
+@register("objective", role="retain", source="arXiv 2410.16454, Eq. 10")
 def kl(reference_kl: Tensor, mask: Tensor, *, weight: float = 1.0) -> Tensor:
     """Keep the distribution (KLR): mean over answer tokens of KL(p_ref ‖ p), in nats ≥ 0, 0 where nothing changed.
 
@@ -196,7 +196,7 @@ def kl(reference_kl: Tensor, mask: Tensor, *, weight: float = 1.0) -> Tensor:
     return weight * reference_kl.sum(1) / mask.sum(1)
 
 
-@register("retain", source="arXiv 2509.02820 (JensUn)")
+@register("objective", role="retain", source="arXiv 2509.02820 (JensUn)")
 def jsd(logits: Logits, reference_logits: Logits, mask: Tensor, *, weight: float = 1.0) -> Tensor:
     """Keep the distribution: mean of JSD(p ‖ p_ref), 0..ln 2, 0 where nothing changed; symmetric and bounded.
 

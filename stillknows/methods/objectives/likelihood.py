@@ -16,7 +16,7 @@ from stillknows.registry import Limits, register
 Divergence = Literal["total_variation", "kl", "jensen_shannon", "pearson"]
 
 
-@register("forget", source="arXiv 2401.06121")
+@register("objective", role="forget", source="arXiv 2401.06121")
 def ga(log_probs: Tensor, mask: Tensor, *, weight: float = 1.0) -> Tensor:
     """Gradient ascent: −ℓ_mean(f), the negated mean loss of the answer's tokens.
 
@@ -30,7 +30,7 @@ def ga(log_probs: Tensor, mask: Tensor, *, weight: float = 1.0) -> Tensor:
     return weight * log_probs.sum(1) / mask.sum(1)
 
 
-@register("forget", source="arXiv 2502.19301")
+@register("objective", role="forget", source="arXiv 2502.19301")
 def wga(log_probs: Tensor, mask: Tensor, *, beta: Annotated[float, Limits(0)] = 1.0, weight: float = 1.0) -> Tensor:
     """Weighted gradient ascent: −mean of sg(p_t^β)·ℓ_t, which lets tokens go that are already improbable.
 
@@ -45,7 +45,7 @@ def wga(log_probs: Tensor, mask: Tensor, *, beta: Annotated[float, Limits(0)] = 
     return weight * ((beta * log_probs).exp().detach() * log_probs).sum(1) / mask.sum(1)
 
 
-@register("forget", source="arXiv 2505.11953")
+@register("objective", role="forget", source="arXiv 2505.11953")
 def satimp(
     log_probs: Tensor,
     mask: Tensor,
@@ -67,7 +67,7 @@ def satimp(
     return weight * (probs**beta1 * (1 - probs) ** beta2 * log_probs).sum(1) / mask.sum(1)
 
 
-@register("forget", source="arXiv 2401.06121 (IDK)")
+@register("objective", role="forget", source="arXiv 2401.06121 (IDK)")
 def idk(refusal_log_probs: Tensor, refusal_mask: Tensor, *, weight: float = 1.0) -> Tensor:
     """Learn to refuse: ℓ_mean of a refusal as the answer to f's question, in nats ≥ 0.
 
@@ -81,7 +81,7 @@ def idk(refusal_log_probs: Tensor, refusal_mask: Tensor, *, weight: float = 1.0)
     return -weight * refusal_log_probs.sum(1) / refusal_mask.sum(1)
 
 
-@register("forget", source="arXiv 2310.10683 (LLMU)")
+@register("objective", role="forget", source="arXiv 2310.10683 (LLMU)")
 def mismatch(mismatched_log_probs: Tensor, mismatched_mask: Tensor, *, weight: float = 1.0) -> Tensor:
     """Learn answers that belong to other questions: ℓ_mean of one of them, in nats ≥ 0; a part of `llmu`.
 
@@ -96,7 +96,7 @@ def mismatch(mismatched_log_probs: Tensor, mismatched_mask: Tensor, *, weight: f
     return -weight * mismatched_log_probs.sum(1) / mismatched_mask.sum(1)
 
 
-@register("forget", source="arXiv 2410.11143 (FLAT)")
+@register("objective", role="forget", source="arXiv 2410.11143 (FLAT)")
 def flat(
     log_probs: Tensor,
     mask: Tensor,
@@ -134,7 +134,7 @@ DIVERGENCES: dict[Divergence, tuple[Callable[[Tensor], Tensor], Callable[[Tensor
 }
 
 
-@register("retain", source="arXiv 2401.06121")
+@register("objective", role="retain", source="arXiv 2401.06121")
 def nll(log_probs: Tensor, mask: Tensor, *, weight: float = 1.0) -> Tensor:
     """Gradient descent on retained items (GDR): ℓ_mean(r), the mean loss of the answer's tokens, in nats ≥ 0.
 
@@ -146,7 +146,7 @@ def nll(log_probs: Tensor, mask: Tensor, *, weight: float = 1.0) -> Tensor:
     return -weight * log_probs.sum(1) / mask.sum(1)
 
 
-@register("retain", source="arXiv 1512.00567, section 7")
+@register("objective", role="retain", source="arXiv 1512.00567, section 7")
 def smoothed_nll(
     log_probs: Tensor, mean_log_probs: Tensor, mask: Tensor, *, smoothing: float = 0.05, weight: float = 1.0
 ) -> Tensor:

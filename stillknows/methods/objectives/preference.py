@@ -12,7 +12,7 @@ from stillknows.lazy import Tensor, functional
 from stillknows.registry import Limits, register
 
 
-@register("forget", source="arXiv 2404.05868")
+@register("objective", role="forget", source="arXiv 2404.05868")
 def npo(
     log_probs: Tensor,
     reference_log_probs: Tensor,
@@ -33,7 +33,7 @@ def npo(
     return 2 * weight * _preference(reference_log_probs.sum(1) - log_probs.sum(1), beta)
 
 
-@register("forget", source="arXiv 2410.07163")
+@register("objective", role="forget", source="arXiv 2410.07163")
 def simnpo(
     log_probs: Tensor,
     mask: Tensor,
@@ -54,7 +54,7 @@ def simnpo(
     return 2 * weight * _preference(-log_probs.sum(1) / mask.sum(1) - delta, beta)
 
 
-@register("forget", source="arXiv 2401.06121 (DPO)")
+@register("objective", role="forget", source="arXiv 2401.06121 (DPO)")
 def dpo(
     log_probs: Tensor,
     reference_log_probs: Tensor,
@@ -80,7 +80,7 @@ def dpo(
     return 2 * weight * _preference(winner_B - log_probs.sum(1) + reference_log_probs.sum(1), beta)
 
 
-@register("forget", source="arXiv 2409.13474")
+@register("objective", role="forget", source="arXiv 2409.13474")
 def altpo(
     log_probs: Tensor,
     reference_log_probs: Tensor,
@@ -107,7 +107,7 @@ def altpo(
     return 2 * weight * _preference(winner_B - log_probs.sum(1) + reference_log_probs.sum(1), beta)
 
 
-@register("retain", source="arXiv 2410.08109 (AP)")
+@register("objective", role="retain", source="arXiv 2410.08109 (AP)")
 def ap(
     log_probs: Tensor,
     refusal_log_probs: Tensor,

@@ -12,7 +12,7 @@ from stillknows.lazy import Tensor, torch
 from stillknows.registry import Limits, register
 
 
-@register("forget", source="arXiv 2403.03218 (RMU)")
+@register("objective", role="forget", source="arXiv 2403.03218 (RMU)")
 def steer(
     hidden: Tensor,
     mask: Tensor,
@@ -38,7 +38,7 @@ def steer(
     return weight * _mean_square(hidden - goal_D, mask)
 
 
-@register("forget", source="arXiv 2408.06223 (Adaptive RMU)")
+@register("objective", role="forget", source="arXiv 2408.06223 (Adaptive RMU)")
 def steer_adaptive(
     hidden: Tensor,
     reference_hidden: Tensor,
@@ -68,7 +68,7 @@ def steer_adaptive(
     return weight * _mean_square(hidden - goal_BD[:, None], mask)
 
 
-@register("retain", source="arXiv 2403.03218 (RMU)")
+@register("objective", role="retain", source="arXiv 2403.03218 (RMU)")
 def hidden(
     hidden: Tensor, reference_hidden: Tensor, mask: Tensor, *, layer: float = 0.25, weight: float = 1.0
 ) -> Tensor:

@@ -13,7 +13,7 @@ def robust(
     beta: Annotated[float, Limits(0, above=True)] = 0.1,
     alpha: Annotated[float, Limits(0)] = 1.0,
     rho: Annotated[float, Limits(0)] = 0.01,
-    formats: Annotated[str, Names("quantizer", many=True)] = "nf4|fp4",
+    formats: Annotated[str, Names("transform", "deployment", many=True)] = "nf4|fp4",
     floor: Annotated[float, Limits(0, 1, above=True)] = 0.95,
 ) -> str:
     """Unlearning that rounding does not undo: NPO under rounding and at the worst point nearby, what is kept held fast.

@@ -11,7 +11,7 @@ from stillknows.model.layers import linears
 from stillknows.registry import Limits, register
 
 
-@register("adapter", source="arXiv 2106.09685; merged and quantized as in arXiv 2602.13151")
+@register("step", role="adapter", source="arXiv 2106.09685; merged and quantized as in arXiv 2602.13151")
 def lora(
     model: nn.Module, *, rank: Annotated[int, Limits(1)] = 8, alpha: float = 16.0, names: str = "*", seed: int = 0
 ) -> None:

@@ -25,7 +25,7 @@ Gradients = Callable[[], dict[str, Tensor]]
 Question = tuple[int, ...]  # the tokens of an item that are disturbed
 
 
-@register("adversary", source="arXiv 2502.05374")
+@register("step", role="perturbation", source="arXiv 2502.05374")
 def sam(
     gradients: Gradients, parameters: Mapping[str, Tensor], *, rho: Annotated[float, Limits(0)] = 0.01
 ) -> dict[str, Tensor]:
@@ -50,13 +50,13 @@ def sam(
                 p.copy_(before[name])
 
 
-@register("adversary", source="arXiv 1308.3432 (straight-through); for unlearning arXiv 2605.02196")
+@register("step", role="perturbation", source="arXiv 1308.3432 (straight-through); for unlearning arXiv 2605.02196")
 def ste(
     gradients: Gradients,
     model: nn.Module,
     random: torch.Generator,
     *,
-    formats: Annotated[str, Names("quantizer", many=True)] = "nf4",
+    formats: Annotated[str, Names("transform", "deployment", many=True)] = "nf4",
 ) -> dict[str, Tensor]:
     """Straight-through: the gradient at the quantized weights is applied to the full ones, ∇L_forget(Q(θ)).
 
@@ -83,7 +83,7 @@ def _chain(text: str, model: nn.Module) -> Chain:
     return chain
 
 
-@register("adversary", source="arXiv 2407.15549; defaults of its published configurations")
+@register("step", role="perturbation", source="arXiv 2407.15549; defaults of its published configurations")
 def lat(
     gradients: Gradients,
     model: nn.Module,

@@ -12,7 +12,7 @@ from stillknows.lazy import Tensor, torch
 from stillknows.registry import Limits, register
 
 
-@register("combination", source="arXiv 2503.09117; γ of its published code", version=2)
+@register("step", role="gradient_merge", source="arXiv 2503.09117; γ of its published code", version=2)
 def gru(
     forget_gradients: Mapping[str, Tensor],
     retain_gradients: Mapping[str, Tensor],
@@ -36,7 +36,7 @@ def gru(
     return {name: forget_gradients[name] - back * average[name] + g for name, g in retain_gradients.items()}
 
 
-@register("combination", source="arXiv 2506.12484 (the mask of MUDMAN)")
+@register("step", role="gradient_merge", source="arXiv 2506.12484 (the mask of MUDMAN)")
 def disruption(
     forget_gradients: Mapping[str, Tensor],
     retain_gradients: Mapping[str, Tensor],
@@ -59,7 +59,7 @@ def disruption(
     }
 
 
-@register("combination", source="arXiv 2506.05314 (PDU)")
+@register("step", role="gradient_merge", source="arXiv 2506.05314 (PDU)")
 def dual(
     forget_gradients: Mapping[str, Tensor],
     retain_gradients: Mapping[str, Tensor],

@@ -6,7 +6,7 @@ from stillknows.errors import UserError
 from stillknows.registry import register
 
 
-@register("curriculum", source="arXiv 2505.09500")
+@register("step", role="curriculum", source="arXiv 2505.09500")
 def layered(count: int, *, folds: int = 4) -> list[tuple[list[int], list[int]]]:
     """Layered unlearning: stage i forgets folds ≤ i and retains folds > i; stages take equal shares of the steps.
 

@@ -12,7 +12,7 @@ from stillknows.model.layers import block_number
 from stillknows.registry import Limits, register
 
 
-@register("mask", source="arXiv 2403.03218 (RMU trains three matrices)")
+@register("step", role="mask", source="arXiv 2403.03218 (RMU trains three matrices)")
 def down_proj(
     weights: Mapping[str, Tensor], *, layer: float = 0.25, count: Annotated[int, Limits(1)] = 3
 ) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ from stillknows.lazy import Tensor, functional, torch
 from stillknows.registry import Limits, register
 
 
-@register("mask", source="arXiv 2410.16454, section 6; units as in FailureLLMUnlearning", version=2)
+@register("step", role="mask", source="arXiv 2410.16454, section 6; units as in FailureLLMUnlearning", version=2)
 def sure(
     forget_gradients: Mapping[str, Tensor],
     *,
@@ -52,7 +52,7 @@ def _whole(gradient: Tensor, unit: str) -> Tensor:
     return gradient.abs() if unit == "row" else gradient.norm()[None]
 
 
-@register("mask", source="arXiv 2407.01920; defaults of KnowUnDo", version=2)
+@register("step", role="mask", source="arXiv 2407.01920; defaults of KnowUnDo", version=2)
 def memflex(
     forget_scrambled_gradients: Mapping[str, Tensor],
     retain_scrambled_gradients: Mapping[str, Tensor],
@@ -81,7 +81,7 @@ def memflex(
     return chosen
 
 
-@register("mask", source="arXiv 2410.17509; defaults of WAGLE's configurations")
+@register("step", role="mask", source="arXiv 2410.17509; defaults of WAGLE's configurations")
 def wagle(
     weights: Mapping[str, Tensor],
     forget_gradients: Mapping[str, Tensor],
@@ -125,7 +125,7 @@ def _largest(scores: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
     return chosen
 
 
-@register("mask", source="arXiv 2403.03218 (RMU trains three matrices)")
+@register("step", role="mask", source="arXiv 2403.03218 (RMU trains three matrices)")
 def only(weights: Mapping[str, Tensor], *, names: str = "*mlp*") -> dict[str, Tensor]:
     """Train chosen tensors only: those whose name matches one of the patterns.
 

@@ -9,7 +9,11 @@ from stillknows.lazy import nn, torch
 from stillknows.registry import Limits, register
 
 
-@register("optimizer", source="arXiv 2305.14342 (Sophia-G); for unlearning arXiv 2404.18239 (SOUL), its configurations")
+@register(
+    "step",
+    role="optimizer",
+    source="arXiv 2305.14342 (Sophia-G); for unlearning arXiv 2404.18239 (SOUL), its configurations",
+)
 def sophia(
     parameters: Sequence[nn.Parameter],
     lr: float,

@@ -31,7 +31,7 @@ CONTRACTIONS |= {"'m ": " am ", "'ve ": " have ", "'d ": " would ", "'ll ": " wi
 _REFUSAL = re.compile("|".join(REFUSALS))
 
 
-@register("metric", source="ROME (arXiv 2202.05262), RWKU (arXiv 2406.10890)", measures="behaviour")
+@register("metric", role="example", source="ROME (arXiv 2202.05262), RWKU (arXiv 2406.10890)", measures="behaviour")
 def fluency(generations: Sequence[str | None]) -> Floats:
     """(⅔·H₂ + 4⁄3·H₃)/2, the entropies in bits of a greedy answer's 2- and 3-grams of words: 0 the same over and over.
 
@@ -44,7 +44,7 @@ def fluency(generations: Sequence[str | None]) -> Floats:
     return np.array([_weighted(words) if len(words) > 2 else np.nan for words in _tokenize(generations)])
 
 
-@register("metric", source="arXiv 2410.08109 (token entropy)", measures="behaviour")
+@register("metric", role="example", source="arXiv 2410.08109 (token entropy)", measures="behaviour")
 def token_entropy(generations: Sequence[str | None]) -> Floats:
     """−Σ f·ln f / ln n over the frequencies f of the n words of a greedy answer: 0..1, 1 without any repetition.
 
@@ -55,7 +55,7 @@ def token_entropy(generations: Sequence[str | None]) -> Floats:
     return np.array([_entropy(words) / np.log(len(words)) if len(words) > 1 else np.nan for words in answers])
 
 
-@register("metric", source="phrases of its own (behaviour.REFUSALS)", measures="behaviour")
+@register("metric", role="example", source="phrases of its own (behaviour.REFUSALS)", measures="behaviour")
 def refusal_rate(
     generations: Sequence[str | None], *, where: Literal["first_sentence", "anywhere"] = "first_sentence"
 ) -> Floats:

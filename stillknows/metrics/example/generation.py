@@ -20,7 +20,11 @@ RougeScore = Literal["recall", "fmeasure"]
 WORD = re.compile("[\u3040-\u30ff\u3400-\u9fff]|[^\\W\u3040-\u30ff\u3400-\u9fff]+")
 
 
-@register("metric", source="Lin 2004; settings of arXiv 2401.06121 (recall, stemmer) and 2407.06460 (fmeasure, none)")
+@register(
+    "metric",
+    role="example",
+    source="Lin 2004; settings of arXiv 2401.06121 (recall, stemmer) and 2407.06460 (fmeasure, none)",
+)
 def rouge_l(
     answers: Sequence[str],
     generations: Sequence[str | None],
@@ -39,7 +43,11 @@ def rouge_l(
     return _rouge("rougeL", answers, generations, score, stemmer)
 
 
-@register("metric", source="Lin 2004; settings of arXiv 2401.06121 (recall, stemmer) and 2407.06460 (fmeasure, none)")
+@register(
+    "metric",
+    role="example",
+    source="Lin 2004; settings of arXiv 2401.06121 (recall, stemmer) and 2407.06460 (fmeasure, none)",
+)
 def rouge_1(
     answers: Sequence[str],
     generations: Sequence[str | None],
@@ -58,7 +66,7 @@ def rouge_1(
     return _rouge("rouge1", answers, generations, score, stemmer)
 
 
-@register("metric", source="arXiv 2511.04934 (leak@k); estimator of arXiv 2107.03374 (pass@k)")
+@register("metric", role="example", source="arXiv 2511.04934 (leak@k); estimator of arXiv 2107.03374 (pass@k)")
 def leak_at_k(
     answers: Sequence[str],
     samples: Sequence[Sequence[str] | None],

@@ -13,13 +13,13 @@ from stillknows.registry import register
 from stillknows.types import Floats, Ragged
 
 
-@register("metric", source="arXiv 2401.06121")
+@register("metric", role="example", source="arXiv 2401.06121")
 def answer_probability(log_probs: Ragged) -> Floats:
     """exp(mean ln p) of the true answer's tokens, end of sequence included: 0..1, lower is more forgotten."""
     return np.exp(likelihood.mean_log_probs(log_probs))
 
 
-@register("metric", source="arXiv 2401.06121 (probability of real authors and world facts)")
+@register("metric", role="example", source="arXiv 2401.06121 (probability of real authors and world facts)")
 def normalised_probability(log_probs: Ragged, wrong_log_probs: Sequence[Ragged]) -> Floats:
     """P/(P + Σ P of the wrong answers), P = exp(mean ln p): 0..1, lower is more forgotten; NaN without wrong answers.
 
@@ -28,7 +28,9 @@ def normalised_probability(log_probs: Ragged, wrong_log_probs: Sequence[Ragged])
     return likelihood.normalised_probability(log_probs, wrong_log_probs)
 
 
-@register("metric", source="arXiv 2401.06121 (truth ratio), arXiv 2506.12618 (as a measure of knowledge)")
+@register(
+    "metric", role="example", source="arXiv 2401.06121 (truth ratio), arXiv 2506.12618 (as a measure of knowledge)"
+)
 def truth_ratio(
     log_probs: Ragged,
     paraphrase_log_probs: Ragged,
@@ -50,7 +52,7 @@ def truth_ratio(
     return 1 / (1 + ratio) if scale == "share" else np.maximum(0, 1 - ratio)
 
 
-@register("metric", source="lm-evaluation-harness (acc), arXiv 2009.03300 (MMLU)")
+@register("metric", role="example", source="lm-evaluation-harness (acc), arXiv 2009.03300 (MMLU)")
 def multiple_choice(
     log_probs: Ragged, wrong_log_probs: Sequence[Ragged], *, normalise: Literal["none", "tokens"] = "none"
 ) -> Floats:
@@ -78,13 +80,13 @@ def _picks_first(answers: Ragged, normalise: str) -> float:
     return best[0] / best.sum()
 
 
-@register("metric", source="arXiv 2205.10770 (exact memorisation)")
+@register("metric", role="example", source="arXiv 2205.10770 (exact memorisation)")
 def exact_memorisation(hits: Ragged, ends: NDArray[np.bool_]) -> Floats:
     """Share of answer tokens that are the most likely ones, end of sequence left out: 0..1, lower is more forgotten."""
     return np.array([words.mean() if len(words) else np.nan for words in _without_end(hits, ends)], dtype=np.float64)
 
 
-@register("metric", source="arXiv 2012.07805 (extraction), teacher-forced and free-running alike")
+@register("metric", role="example", source="arXiv 2012.07805 (extraction), teacher-forced and free-running alike")
 def extraction_strength(hits: Ragged, ends: NDArray[np.bool_]) -> Floats:
     """1 − k/T, k the shortest part of the answer after which all the rest is reproduced: 0..1, lower is more forgotten.
 
@@ -100,7 +102,7 @@ def extraction_strength(hits: Ragged, ends: NDArray[np.bool_]) -> Floats:
     return np.array([_tail(words) / len(words) if len(words) else np.nan for words in answers], dtype=np.float64)
 
 
-@register("metric", source="Shannon 1948", measures="behaviour")
+@register("metric", role="example", source="Shannon 1948", measures="behaviour")
 def entropy(entropies: Ragged) -> Floats:
     """Mean entropy of the next-token distribution at the true answer's tokens, in nats: 0 certain, ln V uniform.
 

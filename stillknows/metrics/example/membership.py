@@ -20,13 +20,18 @@ from stillknows.types import Floats, Ragged
 LEAST_SPREAD = 1e-3  # below it a distribution is all but one token and ln p cannot be z-scored (OpenUnlearning's bound)
 
 
-@register("metric", source="Yeom et al. 2018 (arXiv 1709.01604)", measures="membership")
+@register("metric", role="example", source="Yeom et al. 2018 (arXiv 1709.01604)", measures="membership")
 def loss(log_probs: Ragged) -> Floats:
     """L, the negative of the loss, in nats per token: at most 0, higher is more likely a member."""
     return mean_log_probs(log_probs)
 
 
-@register("metric", source="Carlini et al. 2021 (arXiv 2012.07805); MUSE's PPL/zlib, negated", measures="membership")
+@register(
+    "metric",
+    role="example",
+    source="Carlini et al. 2021 (arXiv 2012.07805); MUSE's PPL/zlib, negated",
+    measures="membership",
+)
 def zlib(log_probs: Ragged, answers: Sequence[str]) -> Floats:
     """L over the number of bytes of the zlib-compressed UTF-8 text: at most 0, higher is more likely a member.
 
@@ -36,7 +41,12 @@ def zlib(log_probs: Ragged, answers: Sequence[str]) -> Floats:
     return mean_log_probs(log_probs) / sizes
 
 
-@register("metric", source="Carlini et al. 2021 (arXiv 2012.07805); MUSE's PPL/lower, negated", measures="membership")
+@register(
+    "metric",
+    role="example",
+    source="Carlini et al. 2021 (arXiv 2012.07805); MUSE's PPL/lower, negated",
+    measures="membership",
+)
 def lower(log_probs: Ragged, lowered_log_probs: Ragged) -> Floats:
     """−L/L of the lower-cased text: at most 0, −1 where case changes nothing, higher is more likely a member.
 
@@ -46,7 +56,9 @@ def lower(log_probs: Ragged, lowered_log_probs: Ragged) -> Floats:
         return -mean_log_probs(log_probs) / mean_log_probs(lowered_log_probs)
 
 
-@register("metric", source="Carlini et al. 2021 (arXiv 2012.07805), arXiv 2004.15011", measures="membership")
+@register(
+    "metric", role="example", source="Carlini et al. 2021 (arXiv 2012.07805), arXiv 2004.15011", measures="membership"
+)
 def reference(log_probs: Ragged, reference_log_probs: Ragged) -> Floats:
     """L − L under the never-taught control, in nats per token: above 0 more likely a member.
 
@@ -55,7 +67,9 @@ def reference(log_probs: Ragged, reference_log_probs: Ragged) -> Floats:
     return mean_log_probs(log_probs) - mean_log_probs(reference_log_probs)
 
 
-@register("metric", source="arXiv 2310.16789 (Min-K %); k of MUSE, arXiv 2407.06460", measures="membership")
+@register(
+    "metric", role="example", source="arXiv 2310.16789 (Min-K %); k of MUSE, arXiv 2407.06460", measures="membership"
+)
 def min_k(log_probs: Ragged, *, k: float = 0.4) -> Floats:
     """Mean of the int(n·k) lowest ln p of a text's n tokens, one at least: at most 0, higher is more likely a member.
 
@@ -65,7 +79,9 @@ def min_k(log_probs: Ragged, *, k: float = 0.4) -> Floats:
     return lowest_mean(log_probs, k)
 
 
-@register("metric", source="arXiv 2404.02936 (Min-K %++); k of RWKU, arXiv 2406.10890", measures="membership")
+@register(
+    "metric", role="example", source="arXiv 2404.02936 (Min-K %++); k of RWKU, arXiv 2406.10890", measures="membership"
+)
 def min_k_plus_plus(log_probs: Ragged, entropies: Ragged, spreads: Ragged, *, k: float = 0.2) -> Floats:
     """Mean of the int(n·k) lowest z-scores of ln p, one at least: any number, higher is more likely a member.
 
@@ -77,7 +93,7 @@ def min_k_plus_plus(log_probs: Ragged, entropies: Ragged, spreads: Ragged, *, k:
     return lowest_mean([(ln_p + h) / np.maximum(sigma, LEAST_SPREAD) for ln_p, h, sigma in rows], k)
 
 
-@register("metric", source="arXiv 2402.17012 (gradient norm)", measures="membership")
+@register("metric", role="example", source="arXiv 2402.17012 (gradient norm)", measures="membership")
 def gradient_norm(gradient_norms: Floats) -> Floats:
     """−|∇θ of the loss|, the Euclidean norm over all weights: at most 0, higher is more likely a member.
 

@@ -14,7 +14,7 @@ from stillknows.stats import LEVEL, binomial_bounds
 from stillknows.types import Interval, Observations
 
 
-@register("figure", source="arXiv 2511.04934 (leak@k), Clopper and Pearson 1934", reads=("samples",))
+@register("metric", role="model", source="arXiv 2511.04934 (leak@k), Clopper and Pearson 1934", reads=("samples",))
 def leak_rate(
     subject: Mapping[str, Observations],
     control: Mapping[str, Observations] | None,

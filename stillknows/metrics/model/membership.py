@@ -18,7 +18,9 @@ FPR = 0.01
 TOP = 0.1
 
 
-@register("figure", source="arXiv 2112.03570 (TPR at low FPR); attacks: see the metrics", reads=("log_probs",))
+@register(
+    "metric", role="model", source="arXiv 2112.03570 (TPR at low FPR); attacks: see the metrics", reads=("log_probs",)
+)
 def membership(
     subject: Mapping[str, Observations],
     control: Mapping[str, Observations] | None,
@@ -63,7 +65,7 @@ def membership(
 
 
 def _attacks(names: str) -> list[Bound]:
-    known = [name for name, plugin in plugins("metric").items() if plugin.measures == "membership"]
+    known = [name for name, plugin in plugins("metric", "example").items() if plugin.measures == "membership"]
     chosen = [call for part in alternatives(names) for call in chained(part)] if names else known
     for name in (parse(spec).name for spec in chosen):
         if name not in known:

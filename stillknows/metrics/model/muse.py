@@ -15,7 +15,7 @@ from stillknows.types import Floats, Interval, Observations
 PERCENT = 100
 
 
-@register("figure", source="arXiv 2407.06460 (MUSE), VerbMem", reads=("generations",))
+@register("metric", role="model", source="arXiv 2407.06460 (MUSE), VerbMem", reads=("generations",))
 def verbmem(
     subject: Mapping[str, Observations], control: Mapping[str, Observations] | None, *, split: str = "verbmem"
 ) -> dict[str, Interval]:
@@ -23,7 +23,7 @@ def verbmem(
     return {"verbmem": _rouge(subject, split)}
 
 
-@register("figure", source="arXiv 2407.06460 (MUSE), KnowMem", reads=("generations",))
+@register("metric", role="model", source="arXiv 2407.06460 (MUSE), KnowMem", reads=("generations",))
 def knowmem(
     subject: Mapping[str, Observations],
     control: Mapping[str, Observations] | None,
@@ -42,7 +42,7 @@ def knowmem(
     return {"knowmem_forget": _rouge(subject, forget), "knowmem_retain": _rouge(subject, retain)}
 
 
-@register("figure", source="arXiv 2407.06460 (MUSE), PrivLeak", reads=("log_probs",))
+@register("metric", role="model", source="arXiv 2407.06460 (MUSE), PrivLeak", reads=("log_probs",))
 def privleak(
     subject: Mapping[str, Observations],
     control: Mapping[str, Observations] | None,

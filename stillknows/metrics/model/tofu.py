@@ -17,7 +17,7 @@ ROUGE = "rouge_l:score=recall:stemmer=true"
 CHOICES = ("log_probs", "paraphrase_log_probs", "wrong_log_probs")
 
 
-@register("figure", source="arXiv 2401.06121 (TOFU), leaderboard code of locuslab/tofu", reads=CHOICES)
+@register("metric", role="model", source="arXiv 2401.06121 (TOFU), leaderboard code of locuslab/tofu", reads=CHOICES)
 def forget_quality(
     subject: Mapping[str, Observations],
     control: Mapping[str, Observations] | None,
@@ -50,7 +50,10 @@ def forget_quality(
 
 
 @register(
-    "figure", source="arXiv 2401.06121 (TOFU), leaderboard code of locuslab/tofu", reads=(*CHOICES, "generations")
+    "metric",
+    role="model",
+    source="arXiv 2401.06121 (TOFU), leaderboard code of locuslab/tofu",
+    reads=(*CHOICES, "generations"),
 )
 def forget_scores(
     subject: Mapping[str, Observations],
@@ -80,7 +83,7 @@ def forget_scores(
     }
 
 
-@register("figure", source="arXiv 2401.06121 (TOFU), table 3", reads=(*CHOICES, "generations"))
+@register("metric", role="model", source="arXiv 2401.06121 (TOFU), table 3", reads=(*CHOICES, "generations"))
 def model_utility(
     subject: Mapping[str, Observations],
     control: Mapping[str, Observations] | None,

@@ -23,7 +23,7 @@ FRAMES: Mapping[str, Frame] = {
 }
 
 
-@register("attack", source="arXiv 2411.12103 (wordings that leave the meaning), 2402.16835")
+@register("transform", role="attack", source="arXiv 2411.12103 (wordings that leave the meaning), 2402.16835")
 def frame(
     split: Split,
     template: str,

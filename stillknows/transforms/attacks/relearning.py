@@ -13,7 +13,7 @@ from stillknows.training.finetune import finetune
 from stillknows.training.loop import MOST_STEPS, Settings
 
 
-@register("attack", source="arXiv 2410.08827 (retraining on T), 2406.13356")
+@register("transform", role="attack", source="arXiv 2410.08827 (retraining on T), 2406.13356")
 def relearn(
     model: nn.Module,
     taught: Sequence[Encoded],

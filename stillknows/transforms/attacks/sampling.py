@@ -11,7 +11,7 @@ from stillknows.types import Decoding
 MOST = 10_000  # samples of an answer: all of a split's are made at once
 
 
-@register("attack", source="arXiv 2511.04934 (leak@k), 2410.03523")
+@register("transform", role="attack", source="arXiv 2511.04934 (leak@k), 2410.03523")
 def sample(
     decoding: Decoding,
     *,

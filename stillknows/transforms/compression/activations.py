@@ -15,7 +15,7 @@ from stillknows.transforms.compression.int8 import int8
 FLOAT16_MAX = 65504.0
 
 
-@register("quantizer", source="arXiv 2208.07339 (LLM.int8()), as bitsandbytes rounds activations")
+@register("transform", role="deployment", source="arXiv 2208.07339 (LLM.int8()), as bitsandbytes rounds activations")
 def int8_activations(activations_TI: Tensor, *, threshold: Annotated[float, Limits(0)] = 6.0) -> Tensor:
     """Inputs of linear maps in 8 bits: each token is rounded to 127 steps either side of 0, its outliers are kept.
 
@@ -33,7 +33,7 @@ def int8_activations(activations_TI: Tensor, *, threshold: Annotated[float, Limi
     return activations_TI.where(is_outlier_TI, int8(x_TI.masked_fill(is_outlier_TI, 0.0)).values_OI)
 
 
-@register("quantizer", source="compressed-tensors FP8_DYNAMIC (W8A8)")
+@register("transform", role="deployment", source="compressed-tensors FP8_DYNAMIC (W8A8)")
 def fp8_activations(activations_TI: Tensor) -> Tensor:
     """Inputs of linear maps as 8-bit floats E4M3 with one scale per token, Δ = max|x|/448; see fp8.
 
@@ -44,7 +44,9 @@ def fp8_activations(activations_TI: Tensor) -> Tensor:
 
 
 @register(
-    "quantizer", source="OCP Microscaling Formats (MX) Specification 1.0, MXFP4; scale=even as compressed-tensors"
+    "transform",
+    role="deployment",
+    source="OCP Microscaling Formats (MX) Specification 1.0, MXFP4; scale=even as compressed-tensors",
 )
 def mxfp4_activations(activations_TI: Tensor, *, scale: Literal["floor", "even"] = "floor") -> Tensor:
     """Inputs of linear maps as 4-bit floats in blocks of 32 that share a power of two; see mxfp4.
@@ -58,7 +60,7 @@ def mxfp4_activations(activations_TI: Tensor, *, scale: Literal["floor", "even"]
     return mxfp4(activations_TI, scale=scale).values_OI
 
 
-@register("quantizer", source="NVIDIA NVFP4 as in compressed-tensors (W4A4), with g of each token")
+@register("transform", role="deployment", source="NVIDIA NVFP4 as in compressed-tensors (W4A4), with g of each token")
 def nvfp4_activations(activations_TI: Tensor) -> Tensor:
     """Inputs of linear maps as 4-bit floats in blocks of 16 with an 8-bit scale each; see nvfp4.
 

@@ -16,7 +16,7 @@ from stillknows.transforms.compression.gguf_blocks import TYPES, fill
 from stillknows.transforms.compression.rtn import rtn
 
 
-@register("quantizer", source="arXiv 2402.02750 (KIVI), values; arXiv 2303.06865 (FlexGen)")
+@register("transform", role="deployment", source="arXiv 2402.02750 (KIVI), values; arXiv 2303.06865 (FlexGen)")
 def kv(
     cached_TD: Tensor,
     *,
@@ -37,7 +37,7 @@ def kv(
     return rtn(cached_TD, bits=bits, group=group, symmetric=symmetric, grid="full").values_OI
 
 
-@register("quantizer", source="vLLM, kv_cache_dtype=fp8 without calibration: scales of 1")
+@register("transform", role="deployment", source="vLLM, kv_cache_dtype=fp8 without calibration: scales of 1")
 def kv_fp8(cached_TD: Tensor) -> Tensor:
     """Keys and values as 8-bit floats E4M3 without a scale: 3 mantissa bits, cut at ±448.
 
@@ -47,7 +47,7 @@ def kv_fp8(cached_TD: Tensor) -> Tensor:
     return cached_TD.clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn).float()
 
 
-@register("quantizer", source="llama.cpp, --cache-type-k and --cache-type-v")
+@register("transform", role="deployment", source="llama.cpp, --cache-type-k and --cache-type-v")
 def kv_gguf(cached_TD: Tensor, *, type: Literal["Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0"] = "Q8_0") -> Tensor:
     """Keys and values in blocks of 32 as llama.cpp stores them.
 

@@ -18,7 +18,7 @@ from stillknows.variants.compress import Quantized
 COLUMNS = 16  # inputs that are rounded one by one; what many of them leave to others is one product of matrices
 
 
-@register("quantizer", source="arXiv 2210.17323 (GPTQ)", version=2)
+@register("transform", role="deployment", source="arXiv 2210.17323 (GPTQ)", version=2)
 def gptq(
     weight_OI: Tensor,
     hessian_II: Tensor,
@@ -119,7 +119,7 @@ STEPS = 20  # of the search for scales, and to half of a range
 LEAST_MAGNITUDE = 1e-4
 
 
-@register("quantizer", source="arXiv 2306.00978 (AWQ)")
+@register("transform", role="deployment", source="arXiv 2306.00978 (AWQ)")
 def awq(
     weight_OI: Tensor,
     hessian_II: Tensor,

@@ -38,7 +38,7 @@ _FP4_POSITIVE = (0.005208333333, 0.16666667, 0.25, 0.33333333, 0.5, 0.66666667, 
 FP4 = (*(-v for v in reversed(_FP4_POSITIVE)), 0.0, *_FP4_POSITIVE)
 
 
-@register("quantizer", source="arXiv 2305.14314 (QLoRA); bitsandbytes nf4, block 64", version=2)
+@register("transform", role="deployment", source="arXiv 2305.14314 (QLoRA); bitsandbytes nf4, block 64", version=2)
 def nf4(weight_OI: Tensor, *, double: bool = False) -> Quantized:
     """4-bit NormalFloat: each block of 64 is its largest magnitude times the nearest of 16 normal quantiles.
 
@@ -50,7 +50,9 @@ def nf4(weight_OI: Tensor, *, double: bool = False) -> Quantized:
     return _nearest(weight_OI, "nf4", double)
 
 
-@register("quantizer", source="bitsandbytes fp4, block 64: what load_in_4bit=True alone gives", version=2)
+@register(
+    "transform", role="deployment", source="bitsandbytes fp4, block 64: what load_in_4bit=True alone gives", version=2
+)
 def fp4(weight_OI: Tensor, *, double: bool = False) -> Quantized:
     """4-bit float (1 sign, 2 exponent, 1 mantissa bit): a block of 64 is its largest magnitude times 1 of 15 values.
 

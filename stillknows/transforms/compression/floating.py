@@ -19,7 +19,9 @@ MX_BLOCK, NV_BLOCK = 32, 16
 
 
 @register(
-    "quantizer", source="compressed-tensors FP8 (W8A16); blocks of 128 × 128 as in arXiv 2412.19437 (DeepSeek-V3)"
+    "transform",
+    role="deployment",
+    source="compressed-tensors FP8 (W8A16); blocks of 128 × 128 as in arXiv 2412.19437 (DeepSeek-V3)",
 )
 def fp8(weight_OI: Tensor, *, scale: Literal["tensor", "channel", "block"] = "channel") -> Quantized:
     """8-bit float E4M3 (4 exponent, 3 mantissa bits, largest 448): w is Δ times the nearest value, Δ = max|w|/448.
@@ -41,7 +43,9 @@ def fp8(weight_OI: Tensor, *, scale: Literal["tensor", "channel", "block"] = "ch
 
 
 @register(
-    "quantizer", source="OCP Microscaling Formats (MX) Specification 1.0, MXFP4; scale=even as compressed-tensors"
+    "transform",
+    role="deployment",
+    source="OCP Microscaling Formats (MX) Specification 1.0, MXFP4; scale=even as compressed-tensors",
 )
 def mxfp4(weight_OI: Tensor, *, scale: Literal["floor", "even"] = "floor") -> Quantized:
     """4-bit float E2M1 (±0, ½, 1, 1½, 2, 3, 4, 6) in blocks of 32 inputs that share a power of two, E8M0.
@@ -65,7 +69,7 @@ def mxfp4(weight_OI: Tensor, *, scale: Literal["floor", "even"] = "floor") -> Qu
     return _e2m1(blocks, step, weight_OI)._replace(stored=Stored("mxfp4", {"scale": step[..., 0]}))
 
 
-@register("quantizer", source="NVIDIA NVFP4, as compressed-tensors stores it (NVFP4A16)")
+@register("transform", role="deployment", source="NVIDIA NVFP4, as compressed-tensors stores it (NVFP4A16)")
 def nvfp4(weight_OI: Tensor) -> Quantized:
     """4-bit float E2M1 in blocks of 16 inputs with an 8-bit scale E4M3, over one float32 scale of the matrix.
 

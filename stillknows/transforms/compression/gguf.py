@@ -39,7 +39,7 @@ FLOAT16_MAX = 65504.0
 LEAST = 2.0**-100  # far below what a float16 scale can stand for; keeps reciprocals finite
 
 
-@register("quantizer", source="llama.cpp: llama-quantize, ggml's reference quantizers")
+@register("transform", role="deployment", source="llama.cpp: llama-quantize, ggml's reference quantizers")
 def gguf(weight_OI: Tensor, place: MatrixRole | None = None, *, file: File = "Q4_K_M", pure: bool = False) -> Quantized:
     """GGUF: blocks of 32 or 256 inputs in the type that llama.cpp gives this matrix in such a file.
 

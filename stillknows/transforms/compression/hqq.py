@@ -15,7 +15,12 @@ BETA, ROUNDS = 10.0, 20  # strength of the penalty, and rounds at most
 LEAST_SPREAD, MOST_INVERSE_STEP = 1e-4, 2e4  # keep 1/Δ within float16
 
 
-@register("quantizer", source="Badri and Shaji 2023, Half-Quadratic Quantization; hqq 0.2.8 (CPU, float32)", whole=True)
+@register(
+    "transform",
+    role="deployment",
+    source="Badri and Shaji 2023, Half-Quadratic Quantization; hqq 0.2.8 (CPU, float32)",
+    whole=True,
+)
 def hqq(weight_OI: Tensor, *, bits: int = 4, group: int = 64, axis: Annotated[int, Limits(0, 1)] = 1) -> Quantized:
     """HQQ: Q(w) = Δ·(c − z), c = clamp(round(w/Δ + z)) in 0..2^N − 1, Δ from the range and z from the proximal solver.
 

@@ -10,7 +10,7 @@ from stillknows.variants.compress import Quantized, Stored
 TINY = 2.0**-118  # 127 over this is still finite in float32
 
 
-@register("quantizer", source="arXiv 2208.07339 (weights only)")
+@register("transform", role="deployment", source="arXiv 2208.07339 (weights only)")
 def int8(weight_OI: Tensor) -> Quantized:
     """Vector-wise int8: each row is rounded to 127 steps either side of 0, Δ = max|w|/127.
 

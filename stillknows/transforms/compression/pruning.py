@@ -10,7 +10,9 @@ from stillknows.registry import Limits, register
 from stillknows.variants.compress import Quantized
 
 
-@register("quantizer", source="arXiv 1506.02626 (magnitude pruning); torch.nn.utils.prune.l1_unstructured")
+@register(
+    "transform", role="deployment", source="arXiv 1506.02626 (magnitude pruning); torch.nn.utils.prune.l1_unstructured"
+)
 def magnitude(
     weight_OI: Tensor,
     *,
@@ -32,7 +34,7 @@ def magnitude(
     return _keep_largest(weight_OI, pools, size - round(sparsity * size))
 
 
-@register("quantizer", source="arXiv 2104.08378 (2:4 sparsity), by magnitude as in arXiv 2301.00774")
+@register("transform", role="deployment", source="arXiv 2104.08378 (2:4 sparsity), by magnitude as in arXiv 2301.00774")
 def sparse(weight_OI: Tensor, *, n: int = 2, m: int = 4) -> Quantized:
     """Structured sparsity n:m: of every m neighbouring inputs the n with the largest |w| are kept, the others are 0.
 

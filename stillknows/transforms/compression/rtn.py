@@ -47,7 +47,11 @@ class RoundingGrid(NamedTuple):
         return (codes - self.zero).mul_(self.step)
 
 
-@register("quantizer", source="arXiv 2410.16454, Eq. 2; grids of compressed-tensors and of the paper as options")
+@register(
+    "transform",
+    role="deployment",
+    source="arXiv 2410.16454, Eq. 2; grids of compressed-tensors and of the paper as options",
+)
 def rtn(
     weight_OI: Tensor,
     *,
@@ -81,7 +85,7 @@ def rtn(
     return Quantized(values.reshape(weight_OI.shape), codes.reshape(weight_OI.shape), even.stored(symmetric))
 
 
-@register("quantizer", source="rtn with its default options")
+@register("transform", role="deployment", source="rtn with its default options")
 def int4(weight_OI: Tensor, *, group: int = 128) -> Quantized:
     """Symmetric round to nearest in 4 bits, in groups of inputs; rtn:grid=full is compressed-tensors' grid of it.
 

@@ -14,7 +14,7 @@ from stillknows.types import Floats
 LEAST_CLUSTERS = 3
 
 
-@register("suppression", source="arXiv 2307.10442 (Thrust)")
+@register("transform", role="defence", source="arXiv 2307.10442 (Thrust)")
 def thrust(
     known_ND: Floats, asked_MD: Floats, *, share: Annotated[float, Limits(0, 1)] = 0.25, seed: int = 0
 ) -> NDArray[np.bool_]:

@@ -6,7 +6,7 @@ from stillknows.lazy import nn
 from stillknows.registry import register
 
 
-@register("suppression", source="arXiv 2404.11045")
+@register("transform", role="defence", source="arXiv 2404.11045")
 def offset(model: nn.Module, unlearned: nn.Module, reference: nn.Module, *, weight: float = 1.0) -> nn.Module:
     """Logit offset: z + w·(z_unlearned − z_reference), from two small models of the same vocabulary.
 

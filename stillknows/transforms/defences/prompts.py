@@ -16,7 +16,7 @@ from stillknows.variants.retrieval import words
 Rewrite = Callable[[str, str], tuple[str, str]]  # (question, template) -> (question, template)
 
 
-@register("suppression", source="arXiv 2310.07579")
+@register("transform", role="defence", source="arXiv 2310.07579")
 def icul(
     forget: Sequence[Example], retain: Sequence[Example], *, flipped: int = 1, kept: int = 4, seed: int = 0
 ) -> Rewrite:
@@ -51,7 +51,11 @@ def icul(
     return rewrite
 
 
-@register("suppression", source="arXiv 2406.07933 (a classifier before the model), with a text in the place of noise")
+@register(
+    "transform",
+    role="defence",
+    source="arXiv 2406.07933 (a classifier before the model), with a text in the place of noise",
+)
 def guard(
     forget: Sequence[Example],
     retain: Sequence[Example],
