@@ -28,7 +28,7 @@ BROKEN = {  # a file: what is said of it
     f"{REGISTER}@register('metric', role='example', source='x')\ndef m(log_prob): ...": (
         "line 4: the metric 'm' asks for 'log_prob', which nothing provides; did you mean 'log_probs'?"
     ),
-    "from stillknows.registry import register\nregister('metric', source='x')(lambda hits: hits)\n1 / 0": (
+    "from stillknows.registry import register\nregister('metric', role='example', source='x')(lambda hits: hits)\n1 / 0": (
         "line 3: ZeroDivisionError: division by zero"
     ),
     "import sys\nsys.exit(0)": "line 2: SystemExit: 0",  # 0 would stand for a verdict
@@ -80,7 +80,7 @@ def test_a_file_of_plugins_is_run_by_an_option(cli: Callable[..., Any]) -> None:
     assert "first_token" not in cli("list", "metrics").out
     ran = cli("--plugin", FILE, "list", "metrics")
     assert ran.code == 0
-    assert "first_token\n      Probability of the answer's first token" in ran.out
+    assert "first_token\n        Probability of the answer's first token" in ran.out
 
 
 def test_plugins_of_the_example_do_what_they_say() -> None:

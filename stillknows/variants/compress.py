@@ -59,7 +59,7 @@ class Quantized(NamedTuple):
 
 def parse_variant(spec: str) -> tuple[Bound, ...]:
     """Parse "rtn:bits=4" or a chain "bf16+rtn:bits=4", applied from left to right. Raises UserError."""
-    chain = tuple(bind("transform", part) for part in chained(spec))
+    chain = tuple(bind("transform", part, "deployment") for part in chained(spec))
     if any(map(is_calibrated, chain)) and any(map(is_placed, chain)):
         raise UserError(f"{spec}: a file format cannot be chained with a calibrated one", "audit them one by one")
     return chain
