@@ -28,7 +28,7 @@ BROKEN = {  # a file: what is said of it
     f"{REGISTER}@register('metric', role='example', source='x')\ndef m(log_prob): ...": (
         "line 4: the metric 'm' asks for 'log_prob', which nothing provides; did you mean 'log_probs'?"
     ),
-    "from stillknows.registry import register\nregister('metric', role='example', source='x')(lambda hits: hits)\n1 / 0": (
+    "from stillknows.registry import register\nregister('benchmark', source='x')(lambda: None)\n1 / 0": (
         "line 3: ZeroDivisionError: division by zero"
     ),
     "import sys\nsys.exit(0)": "line 2: SystemExit: 0",  # 0 would stand for a verdict
