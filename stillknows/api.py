@@ -24,6 +24,7 @@ from stillknows.errors import UserError, blamed_on, did_you_mean
 from stillknows.registry import bind
 from stillknows.reporting import report
 from stillknows.results import Report, Unlearned
+from stillknows.specs import Specs
 from stillknows.store import locked, require_new, write_text
 from stillknows.types import Benchmark, Example, Role
 
@@ -83,8 +84,8 @@ def audit(
     original: Model,
     benchmark: str | Benchmark | Rows,
     controls: Sequence[Model] = (),
-    variants: str | None = None,
-    metrics: str = defaults.METRICS,
+    variants: Specs = defaults.VARIANTS,
+    metrics: Specs = defaults.METRICS,
     policy: Policy | None = None,
     template: str | None = None,
     out: str | Path | None = None,
@@ -99,7 +100,7 @@ def audit(
         models: what to judge; saved suppressions and quantized files too.
         original: the model before unlearning, which must show the knowledge.
         controls: a model that was never taught the forget split; without one nothing is decided.
-        variants, metrics: comma-separated, as on the command line; None: the default ones that fit the model.
+        variants, metrics: a list, or a text as on the command line; default variants that fit no layer are left out.
         policy: what a verdict asks for; the default one when None.
         out: folder for the report and for what was observed, from which an interrupted audit resumes; None makes a
             temporary one, which is left to the system to remove.
@@ -179,7 +180,7 @@ def quantize(model: Model, to: str, *, out: str | Path, overwrite: bool = False,
 
 
 @typed
-def diagnose(original: Model, unlearned: Model, formats: str | None = None, **options: Any) -> dict[str, Any]:
+def diagnose(original: Model, unlearned: Model, formats: Specs = defaults.FORMATS, **options: Any) -> dict[str, Any]:
     """Find out what formats leave of an update to the weights, and why, without running a model.
 
     See `analysis.diagnose.diagnose` for what is returned.
@@ -190,7 +191,7 @@ def diagnose(original: Model, unlearned: Model, formats: str | None = None, **op
 
 
 @typed
-def score(folder: str | Path, metrics: str = defaults.METRICS, figures: str = "") -> list[dict[str, Any]]:
+def score(folder: str | Path, metrics: Specs = defaults.METRICS, figures: Specs = ()) -> list[dict[str, Any]]:
     """Score what an audit observed by other metrics and figures, without a model; return one row a number."""
     from stillknows.reporting import rescore
 

@@ -256,9 +256,9 @@ def bind(kind: Kind, spec: str, role: PluginRole | None = None) -> Bound:
     return Bound(plugin, plugin.options | _read_options(plugin, call), str(call))
 
 
-def bind_all(kind: Kind, text: str, role: PluginRole | None = None) -> dict[str, Bound]:
-    """Parse a list of specs, separated by commas; return each by its canonical spelling. Raises UserError."""
-    return {spec: bind(kind, spec, role) for spec in specs.spelled(text)}
+def bind_all(kind: Kind, given: specs.Specs, role: PluginRole | None = None) -> dict[str, Bound]:
+    """Parse a list of specs; return each by its canonical spelling. Raises UserError."""
+    return {spec: bind(kind, spec, role) for spec in specs.spelled(given)}
 
 
 def _read_options(plugin: Plugin, call: Call) -> dict[str, Any]:

@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from stillknows.errors import UserError
 
@@ -26,6 +28,8 @@ CHAIN = re.compile(r"\+")
 BARE = re.compile(rf"[:,](?=\s*{OPTION})")
 BRACKETED = re.compile(r",")
 CLOSING = {")": "(", "]": "["}
+
+Specs: TypeAlias = str | Sequence[str]  # a list in the grammar, or its parts one by one
 
 
 @dataclass(frozen=True)
@@ -88,9 +92,10 @@ def chained(text: str) -> list[str]:
     return [part.strip() for part in split(text, CHAIN)]
 
 
-def spelled(text: str) -> list[str]:
-    """Return the parts of a list, each in its canonical spelling, once."""
-    return list(dict.fromkeys("+".join(str(parse(call)) for call in chained(part)) for part in listed(text)))
+def spelled(given: Specs) -> tuple[str, ...]:
+    """Return the parts of a list, each in its canonical spelling, once; of "" none."""
+    parts = given if not isinstance(given, str) else listed(given) if given.strip() else []
+    return tuple(dict.fromkeys("+".join(str(parse(call)) for call in chained(part)) for part in parts))
 
 
 def split(text: str, separator: re.Pattern[str]) -> list[str]:

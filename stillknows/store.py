@@ -30,7 +30,8 @@ _held: list[Path] = []  # folders that this process holds, the innermost last
 def locked(folder: Path) -> Iterator[Path]:
     """Create a folder if needed and hold it until the block ends, so that two runs cannot mix.
 
-    The lock belongs to the process: it ends with it, also when it is killed. What a killed run has left half-written is
+    Whatever writes into a folder locks it; a thread that holds it may lock it again, for what it calls. The lock
+    belongs to the process: it ends with it, also when it is killed. What a killed run has left half-written is
     removed. Folders that were made for nothing are removed again. Raises UserError when another run holds the folder,
     when it cannot be written, and when a link stands where the lock would be.
     """
@@ -38,7 +39,11 @@ def locked(folder: Path) -> Iterator[Path]:
         raise UserError(f"{folder} is a file, not a folder", "choose another folder with `out`")
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     _owner(folder)
-    lock = FileLock(folder / LOCK, timeout=0)  # opens without following a link and without emptying the file
+    # it opens without following a link and without emptying the file; a single one for each path counts
+    lock = FileLock(folder.absolute() / LOCK, timeout=0, is_singleton=True)
+    if lock.is_locked:  # by this thread
+        yield folder
+        return
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _require_no_link(folder / LOCK)

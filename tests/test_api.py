@@ -35,7 +35,11 @@ def test_public_names_are_these_and_importing_them_is_quick() -> None:
 def test_three_lines_unlearn_a_model_audit_it_and_show_the_verdict(world: Any, tmp_path: Path) -> None:
     unlearned = sk.unlearn(world.original, world.benchmark, method="ga + nll", lr=3e-3, max_steps=6, batch_size=16)
     report = sk.audit(
-        unlearned, original=world.original, controls=[world.control], benchmark=world.benchmark, variants="full,int8"
+        unlearned,
+        original=world.original,
+        controls=[world.control],
+        benchmark=world.benchmark,
+        variants=["full", "int8"],
     )
     shown = report._repr_html_()
 
@@ -106,7 +110,7 @@ def test_what_is_fine_tuned_answers(save_model: Any) -> None:
         (lambda m: sk.finetune(m, ROWS, roles=["neighbour"]), "neighbour"),
         (lambda m: sk.finetune(m, ROWS, roles=[]), "no items to train on"),
         (lambda m: sk.quantize(m, "nf4", out="x", devise="cpu"), "there is no option 'devise'; did you mean 'device'"),
-        (lambda m: sk.diagnose(m, m, ["nf4"]), "'nf4'. is of the wrong type\n  give str or None"),  # type: ignore[arg-type]
+        (lambda m: sk.diagnose(m, m, 4), "formats=4 is of the wrong type\n  give str or "),  # type: ignore[arg-type]
         (lambda m: sk.audit(m, original=m, benchmark=ROWS, figure=""), "no option 'figure'; did you mean 'figures'"),
         (lambda m: sk.audit(m, original=m, controls=[m, m], benchmark=ROWS), "one control"),
         (lambda m: sk.finetune(m, "no_such_benchmark"), "no benchmark named 'no_such_benchmark'"),

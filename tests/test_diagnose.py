@@ -218,8 +218,8 @@ def test_models_of_other_shapes_are_refused(pair: Case, save_model: Case, cli: C
         ("bf16+awq", r"bf16\+awq depends on what each layer is given"),
         ("kv_fp8", "kv_fp8 depends on what each layer is given"),
         ("int8+int8_activations", r"int8\+int8_activations depends on what each layer is given"),
-        ("int7", "no quantizer named 'int7'"),
-        ("", "no quantizer named ''"),
+        ("int7", "no format named 'int7'"),
+        ("", "no format is named"),
         ("int4", "int4: layer model.layers.0.self_attn.q_proj"),
     ],
 )

@@ -102,9 +102,15 @@ def test_there_is_one_canonical_spelling(text: str, spelling: str) -> None:
 
 
 def test_a_list_gives_options_to_what_stands_before_them() -> None:
-    assert specs.spelled("full, rtn:bits=3, group=64,bf16 + rtn(bits=4),full") == [
-        *("full", "rtn:bits=3:group=64", "bf16+rtn:bits=4")
-    ]
+    found = ("full", "rtn:bits=3:group=64", "bf16+rtn:bits=4")
+    assert specs.spelled("full, rtn:bits=3, group=64,bf16 + rtn(bits=4),full") == found
+
+
+def test_lists_are_given_as_text_or_one_by_one() -> None:
+    found = ("full", "rtn:bits=3:group=64", "bf16+rtn:bits=4")
+    assert specs.spelled(["full", "rtn(bits=3, group=64)", "bf16 + rtn(bits=4)", "full"]) == found
+    assert specs.spelled(found) == specs.spelled(", ".join(found)) == found
+    assert specs.spelled("") == specs.spelled(" ") == specs.spelled([]) == ()
 
 
 @pytest.mark.parametrize(

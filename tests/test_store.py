@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -122,6 +123,7 @@ def test_the_record_is_moved_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 LOCKED = """
 import sys
+import threading
 from pathlib import Path
 from stillknows.store import locked
 with locked(Path(sys.argv[1])):
@@ -196,3 +198,27 @@ def test_digests_depend_on_names_and_contents(tmp_path: Path) -> None:
     b.write_text("3")
     assert store.file_digest(a, b) != first
     assert json.dumps(first)
+
+
+def test_who_holds_a_folder_may_lock_it_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what it is writing stays; another thread may not."""
+    monkeypatch.chdir(tmp_path)
+    refused: list[str] = []
+
+    def other() -> None:
+        try:
+            with store.locked(Path("out")):
+                pass
+        except UserError as error:
+            refused.append(str(error))
+
+    with store.locked(Path("out")), store.atomic_folder(Path("out")) as work:
+        with store.locked(tmp_path / "out"):
+            assert work.is_dir()
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join()
+        (work / "a").write_text("")
+    other()
+    assert [text.partition("\n")[0] for text in refused] == ["another run is working in out"]
+    assert (tmp_path / "out" / "a").is_file()

@@ -48,6 +48,19 @@ def test_deployed_stands_for_its_formats(variants: str, expected: list[str], nam
     assert found_named == set(named)
 
 
+def test_a_default_that_is_typed_out_is_as_one_that_is_left_out() -> None:
+    """Nothing of it was named: what a model does not allow is left out instead of being refused."""
+    for given in (defaults.VARIANTS, defaults.VARIANTS.replace(",", " , "), defaults.VARIANTS.split(",")):
+        found = plan.expand(given)
+        assert (found[0], list(found[1])) == (frozenset(), defaults.VARIANTS.split(","))
+
+
+def test_a_list_without_variants_is_refused() -> None:
+    for given in ("", []):
+        with pytest.raises(UserError, match="no variant is named\n  name one in `variants`, such as full"):
+            plan.expand(given)
+
+
 def test_a_format_in_other_words_is_not_measured_twice() -> None:
     _, chains = plan.expand("deployed,gguf,rtn:group=128:grid=full,awq:clip=false")
     missing = {"gguf:Q4_K_M", "rtn:grid=full"}

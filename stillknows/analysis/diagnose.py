@@ -29,7 +29,7 @@ from stillknows.model import checkpoints, modelfiles, run_record
 from stillknows.model.architecture import MatrixRole
 from stillknows.model.safetensors_index import StoredWeights, locate, stored
 from stillknows.progress import progress, warn
-from stillknows.specs import spelled
+from stillknows.specs import Specs, spelled
 from stillknows.variants.compress import WEIGHTS, Chain, fitted, is_calibrated, links_of, matrices, parse_variant
 
 Json = dict[str, Any]
@@ -38,7 +38,7 @@ Json = dict[str, Any]
 def diagnose(
     original: str,
     unlearned: str,
-    formats: str | None = None,
+    formats: Specs = defaults.FORMATS,
     *,
     sizes: bool = False,
     trust_remote_code: bool = False,
@@ -47,7 +47,7 @@ def diagnose(
 
     Args:
         original, unlearned: folders or hub names of models with safetensors weights.
-        formats: formats of weights, separated by commas; those that look at inputs are refused. One named without
+        formats: formats of weights; those that look at inputs are refused. One named without
             options takes the largest usual group that fits; a default one that fits in none is left out.
         sizes: count which weights changed by their size, too.
 
@@ -61,12 +61,14 @@ def diagnose(
     Raises UserError, before anything is quantized: unknown or unsuitable formats, models that differ in shape, weights
     that are pickled, quantized or missing. While matrices are read: weights that are not finite, files that change.
     """
-    wanted = {spec: _of_weights(spec) for spec in spelled(defaults.FORMATS if formats is None else formats)}
+    wanted = {spec: _of_weights(spec) for spec in spelled(formats)}
+    if not wanted:
+        raise UserError("no format is named", f"leave `formats` out for {defaults.FORMATS}")
     found = [locate(name, trust_remote_code) for name in (original, unlearned)]
     sources = [checkpoints.understood(source) for source in found]
     skeletons = checkpoints.require_same_shapes(*sources)
     skeleton = max(skeletons, key=lambda model: sum(1 for _ in model.parameters()))  # with the fewest shared matrices
-    chains = _fitted(skeleton, wanted, named=formats is not None)
+    chains = _fitted(skeleton, wanted, named=spelled(formats) != spelled(defaults.FORMATS))
     places = {spec: {layer.name: at for layer, at in matrices(skeleton, chain)} for spec, chain in chains.items()}
     layers = {layer.name: layer for chain in chains.values() for layer, _ in matrices(skeleton, chain)}
     before, after = (stored(*pair, layers.values()) for pair in zip(sources, skeletons, strict=True))

@@ -19,6 +19,7 @@ from stillknows.auditing.updates import updates
 from stillknows.auditing.verdict import judge, out_of_reach
 from stillknows.model import checkpoints, run_record
 from stillknows.progress import warn
+from stillknows.store import locked
 from stillknows.types import ORIGINAL, UNWRAPPED, Cell, Finding, Observations, Verdict
 from stillknows.variants.variant import Variant
 
@@ -42,7 +43,13 @@ class Audit:
 
 
 def audit(request: AuditConfig, out: Path) -> Audit:
-    """Measure everything that `out` does not hold yet and judge. Raises UserError for bad input, before loading."""
+    """Measure everything that `out` does not hold yet and judge. Raises UserError for bad input, before loading, and
+    when another run works in `out`."""
+    with locked(out):
+        return _audit(request, out)
+
+
+def _audit(request: AuditConfig, out: Path) -> Audit:
     prepared, reader, variants, left_out, metrics, figures, suite = plan(request, out)
     obstacles = out_of_reach(request.benchmark, variants, request.control is not None, request.policy)
     if obstacles:

@@ -20,6 +20,7 @@ from stillknows.model import checkpoints
 from stillknows.model.encoding import CHAT, LongItems, framed
 from stillknows.progress import log, warn
 from stillknows.registry import Bound, bind, bind_all
+from stillknows.specs import Specs, spelled
 from stillknows.store import read_text, require_outside
 from stillknows.types import CONTROL, FULL, ORIGINAL, SUITE, UNWRAPPED, WEIGHTS, Benchmark, Split
 from stillknows.variants import compress, defences
@@ -36,18 +37,25 @@ class AuditConfig:
     subjects: Mapping[str, str]
     benchmark: Benchmark
     control: str | None = None
-    variants: str | None = None  # None: defaults.VARIANTS as far as the models allow
-    metrics: str = defaults.METRICS
+    variants: Specs = defaults.VARIANTS  # the default ones as far as the models allow
+    metrics: Specs = defaults.METRICS
     policy: Policy = field(default_factory=Policy)
     long_items: LongItems = "error"
     device: str = "cpu"
     allow_pickle: bool = False
     trust_remote_code: bool = False
-    figures: str | None = None  # None: those that the benchmark is published with
-    tasks: tuple[str, ...] = ()  # of lm-evaluation-harness: general utility, which no verdict rests on
+    figures: Specs | None = None  # None: those that the benchmark is published with, which then stand here
+    tasks: Specs = ()  # of lm-evaluation-harness: general utility, which no verdict rests on
     task_folder: Path | None = None
     task_limit: int | None = None
     calibration: Path | None = None  # a text file for formats that look at inputs; None: the retain split
+
+    def __post_init__(self) -> None:
+        """Keep lists as tuples of specs, however they are given. Raises UserError for text that is no list of them."""
+        figures = self.benchmark.figures if self.figures is None else self.figures
+        lists = {"variants": self.variants, "metrics": self.metrics, "figures": figures, "tasks": self.tasks}
+        for name, given in lists.items():
+            object.__setattr__(self, name, spelled(given))
 
     @property
     def models(self) -> dict[str, str]:
@@ -80,8 +88,7 @@ def plan(request: AuditConfig, out: Path) -> Plan:
     """Check and encode everything. Raises UserError for bad input."""
     named, wanted_variants = expand(request.variants)
     metrics = bind_all("metric", request.metrics, "example")
-    wanted = ",".join(request.benchmark.figures) if request.figures is None else request.figures
-    figures = bind_all("metric", wanted, "model") if wanted.strip() else {}
+    figures = bind_all("metric", request.figures, "model")
     _check_request(request, metrics)
     suppressions, sources = _find(request)
     require_outside(out, [source.folder for source in sources.values()])
@@ -89,7 +96,7 @@ def plan(request: AuditConfig, out: Path) -> Plan:
     prepared, reader, questions = _prepare(request, fields, suppressions, sources)
     _check_models(prepared)
     subjects = [model for model in prepared if model.label not in (ORIGINAL, CONTROL)]
-    if request.variants is None and subjects and all(model.source.form for model in subjects):
+    if request.variants == spelled(defaults.VARIANTS) and subjects and all(model.source.form for model in subjects):
         named, wanted_variants = expand(FULL)
         log("quantized files are measured as they are; `variants` names what is done to them, and to the controls, too")
     variants, left_out = _fitted(request, prepared[0], wanted_variants, named)
@@ -122,7 +129,9 @@ def _check_request(request: AuditConfig, metrics: Mapping[str, Bound]) -> None:
         raise UserError(f"{request.benchmark.spec} measures no split to forget", "choose another benchmark")
     policy = request.policy
     for name in {*policy.gates, policy.utility} - metrics.keys():
-        raise UserError(f"the verdict needs the metric {name!r}", f"add it to `metrics`, now {request.metrics}")
+        raise UserError(
+            f"the verdict needs the metric {name!r}", f"add it to `metrics`, now {','.join(request.metrics)}"
+        )
     if request.tasks and any(defences.read(Path(name)) for name in request.subjects.values()):
         raise UserError("general tasks would not be asked through a suppression", "leave out `tasks`")
     for label in request.subjects:

@@ -164,8 +164,11 @@ def tune(
     out: Out,
     method: Annotated[str, typer.Option(help="As for `stillknows unlearn`.")] = defaults.METHOD,
     variants: Annotated[
-        str | None, typer.Option(help=f"The formats whose worst counts; by default {listed(defaults.VARIANTS)}.")
-    ] = None,
+        str,
+        typer.Option(
+            help=f"The formats whose worst counts. By default {listed(defaults.VARIANTS)}.", show_default=False
+        ),
+    ] = defaults.VARIANTS,
     metrics: Annotated[
         str, typer.Option(help=f"What is measured besides the gates; by default {METRICS}.", show_default=False)
     ] = defaults.METRICS,

@@ -54,13 +54,14 @@ def audit(
         ),
     ] = None,
     variants: Annotated[
-        str | None,
+        str,
         typer.Option(
             help="What is done to every model before measuring; `deployed` stands for the formats that people use, "
             "`+` chains: see `stillknows list quantizers` and `stillknows list attacks`. "
-            f"By default {listed(defaults.VARIANTS)}, as far as they fit the model."
+            f"By default {listed(defaults.VARIANTS)}, as far as they fit the model.",
+            show_default=False,
         ),
-    ] = None,
+    ] = defaults.VARIANTS,
     metrics: Annotated[
         str,
         typer.Option(
@@ -112,7 +113,7 @@ def audit(
     request = audit.AuditConfig(
         original, plan.labels(models), chosen_benchmark(benchmark, data, template), controls, variants, metrics,
         Policy(tolerance=tolerance, utility_floor=utility_floor), long_items, device, allow_pickle, trust_remote_code,
-        figures, tuple(task.strip() for task in tasks.split(",") if task.strip()), task_folder, task_limit, calibration,
+        figures, tasks, task_folder, task_limit, calibration,
     )  # fmt: skip
     with locked(out):
         require_new(out / report.JSON, overwrite=overwrite)
@@ -127,10 +128,8 @@ def report(
 ) -> None:
     """Show the report of an audit again, and write its pages anew."""
     from stillknows.reporting import report
-    from stillknows.store import locked
 
-    with locked(folder):
-        result = report.write(report.read(folder), folder)
+    result = report.write(report.read(folder), folder)
     show(result, as_json, report.markdown(result), f"open {folder / report.HTML}")
 
 
@@ -145,12 +144,13 @@ def diagnose(
     original: Annotated[str, typer.Argument(help="The model before unlearning: a folder or a hub name.")],
     unlearned: Annotated[str, typer.Argument(help="The model made of it.")],
     formats: Annotated[
-        str | None,
+        str,
         typer.Option(
             help="Formats that need no calibration inputs: see `stillknows list quantizers`. "
-            f"By default {listed(defaults.FORMATS)}, as far as they fit the model."
+            f"By default {listed(defaults.FORMATS)}, as far as they fit the model.",
+            show_default=False,
         ),
-    ] = None,
+    ] = defaults.FORMATS,
     layers: Annotated[bool, typer.Option("--layers", help="Show every layer too.")] = False,
     sizes: Annotated[bool, typer.Option("--sizes", help="Show which weights changed, by their size.")] = False,
     trust_remote_code: RemoteCode = False,

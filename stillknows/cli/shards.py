@@ -56,14 +56,12 @@ def train(
     slice that saw the item and the later ones of its shard.
     """
     from stillknows.benchmarks.jsonl import read_examples
-    from stillknows.store import locked
     from stillknows.training.loop import Settings
     from stillknows.unlearning import sisa
 
     parts = [_sliced(path, read_examples(path), slices) for path in shard]
     settings = Settings(lr=lr, epochs=epochs, max_steps=max_steps, batch_size=batch_size, seed=seed)
-    with locked(out):
-        head = sisa.train(base, parts, out, settings, template=template, rank=rank, device=device)
+    head = sisa.train(base, parts, out, settings, template=template, rank=rank, device=device)
     count = len(parts) * slices
     _show_head(head, as_json, f"wrote {count} adapters to {out}", folder=str(out), adapters=count)
 
@@ -82,13 +80,11 @@ def delete(
 ) -> None:
     """Drop every adapter that saw one of the items. What is left was computed without them."""
     from stillknows.benchmarks.jsonl import read_examples
-    from stillknows.store import locked
     from stillknows.unlearning import sisa
 
     examples_ = read_examples(items)
     sisa.verify(folder, head)
-    with locked(folder):
-        last, dropped = sisa.delete(folder, examples_)
+    last, dropped = sisa.delete(folder, examples_)
     names = [place.file for place in dropped]
     _show_head(last, as_json, f"deleted {len(examples_)} items with {', '.join(names)}", dropped=names)
 
@@ -118,13 +114,9 @@ def merge(
     as_json: Json = False,
 ) -> None:
     """Write the base with the adapters that are left, as an ordinary checkpoint, for `stillknows audit` to take."""
-    from stillknows.store import RECORD, locked, require_new
     from stillknows.unlearning import sisa
 
-    with locked(out):
-        require_new(out / RECORD, overwrite=overwrite)
-        require_new(out / "config.json", overwrite=overwrite)
-        record = sisa.merge(folder, out)
+    record = sisa.merge(folder, out, overwrite=overwrite)
     show(record, as_json, f"wrote {out}", f"next: stillknows audit {out} --original … --control … --benchmark …")
 
 

@@ -44,6 +44,7 @@ from stillknows.registry import Bound, Plugin, bind, bind_all, plugins
 from stillknows.reporting import ranking
 from stillknows.reporting.ranking import RELEARNED, Seen, Trial
 from stillknows.scoring import score
+from stillknows.specs import Specs
 from stillknows.stats import LEVEL
 from stillknows.store import locked, require_new, write_json, write_text
 from stillknows.types import CONTROL, FULL, Decoding, Example, Observations, Split
@@ -58,7 +59,7 @@ MAX_GUESSED_SHARE = 0.1  # of answers that a model without the knowledge gives i
 RETAIN_SAMPLE = 64  # retained examples by which utility is measured
 
 
-def metrics_to_judge(specs: str | None) -> dict[str, Bound]:
+def metrics_to_judge(specs: Specs | None) -> dict[str, Bound]:
     """Return the named metrics, or all of knowledge and membership; UserError for one that measures behaviour."""
     if specs is None:
         suited = [name for name, plugin in plugins("metric", "example").items() if plugin.measures != "behaviour"]
@@ -74,7 +75,7 @@ def metrics_to_judge(specs: str | None) -> dict[str, Bound]:
 
 
 def validate_metrics(
-    out: Path, *, models: int, seed: int, metrics: str | None, overwrite: bool, command: str
+    out: Path, *, models: int, seed: int, metrics: Specs | None, overwrite: bool, command: str
 ) -> dict[str, Any]:
     """Train, unlearn, observe, judge the metrics, write meta.json and meta.md into `out`; return what they hold.
 

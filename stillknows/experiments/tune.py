@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, get_args, get_type_hints
 
-from stillknows import defaults
 from stillknows.auditing import audit
 from stillknows.auditing.plan import plan
 from stillknows.errors import UserError, did_you_mean
@@ -271,7 +270,7 @@ def _result(request: TuneConfig, trials: Sequence[Json]) -> Json:
         "plan": _plan(request),
         "model": request.unlearn.model,
         "benchmark": request.unlearn.benchmark.spec,
-        "variants": request.audit.variants or defaults.VARIANTS,
+        "variants": ",".join(request.audit.variants),
         "retain_floor": request.retain_floor,
         "trials": list(trials),
         "best": best(trials),

@@ -26,7 +26,7 @@ from stillknows.observations import OBSERVATIONS, load_observations, observation
 from stillknows.reporting.overview import LOW, NOT_ASKED, overview
 from stillknows.specs import spelled
 from stillknows.stats import LEVEL
-from stillknows.store import AGAIN, parse_json, read_sealed, slug, write_sealed, write_text
+from stillknows.store import AGAIN, locked, parse_json, read_sealed, slug, write_sealed, write_text
 from stillknows.types import CONTROL, FULL, ORIGINAL, SUITE, UNWRAPPED, WEIGHTS, Cell, Finding, Interval, VerdictName
 
 if TYPE_CHECKING:
@@ -99,9 +99,10 @@ def build(audit: Audit, command: str) -> Json:
 
 def write(report: Json, folder: Path) -> Json:
     """Write report.json, report.html and report.md into a folder, each in one step; return the JSON as written."""
-    write_text(folder / HTML, html(report))
-    write_text(folder / MARKDOWN, markdown(report))
-    return write_sealed(folder / JSON, report)
+    with locked(folder):
+        write_text(folder / HTML, html(report))
+        write_text(folder / MARKDOWN, markdown(report))
+        return write_sealed(folder / JSON, report)
 
 
 def read(folder: Path) -> Json:

@@ -33,6 +33,7 @@ from stillknows.reporting.scored import (
     told,
 )
 from stillknows.scoring import score
+from stillknows.specs import Specs
 from stillknows.stats import auc, mean_interval
 from stillknows.store import slug
 from stillknows.types import Cell, Observations
@@ -58,14 +59,14 @@ AUC_RETRAIN: Mapping[str, Mapping[str, float]] = {
 }  # fmt: skip
 
 
-def saved(folder: Path, metrics: str, figures: str = "") -> Json:
-    """Score the observations that an audit saved below `folder` by comma-separated metrics and figures.
+def saved(folder: Path, metrics: Specs, figures: Specs = ()) -> Json:
+    """Score the observations that an audit saved below `folder` by metrics and figures.
 
     Returns {"cells": …}, one for every model, variant, split and metric, with the mean over facts and its bounds or the
     reason why it was not measured. Raises UserError when there are none or a file cannot be read.
     """
-    scored = bind_all("metric", metrics, "example") if metrics.strip() else {}
-    suites = bind_all("metric", figures, "model") if figures.strip() else {}
+    scored = bind_all("metric", metrics, "example")
+    suites = bind_all("metric", figures, "model")
     observations = _load(folder)
     table = evidence.tabulate(observations, scored, {})
     cells = [Cell(*place, name, evidence.mean(table, place, name)) for place in observations for name in scored]

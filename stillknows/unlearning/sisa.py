@@ -23,9 +23,19 @@ from stillknows import __version__
 from stillknows.errors import UserError
 from stillknows.lazy import Tensor, nn, parametrize
 from stillknows.model import checkpoints, run_record
-from stillknows.model.encoding import encode
+from stillknows.model.encoding import Encoded, encode
 from stillknows.registry import Bound, bind
-from stillknows.store import file_digest, parse_json, read_text, replace_file, require_new, require_outside, write_text
+from stillknows.store import (
+    RECORD,
+    file_digest,
+    locked,
+    parse_json,
+    read_text,
+    replace_file,
+    require_new,
+    require_outside,
+    write_text,
+)
 from stillknows.training.finetune import finetune
 from stillknows.training.loop import Settings
 from stillknows.types import Example
@@ -73,8 +83,6 @@ def train(
     for examples in (examples for slices in shards for examples in slices):
         settings.steps(len(examples))
     checkpoints.check_device(device)
-    from safetensors.torch import save_file
-
     checkpoints.understood(source)
     tokenizer, context = checkpoints.load_tokenizer(source), checkpoints.context_length(source)
     tokens = checkpoints.vocabulary_size(source)
@@ -82,7 +90,24 @@ def train(
         [encode(examples, tokenizer, template, context, vocabulary=tokens) for examples in slices] for slices in shards
     ]
     base_entry = {"event": "base", "model": source.fingerprint, "name": base, "template": template}
-    head = _append(folder, base_entry)
+    with locked(folder):
+        require_new(folder / LEDGER, overwrite=False, fix="choose another folder")
+        head = _append(folder, base_entry)
+        return _learn(source, encoded, folder, settings, rank, device) or head
+
+
+def _learn(
+    source: checkpoints.Source,
+    encoded: Sequence[Sequence[Sequence[Encoded]]],
+    folder: Path,
+    settings: Settings,
+    rank: int,
+    device: str,
+) -> str:
+    """Train an adapter on each slice of each shard, save and log it; return the last digest, "" without slices."""
+    from safetensors.torch import save_file
+
+    head = ""
     for i, slices in enumerate(encoded):
         model = checkpoints.load(source, device=device).model
         for place, items in ((Slice(i, j), items) for j, items in enumerate(slices)):
@@ -104,6 +129,11 @@ def delete(folder: Path, items: Collection[Example]) -> tuple[str, list[Slice]]:
 
     Raises UserError for an item that no adapter has seen, and as `verify` does.
     """
+    with locked(folder):
+        return _delete(folder, items)
+
+
+def _delete(folder: Path, items: Collection[Example]) -> tuple[str, list[Slice]]:
     verify(folder)
     wanted, alive = {item_digest(e): e.id for e in items}, _alive(_entries(folder))
     seen = {digest: place for place, entry in alive.items() for digest in entry["items"]}
@@ -147,11 +177,19 @@ def verify(folder: Path, head: str | None = None) -> str:
     return previous
 
 
-def merge(folder: Path, out: Path) -> dict[str, Any]:
+def merge(folder: Path, out: Path, *, overwrite: bool = False) -> dict[str, Any]:
     """Write the served model, base plus Σ (α/r)·B·A of the adapters that are left, as a checkpoint; return its record.
 
-    Raises UserError as `verify` does, and when the base is no longer the model that the adapters were trained on.
+    Raises UserError as `verify` does, when the base is no longer the model that the adapters were trained on, and for
+    an `out` that holds a model (unless `overwrite`).
     """
+    with locked(out):
+        for name in (RECORD, "config.json"):
+            require_new(out / name, overwrite=overwrite)
+        return _merge(folder, out)
+
+
+def _merge(folder: Path, out: Path) -> dict[str, Any]:
     head = verify(folder)
     entries = _entries(folder)
     base = checkpoints.find(entries[0]["name"])

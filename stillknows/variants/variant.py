@@ -20,7 +20,7 @@ from stillknows.lazy import Tensor, nn
 from stillknows.model import parameters
 from stillknows.model.encoding import Encoded
 from stillknows.registry import Bound, bind, plugins
-from stillknows.specs import chained, parse, spelled
+from stillknows.specs import Specs, chained, parse, spelled
 from stillknows.store import digest
 from stillknows.types import FULL, Decoding, Split
 from stillknows.variants import compress
@@ -151,15 +151,18 @@ def parse_variant(spec: str) -> Variant:
     return Variant(tuple(links))
 
 
-def expand(variants: str | None) -> tuple[frozenset[str], dict[str, Variant]]:
+def expand(variants: Specs) -> tuple[frozenset[str], dict[str, Variant]]:
     """Return the variants that a list names itself, and all that it stands for.
 
-    "deployed" stands for defaults.DEPLOYED, less what the list itself names; the full model then comes first. None
-    stands for defaults.VARIANTS, of which nothing was named. Raises UserError for a variant that cannot be parsed.
+    "deployed" stands for defaults.DEPLOYED, less what the list itself names; the full model then comes first. The
+    default list names nothing itself, typed out or not. Raises UserError for a variant that cannot be parsed, and
+    without any.
     """
-    if variants is None:
-        return frozenset(), expand(defaults.VARIANTS)[1]
     words = spelled(variants)
+    if not words:
+        raise UserError("no variant is named", f"name one in `variants`, such as {FULL}")
+    if words == spelled(defaults.VARIANTS):
+        return frozenset(), {word: parse_variant(word) for word in words}
     named = {word: parse_variant(word) for word in words if word != DEPLOYED}
     if DEPLOYED not in words:
         return frozenset(named), named
