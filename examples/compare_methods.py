@@ -42,7 +42,7 @@ QUICK = "full,int4"  # what rates are chosen by
 METRICS = "answer_probability,extraction_strength"
 METRIC = "answer_probability"
 KEPT, RECOVERY = f"{METRIC}.kept", f"{METRIC}.recovery"
-WANTED = [("forget", METRIC), ("forget", KEPT), ("forget", RECOVERY), ("retain", f"{METRIC}.ratio")]
+WANTED = [("forget", METRIC), ("forget", KEPT), ("forget", RECOVERY), ("retain", f"{METRIC}.share")]
 SEED_NOISE = 0.05  # of what relearning brings back
 RELEARNING = Settings(lr=3e-5, max_steps=40, epochs=1e9, batch_size=18, beta2=0.9, check_every=4)
 BREACH = 0.2  # of the gap between original and control, both taught alike
@@ -248,7 +248,7 @@ def summary(rows: Sequence[Json]) -> list[Json]:
         own = [row for row in rows if row["method"] == name]
         full = [row["cells"][f"forget {KEPT}"][FULL] for row in own]
         at_worst, recovery = [worst(row) for row in own], [worst(row, RECOVERY) for row in own if recoverable(row)]
-        retain = [row["cells"][f"retain {METRIC}.ratio"][FULL] for row in own]
+        retain = [row["cells"][f"retain {METRIC}.share"][FULL] for row in own]
         steps = [steps_to_breach(row) for row in own]
         found.append(
             {

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from stillknows.experiments import demo
 from stillknows.progress import log, shown
-from stillknows.reporting import report
+from stillknows.reporting.overview import summary
+from stillknows.reporting.schema import AuditReport, Measured, ReportSubject
 from stillknows.store import write_text
 
 README = Path("README.md")
@@ -38,16 +39,16 @@ def main() -> None:
     write_text(README, with_block(README.read_text(encoding="utf-8"), reports[arguments.seeds[0]]))
 
 
-def with_block(text: str, result: dict) -> str:
+def with_block(text: str, result: AuditReport) -> str:
     """Return the README with this report's table between its marks."""
     before, rest = text.split(MARKS[0])
     _, after = rest.split(MARKS[1])
-    return f"{before}{MARKS[0]}\n{report.summary(result)}\n\n{MARKS[1]}{after}"
+    return f"{before}{MARKS[0]}\n{summary(result)}\n\n{MARKS[1]}{after}"
 
 
-def page(reports: dict[int, dict]) -> str:
+def page(reports: dict[int, AuditReport]) -> str:
     """Return docs/demo-seeds.md."""
-    variants = next(iter(reports.values()))["variants"]
+    variants = next(iter(reports.values())).variants
     parts = [
         "# The demo over seeds\n",
         "Made by `python examples/demo_seeds.py`; no number here was typed by hand. A seed makes another world,",
@@ -56,9 +57,7 @@ def page(reports: dict[int, dict]) -> str:
         f"Method: `{demo.METHOD}`, learning rate {demo.UNLEARNING.lr:g} for both weight storages, both stopped at the",
         "same depth.\n",
         "## Verdicts\n",
-        _table(
-            ["seed", *SHOWN], [[seed, *(_find(r, name)["verdict"] for name in SHOWN)] for seed, r in reports.items()]
-        ),
+        _table(["seed", *SHOWN], [[seed, *(_find(r, name).verdict for name in SHOWN)] for seed, r in reports.items()]),
         "\n## Steps taken, and why they ended\n",
         _table(
             ["seed", *demo.SUBJECTS],
@@ -67,14 +66,14 @@ def page(reports: dict[int, dict]) -> str:
         _metric(reports, variants, "answer_probability", "forget", "Mean probability of the forgotten answers"),
         _metric(reports, variants, "answer_probability.recovery", "forget", "Recovery R by variant"),
         _metric(reports, variants, "exact_memorisation", "forget", "Share of forgotten answers' tokens that are right"),
-        _metric(reports, variants, "answer_probability.ratio", "retain", "Utility: retain score over the original's"),
-        _metric(reports, variants, "answer_probability.ratio", "neighbour", "The same on neighbours"),
+        _metric(reports, variants, "answer_probability.share", "retain", "Utility: retain score over the original's"),
+        _metric(reports, variants, "answer_probability.share", "neighbour", "The same on neighbours"),
         _metric(reports, variants, "update.surviving", "weights", "Surviving update"),
     ]
     return "\n".join(parts) + "\n"
 
 
-def _metric(reports: dict[int, dict], variants: list[str], metric: str, split: str, title: str) -> str:
+def _metric(reports: dict[int, AuditReport], variants: tuple[str, ...], metric: str, split: str, title: str) -> str:
     rows = [
         [seed, name, *(_value(_find(report, name), variant, split, metric) for variant in variants)]
         for name in SHOWN
@@ -83,20 +82,18 @@ def _metric(reports: dict[int, dict], variants: list[str], metric: str, split: s
     return f"\n## {title}\n\n" + _table(["seed", "model", *variants], rows)
 
 
-def _find(report: dict, name: str) -> dict:
-    return next(subject for subject in report["subjects"] if subject["name"] == name)
+def _find(report: AuditReport, name: str) -> ReportSubject:
+    return next(subject for subject in report.subjects if subject.name == name)
 
 
-def _steps(subject: dict) -> str:
-    fit = subject["run"]["fit"]
+def _steps(subject: ReportSubject) -> str:
+    fit = (subject.run or {})["fit"]
     return f"{fit['steps']}: {fit['stopped']}"
 
 
-def _value(subject: dict, variant: str, split: str, metric: str) -> str:
-    for cell in subject["cells"]:
-        if (cell["variant"], cell["split"], cell["metric"]) == (variant, split, metric):
-            return f"{cell['value']:.3f}" if "value" in cell else "–"
-    return "–"
+def _value(subject: ReportSubject, variant: str, split: str, metric: str) -> str:
+    cell = subject.by_place.get((variant, split, metric))
+    return f"{cell.value:.3f}" if isinstance(cell, Measured) else "–"
 
 
 def _table(head: list, rows: list[list]) -> str:

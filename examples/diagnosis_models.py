@@ -21,6 +21,7 @@ from stillknows.model import checkpoints
 from stillknows.progress import log, shown
 from stillknows.registry import bind
 from stillknows.reporting import report
+from stillknows.reporting.build import build
 from stillknows.store import build_once, locked
 from stillknows.training.loop import Settings
 from stillknows.types import ORIGINAL, Benchmark
@@ -62,7 +63,7 @@ def make(original: Path, benchmark: Benchmark, seed: int, out: Path) -> None:
     request = audit.AuditConfig(
         original=str(original), subjects=models, benchmark=forgotten, variants=VARIANTS, metrics=demo.METRICS
     )
-    report.write(report.build(audit.audit(request, out), "python examples/diagnosis_models.py"), out)
+    report.write(build(audit.audit(request, out), "python examples/diagnosis_models.py"), out)
 
 
 @shown()

@@ -128,7 +128,7 @@ def row(subject: Row, record: Row) -> Row:
         "stopped": fit["stopped"],
         "total": request["total"],
         "kept": kept,
-        "retain": {variant: cells[variant, "retain", f"{METRIC}.ratio"] for variant in VARIANTS.split(",")},
+        "retain": {variant: cells[variant, "retain", f"{METRIC}.share"] for variant in VARIANTS.split(",")},
     }
 
 

@@ -21,6 +21,8 @@ from stillknows.model import checkpoints
 from stillknows.progress import shown
 from stillknows.registry import bind
 from stillknows.reporting import report
+from stillknows.reporting.build import build
+from stillknows.reporting.schema import AuditReport
 from stillknows.store import build_once, locked, write_text
 from stillknows.training.loop import Settings
 from stillknows.unlearning import unlearn
@@ -55,7 +57,7 @@ def main() -> None:
     print(report.markdown(result))
 
 
-def run(data: str, out: Path, seed: int) -> dict:
+def run(data: str, out: Path, seed: int) -> AuditReport:
     """Return the audit's report; finished steps are reused."""
     published = bind("benchmark", f"tofu:{SPLIT}:data={data}:retain={RETAIN}")()
     # What TOFU measures holds facts that these small models are not taught: what they are taught is asked instead.
@@ -79,14 +81,13 @@ def run(data: str, out: Path, seed: int) -> dict:
                 if folder:
                     unlearn.unlearn(request, folder, overwrite=True)
     request = audit.AuditConfig(str(out / "original"), subjects, benchmark, str(out / "control"), VARIANTS)
-    result = report.build(audit.audit(request, out), f"python examples/tofu_from_scratch.py --data TOFU --seed {seed}")
-    report.write(result, out)
-    return result
+    result = build(audit.audit(request, out), f"python examples/tofu_from_scratch.py --data TOFU --seed {seed}")
+    return report.write(result, out)
 
 
-def page(result: dict, seed: int) -> str:
+def page(result: AuditReport, seed: int) -> str:
     """Return docs/tofu.md."""
-    fits = [(s["name"], s["run"]["method"], s["run"]["fit"]) for s in result["subjects"] if "method" in s["run"]]
+    fits = [(s.name, s.run["method"], s.run["fit"]) for s in result.subjects if s.run and "method" in s.run]
     rows = "\n".join(f"| {name} | `{method}` | {fit['steps']} | {fit['stopped']} |" for name, method, fit in fits)
     return f"""# A documented run on real data: TOFU {SPLIT}
 

@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("audits", type=Path, nargs="*", default=AUDITS)
     parser.add_argument("--docs", type=Path, default=Path("docs"))
     arguments = parser.parse_args()
-    pairs = collect(report.read(folder) for folder in arguments.audits if (folder / report.JSON).is_file())
+    pairs = collect(report.read(folder).to_json() for folder in arguments.audits if (folder / report.JSON).is_file())
     if len(pairs) < LEAST_PAIRS or len({pair.original for pair in pairs}) < 3:
         raise UserError(
             f"{len(pairs)} pairs of model and format were found, {LEAST_PAIRS} of three originals are needed",

@@ -57,7 +57,7 @@ METRICS = "answer_probability,extraction_strength"
 WANTED = (
     ("forget", "answer_probability"),
     ("forget", "answer_probability.recovery"),
-    ("retain", "answer_probability.ratio"),
+    ("retain", "answer_probability.share"),
     (WEIGHTS, "update.surviving"),
 )
 KNOWN, RECOVERY, KEPT, SURVIVING = (" ".join(place) for place in WANTED)

@@ -23,6 +23,7 @@ from stillknows.auditing.verdict import Policy
 from stillknows.errors import UserError, blamed_on, did_you_mean
 from stillknows.registry import bind
 from stillknows.reporting import report
+from stillknows.reporting.build import build
 from stillknows.results import Report, Unlearned
 from stillknows.specs import Specs
 from stillknows.store import locked, require_new, write_text
@@ -130,7 +131,7 @@ def audit(
     folder = _out(out)
     with locked(folder):
         require_new(folder / report.JSON, overwrite=overwrite)
-        return Report(report.write(report.build(auditing.audit(request, folder), command), folder))
+        return Report(report.write(build(auditing.audit(request, folder), command), folder))
 
 
 @typed

@@ -4,28 +4,33 @@ from __future__ import annotations
 
 import html
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from stillknows.auditing.findings import words
-from stillknows.auditing.verdict import EXIT_CODES
+from stillknows.auditing.findings import out_of_reach_words, words
+from stillknows.auditing.verdict import EXIT_CODES, Policy
 from stillknows.reporting import report
-from stillknows.types import Finding, VerdictName
+from stillknows.reporting.overview import summary
+from stillknows.reporting.schema import AuditReport, ReportSplit
+from stillknows.types import VerdictName
+
+if TYPE_CHECKING:
+    from stillknows.training.loop import Fit, Settings
 
 PAGE_HEIGHT = 640  # pixels of a report within a notebook
 
 
 @dataclass(frozen=True)
 class Report:
-    """An audit's outcome. `data` is all of it, as report.json holds it and report.schema.json describes it."""
+    """An audit's outcome. `data` is all of it, typed, as report.json holds it and report.schema.json describes it."""
 
-    data: Mapping[str, Any]
+    data: AuditReport
 
     @property
     def verdict(self) -> VerdictName:
         """The worst verdict on an audited model; the controls do not count."""
-        return self.data["verdict"]
+        return self.data.verdict
 
     @property
     def exit_code(self) -> int:
@@ -35,7 +40,27 @@ class Report:
     @property
     def verdicts(self) -> dict[str, VerdictName]:
         """The verdict on every model, controls included, by its label."""
-        return {subject["name"]: subject["verdict"] for subject in self.data["subjects"]}
+        return {subject.name: subject.verdict for subject in self.data.subjects}
+
+    @property
+    def variants(self) -> tuple[str, ...]:
+        """What the models were judged in."""
+        return self.data.variants
+
+    @property
+    def splits(self) -> tuple[ReportSplit, ...]:
+        """The benchmark's splits, with their roles and sizes."""
+        return self.data.splits
+
+    @property
+    def policy(self) -> Policy:
+        """What the verdicts demand."""
+        return self.data.policy
+
+    @property
+    def out_of_reach(self) -> str:
+        """Why no model could be found FORGOTTEN, whatever was observed; "" where one could."""
+        return out_of_reach_words(self.data.out_of_reach)
 
     @property
     def reasons(self) -> list[dict[str, Any]]:
@@ -45,9 +70,9 @@ class Report:
         same. `outcome` is what the finding is for the verdict: "leak", "damage", "undecided", "pass" or "note".
         """
         return [
-            {"subject": subject["name"], **finding, "words": words(Finding(**finding))}
-            for subject in self.data["subjects"]
-            for finding in subject["findings"]
+            {"subject": subject.name, **asdict(finding), "words": words(finding)}
+            for subject in self.data.subjects
+            for finding in subject.findings
         ]
 
     @property
@@ -57,22 +82,26 @@ class Report:
         A row has `subject`, `variant`, `split` and `metric`, and `value`, `low`, `high` (one-sided bounds, 95 % each)
         and `n` facts, or `not_measured` with the reason why there is no number.
         """
-        return [{"subject": subject["name"], **cell} for subject in self.data["subjects"] for cell in subject["cells"]]
+        return [{"subject": s.name, **cell.model_dump()} for s in self.data.subjects for cell in s.cells]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what report.json holds."""
+        return self.data.to_json()
 
     def save(self, folder: str | Path) -> Path:
         """Write report.json, report.html and report.md into a folder, replacing older ones; return the folder."""
-        report.write(dict(self.data), Path(folder))
+        report.write(self.data, Path(folder))
         return Path(folder)
 
     def __str__(self) -> str:
-        return report.summary(dict(self.data))
+        return summary(self.data)
 
     def __repr__(self) -> str:
         return f"Report(verdicts={self.verdicts!r})"
 
     def _repr_html_(self) -> str:
         """Return the report's page in a frame of its own, so that a notebook's styles and the page's stay apart."""
-        page = html.escape(report.html(dict(self.data)), quote=True)
+        page = html.escape(report.html(self.data), quote=True)
         return f'<iframe srcdoc="{page}" style="width:100%;height:{PAGE_HEIGHT}px;border:0"></iframe>'
 
 
@@ -82,6 +111,25 @@ class Unlearned:
 
     path: Path
     record: Mapping[str, Any] = field(repr=False)
+
+    @property
+    def method(self) -> str | None:
+        """The method's spec; None for a model that was fine-tuned."""
+        return self.record.get("method")
+
+    @property
+    def settings(self) -> Settings:
+        """How it was optimised."""
+        from stillknows.training.loop import Settings
+
+        return Settings(**self.record["settings"])
+
+    @property
+    def fit(self) -> Fit:
+        """Steps, why they ended, what the checks saw, and the cost."""
+        from stillknows.training.loop import Fit
+
+        return Fit(**self.record["fit"])
 
     def load(self) -> tuple[Any, Any]:
         """Return the model, in float32 and evaluation mode, and its tokenizer."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -181,6 +182,20 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write JSON in one step; NaN and infinity are refused, since JSON has none."""
     write_text(path, _json(value) + "\n")
+
+
+def json_able(value: Any) -> Any:
+    """Return a value with what JSON has no form for replaced: the one place for NaN and infinity.
+
+    Lists stand for tuples, null for numbers that are not finite, "\ufffd" for half a character.
+    """
+    if isinstance(value, Mapping):
+        return {json_able(name): json_able(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_able(part) for part in value]
+    if isinstance(value, str):
+        return LONE_SURROGATE.sub("\ufffd", value)
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _json(value: Any) -> str:

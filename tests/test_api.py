@@ -62,7 +62,9 @@ def test_three_lines_unlearn_a_model_audit_it_and_show_the_verdict(world: Any, t
     row = next(c for c in report.cells if (c["subject"], c["metric"]) == ("original", "answer_probability.kept"))
     assert row["value"] == pytest.approx(1)
     saved = report.save(tmp_path / "report")
-    assert sk.load_report(saved).data == report.data
+    assert sk.load_report(saved) == report
+    assert report.to_json() == json.loads((saved / "report.json").read_text(encoding="utf-8"))
+    assert (unlearned.method, unlearned.settings.lr, unlearned.fit.steps) == ("ga + nll", 3e-3, 6)
     assert json.loads((saved / "report.json").read_text(encoding="utf-8"))["verdict"] == report.verdict
 
 
@@ -74,8 +76,9 @@ def test_loaded_models_and_lists_of_dictionaries_will_do(save_model: Any, tmp_pa
     report = sk.audit(unlearned.load(), original=loaded, benchmark=ROWS, variants="full", out=tmp_path / "audit")
 
     assert all(value.equal(before[name]) for name, value in loaded[0].state_dict().items())
-    assert {split["name"]: split["examples"] for split in report.data["splits"]} == {"forget": 2, "retain": 3}
+    assert {split.name: split.examples for split in report.splits} == {"forget": 2, "retain": 3}
     assert report.verdict == "UNDECIDED"
+    assert report.out_of_reach.startswith("FORGOTTEN is out of reach here: there is no never-taught control")
     scored = sk.score(tmp_path / "audit", "answer_probability")
     assert {row["model"] if "model" in row else row["subject"] for row in scored} >= {"original"}
 

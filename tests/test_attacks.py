@@ -17,7 +17,8 @@ from stillknows.auditing.plan import AuditConfig
 from stillknows.auditing.verdict import Policy, judge
 from stillknows.errors import UserError
 from stillknows.registry import bind, plugins
-from stillknows.reporting import report
+from stillknows.reporting.build import build
+from stillknows.reporting.page import html
 from stillknows.types import CONTROL, FULL, ORIGINAL, Benchmark, Decoding, Example, Observations, Split
 from stillknows.variants.variant import Variant, parse_variant, taught_facts
 
@@ -241,7 +242,8 @@ def test_an_audit_with_attacks_resumes_and_treats_all_models_alike(
     assert made[:6] == made[6:12] == made[12:]
     assert [bool(taught) for _, taught in made[:6]] == [False, False, False, False, True, False]
 
-    data = report.build(result, "")
+    built = build(result, "")
+    data = built.to_json()
     mine = next(subject for subject in data["subjects"] if subject["name"] == "mine")
     assert list(mine["variants"]) == ["full", "int8", "frame", "sample:n=2", "relearn:steps=2", "int8+frame"]
     assert {"full": "STILL KNOWS", "frame": "STILL KNOWS", "sample:n=2": "STILL KNOWS"}.items() <= mine[
@@ -249,8 +251,8 @@ def test_an_audit_with_attacks_resumes_and_treats_all_models_alike(
     ].items()
     under_attack = {c["split"] for c in mine["cells"] if c["variant"] == "frame"}
     assert under_attack == {s.name for s in world.benchmark.splits if s.role == "forget"}
-    assert report.html(data)
+    assert html(built)
 
-    again = report.build(audit.audit(request, tmp_path / "audit"), "")
+    again = build(audit.audit(request, tmp_path / "audit"), "")
     assert len(made) == 18
-    assert again == data
+    assert again == built

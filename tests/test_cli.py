@@ -472,7 +472,7 @@ def test_general_tasks_are_measured_in_every_format_and_kept(
     command += ["full,nf4", "--tasks", "colours", "--task-folder", folder, "--out", tmp_path / "audit", "--overwrite"]
     ran = cli(*command)
     assert ran.code == 5, ran.err
-    result = report.read(tmp_path / "audit")
+    result = report.read(tmp_path / "audit").to_json()
     cells = [c | {"model": s["name"]} for s in result["subjects"] for c in s["cells"] if c["split"] == "colours"]
     assert len(cells) == 2 * 2 * 2
     found = {(c["model"], c["variant"], c["metric"]): c for c in cells}
@@ -495,7 +495,7 @@ def test_general_tasks_are_measured_in_every_format_and_kept(
 
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *_, **__: pytest.fail("a model was loaded"))
     assert cli(*command).code == 5
-    assert report.read(tmp_path / "audit")["subjects"] == result["subjects"]
+    assert report.read(tmp_path / "audit").to_json()["subjects"] == result["subjects"]
 
 
 @needs_lm_eval
@@ -514,7 +514,7 @@ def test_general_tasks_are_kept_as_they_are(
     command += ["--variants", "full", "--tasks", "colours", "--task-folder", write_task("colours", **CHOOSES)]
     for limit in (1, 1, 2):
         assert cli(*command, "--out", tmp_path / "audit", "--overwrite", "--task-limit", limit).code == 5
-        subject = report.read(tmp_path / "audit")["subjects"][0]
+        subject = report.read(tmp_path / "audit").to_json()["subjects"][0]
         place = {"variant": "full", "split": "colours"}
         assert [cell for cell in subject["cells"] if cell["split"] == "colours"] == [
             place | {"metric": "acc", "value": 0.5, "low": None, "high": None, "n": limit},
@@ -547,7 +547,7 @@ def test_a_report_is_shown_again(judges: Case, world: World, cli: Case, tmp_path
     ran = cli("report", folder)
     assert (ran.code, ran.out.strip()) == (0, (folder / "report.md").read_text().strip())
     assert (folder / "report.html").read_bytes() == page
-    assert json.loads(cli("report", folder, "--json").out) == report.read(folder)
+    assert json.loads(cli("report", folder, "--json").out) == report.read(folder).to_json()
 
 
 def test_a_reader_that_goes_away_is_no_error(judges: Case, world: World, tmp_path: Path) -> None:
@@ -609,7 +609,7 @@ def test_an_audit_of_tofu_has_its_figures_and_is_scored_again(
     assert ran.code == 5, ran.err
     told = {
         (s["name"], c["variant"], c["split"], c["metric"]): c
-        for s in report.read(tmp_path / "a")["subjects"]
+        for s in report.read(tmp_path / "a").to_json()["subjects"]
         for c in s["cells"]
     }
     assert told["subject", "full", "suite", "forget_quality"]["n"] == 3
@@ -634,7 +634,7 @@ def test_figures_of_an_audit_can_be_chosen(cli: Case, save_model: Case, tofu_fol
     for figures, names in expected.items():
         out = tmp_path / f"audit-{figures}"
         assert cli("audit", *models, *options, "--figures", figures, "--out", out).code == 5
-        cells = [cell for subject in report.read(out)["subjects"] for cell in subject["cells"]]
+        cells = [cell for subject in report.read(out).to_json()["subjects"] for cell in subject["cells"]]
         assert {cell["metric"] for cell in cells if cell["split"] == "suite"} == names
 
 

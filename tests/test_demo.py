@@ -33,7 +33,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_demo_writes_a_report_of_every_model(tiny: None, tmp_path: Path) -> None:
     result = demo.run_demo(tmp_path, 0, "stillknows demo")
-    assert [subject["name"] for subject in result["subjects"]] == ["ga", "original", "control"]
+    assert [subject.name for subject in result.subjects] == ["ga", "original", "control"]
     assert {file.name for file in tmp_path.iterdir()} >= {"report.json", "report.html", "report.md", "models"}
 
 
@@ -54,7 +54,7 @@ def test_another_setting_trains_again(tiny: None, tmp_path: Path, monkeypatch: p
     first = demo.run_demo(tmp_path, 0, "stillknows demo")
     monkeypatch.setattr(demo, "TRAINING", replace(demo.TRAINING, lr=0.5))
     second = demo.run_demo(tmp_path, 0, "stillknows demo")
-    assert first["subjects"][1]["fingerprint"] != second["subjects"][1]["fingerprint"]
+    assert first.subjects[1].fingerprint != second.subjects[1].fingerprint
 
 
 def test_control_and_original_differ_in_the_forget_split_alone(
@@ -69,7 +69,7 @@ def test_control_and_original_differ_in_the_forget_split_alone(
 
     monkeypatch.setattr(tiny_models, "train", noted)
     result = demo.run_demo(tmp_path, 0, "stillknows demo")
-    counts = {split["name"]: split["examples"] for split in result["splits"]}
+    counts = {split.name: split.examples for split in result.splits}
     assert taught["control"] < taught["original"]
     assert len(taught["original"] - taught["control"]) == counts["forget"] + counts["paraphrase"]
 
@@ -104,4 +104,4 @@ def test_float32_stays_forgotten_and_both_stay_useful(real: dict[str, dict]) -> 
         if variant != "full":
             assert value(real["npo-float32"], variant, "answer_probability.recovery") <= 0.1
     for name in ("npo-bfloat16", "npo-float32"):
-        assert value(real[name], "full", "answer_probability.ratio", "retain") >= 0.95
+        assert value(real[name], "full", "answer_probability.share", "retain") >= 0.95

@@ -10,49 +10,52 @@ from typing import Any
 import pytest
 
 from stillknows.auditing import collect
+from stillknows.auditing.verdict import Policy
 from stillknows.experiments import demo
-from stillknows.reporting import report
 from stillknows.reporting.overview import overview
+from stillknows.reporting.schema import EXPECTED, AuditReport, Measured, ReportSplit, ReportSubject, Unmeasured
 from stillknows.types import CONTROL, ORIGINAL
 
 LEAD = "answer_probability"
-Json = dict[str, Any]
 
 
-def made(scores: dict[str, dict[str, dict[str, float | str]]], roles: dict[str, str], verdicts: dict[str, str]) -> Json:
+def made(
+    scores: dict[str, dict[str, dict[str, float | str]]], roles: dict[str, Any], verdicts: dict[str, Any]
+) -> AuditReport:
     """A report with these cells, by model, variant and "split.metric"."""
 
-    def cell(variant: str, place: str, value: float | str) -> Json:
+    def cell(variant: str, place: str, value: float | str) -> Measured | Unmeasured:
         split, _, metric = place.partition(".")
-        found = {"not_measured": value} if isinstance(value, str) else {"value": value, "low": 0, "high": 1, "n": 9}
-        return {"variant": variant, "split": split, "metric": metric} | found
+        if isinstance(value, str):
+            return Unmeasured(variant=variant, split=split, metric=metric, not_measured=value)
+        return Measured(variant=variant, split=split, metric=metric, value=value, low=0, high=1, n=9)
 
-    subjects = [
-        {
-            "name": name,
-            "verdict": verdicts.get(name, report.EXPECTED.get(name, "UNDECIDED")),
-            "cells": [cell(v, place, value) for v, cells in variants.items() for place, value in cells.items()],
-        }
+    subjects = tuple(
+        ReportSubject.model_construct(
+            name=name,
+            verdict=verdicts.get(name, EXPECTED.get(name, "UNDECIDED")),
+            cells=tuple(cell(v, place, value) for v, cells in variants.items() for place, value in cells.items()),
+        )
         for name, variants in scores.items()
-    ]
-    return {
-        "policy": {"utility": LEAD, "utility_floor": 0.9, "gates": [LEAD]},
-        "metrics": [LEAD],
-        "variants": list(next(iter(scores.values()))),
-        "splits": [{"name": name, "role": role} for name, role in roles.items()],
-        "subjects": subjects,
-    }
+    )
+    return AuditReport.model_construct(
+        policy=Policy(gates=(LEAD,), utility=LEAD),
+        metrics=(LEAD,),
+        variants=tuple(next(iter(scores.values()))),
+        splits=tuple(ReportSplit(name=name, role=role, examples=1, facts=1) for name, role in roles.items()),
+        subjects=subjects,
+    )
 
 
 ROLES = {"forget": "forget", "retain": "retain", "neighbour": "neighbour"}
 
 
 def cells(kept: float | str, utility: float | str) -> dict[str, float | str]:
-    return {f"forget.{LEAD}.kept": kept, f"retain.{LEAD}.ratio": utility, f"forget.{LEAD}": 0.31}
+    return {f"forget.{LEAD}.kept": kept, f"retain.{LEAD}.share": utility, f"forget.{LEAD}": 0.31}
 
 
-def lines(found: Json) -> list[str]:
-    return "\n\n".join(overview(found, LEAD, report.EXPECTED)).split("\n")
+def lines(found: AuditReport) -> list[str]:
+    return "\n\n".join(overview(found)).split("\n")
 
 
 def test_utility_stands_beside_knowledge_kept_and_is_marked_below_the_floor() -> None:
@@ -97,7 +100,7 @@ def test_an_original_that_shows_no_knowledge_is_told_where_there_is_no_control(s
 
 def test_the_worst_of_several_splits_is_shown() -> None:
     roles = {"forget": "forget", "recall": "forget", "retain": "retain", "facts": "retain", "neighbour": "neighbour"}
-    more = {f"recall.{LEAD}.kept": 0.6, f"facts.{LEAD}.ratio": 0.7, f"neighbour.{LEAD}.ratio": 0.1}
+    more = {f"recall.{LEAD}.kept": 0.6, f"facts.{LEAD}.share": 0.7, f"neighbour.{LEAD}.share": 0.1}
     found = lines(made({"npo": {"full": cells(0.2, 0.95) | more}, CONTROL: {"full": cells(0, 1)}}, roles, {}))
     assert "| full    | 0.60 / 0.70! |" in found
     assert found[0] == "Knowledge kept / utility, by answer_probability (the highest of forget, recall)."

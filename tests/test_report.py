@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from html.parser import HTMLParser
 from importlib.resources import files
 from pathlib import Path
@@ -27,8 +27,21 @@ from stillknows.errors import UserError
 from stillknows.formatting import number, percent
 from stillknows.model.checkpoints import Source
 from stillknows.registry import bind
-from stillknows.reporting import report
+from stillknows.reporting import report, tables
+from stillknows.reporting.build import build
 from stillknows.reporting.overview import NOT_ASKED
+from stillknows.reporting.page import unmeasured
+from stillknows.reporting.schema import (
+    NUM_LEAKS,
+    SCHEMA,
+    SEVERITY,
+    AuditReport,
+    Measured,
+    ReportSplit,
+    json_schema,
+    parsed,
+)
+from stillknows.reporting.tables import NO_FORMAT
 from stillknows.types import (
     CONTROL,
     FULL,
@@ -93,7 +106,7 @@ def make_cells(table: evidence.Table, label: str) -> Iterator[Cell]:
         for split, role in table.roles.items():
             place, metric = CellKey(label, variant, split), "answer_probability"
             if role == "retain":
-                yield Cell(*place, f"{metric}.ratio", evidence.utility(table, place, metric))
+                yield Cell(*place, f"{metric}.share", evidence.utility(table, place, metric))
                 continue
             yield Cell(*place, metric, evidence.mean(table, place, metric))
             compared = evidence.compare(table, place, metric)
@@ -147,12 +160,12 @@ def make_audit(*, control: bool = True) -> Audit:
     )
 
 
-def make_report(audit: Audit) -> report.Json:
-    return report.build(audit, "stillknows audit --original 'a<b'")
+def make_report(audit: Audit) -> AuditReport:
+    return build(audit, "stillknows audit --original 'a<b'")
 
 
 def schema() -> Draft202012Validator:
-    content = json.loads(files("stillknows.reporting").joinpath("report.schema.json").read_text(encoding="utf-8"))
+    content = json.loads(files("stillknows.reporting").joinpath(SCHEMA).read_text(encoding="utf-8"))
     Draft202012Validator.check_schema(content)
     return Draft202012Validator(content)
 
@@ -184,12 +197,12 @@ def audit() -> Audit:
 
 
 @pytest.fixture(scope="module")
-def built(audit: Audit) -> report.Json:
+def built(audit: Audit) -> AuditReport:
     return make_report(audit)
 
 
-def test_verdicts_are_the_audits_and_the_worst_counts(built: report.Json) -> None:
-    verdicts = {subject["name"]: subject["verdict"] for subject in built["subjects"]}
+def test_verdicts_are_the_audits_and_the_worst_counts(built: AuditReport) -> None:
+    verdicts = {subject.name: subject.verdict for subject in built.subjects}
     assert verdicts == {
         "clean": "FORGOTTEN",
         "brittle": "HIDDEN",
@@ -197,16 +210,18 @@ def test_verdicts_are_the_audits_and_the_worst_counts(built: report.Json) -> Non
         ORIGINAL: "STILL KNOWS",
         CONTROL: "FORGOTTEN",
     }
-    assert built["verdict"] == "HIDDEN"  # not the original's
+    assert built.verdict == "HIDDEN"  # not the original's
 
 
-def test_splits_count_examples_and_facts(built: report.Json) -> None:
-    assert built["splits"][0] == {"name": "forget", "role": "forget", "examples": 2 * FACTS, "facts": FACTS}
+def test_splits_count_examples_and_facts(built: AuditReport) -> None:
+    assert built.splits[0] == ReportSplit(name="forget", role="forget", examples=2 * FACTS, facts=FACTS)
 
 
-def test_report_follows_its_schema_and_is_json(built: report.Json) -> None:
-    schema().validate(built)
-    assert json.loads(json.dumps(built, allow_nan=False)) == built
+def test_report_follows_its_schema_and_is_json(built: AuditReport) -> None:
+    schema().validate(built.to_json())
+    content = built.to_json()
+    assert json.loads(json.dumps(content, allow_nan=False)) == content
+    assert parsed(content, "it") == built
 
 
 @pytest.mark.parametrize(
@@ -219,13 +234,25 @@ def test_report_follows_its_schema_and_is_json(built: report.Json) -> None:
         lambda r: r | {"subjects": [r["subjects"][0] | {"cells": [{"variant": "v", "split": "s", "metric": "m"}]}]},
     ],
 )
-def test_schema_rejects_what_is_not_a_report(built: report.Json, damage) -> None:
-    assert not schema().is_valid(damage(built))
+def test_schema_rejects_what_is_not_a_report(built: AuditReport, damage) -> None:
+    content = damage(built.to_json())
+    assert not schema().is_valid(content)
+    with pytest.raises(UserError, match="it is not a report"):
+        parsed(content, "it")
+
+
+def test_the_schema_that_is_shipped_is_that_of_the_models() -> None:
+    code = "from stillknows import store; from stillknows.reporting import schema; from pathlib import Path; "
+    code += "store.write_json(Path('stillknows/reporting/report.schema.json'), schema.json_schema())"
+    assert schema().schema == json_schema(), f'type: python -c "{code}"'
 
 
 @pytest.mark.parametrize("role", get_args(Role))
-def test_splits_of_every_role_fit_the_schema(built: report.Json, role: str) -> None:
-    schema().validate(built | {"splits": [*built["splits"], built["splits"][0] | {"role": role}]})
+def test_splits_of_every_role_fit_the_schema(built: AuditReport, role: str) -> None:
+    content = built.to_json()
+    content["splits"].append(content["splits"][0] | {"role": role})
+    schema().validate(content)
+    assert parsed(content, "it").splits[-1].role == role
 
 
 def test_figures_and_general_tasks_are_shown_in_their_own_units(audit: Audit) -> None:
@@ -235,7 +262,7 @@ def test_figures_and_general_tasks_are_shown_in_their_own_units(audit: Audit) ->
         Cell("brittle", FULL, "words", "perplexity", "lm-eval made no number of 7 documents"),
     )
     built = make_report(replace(audit, cells=(*audit.cells, *added)))
-    schema().validate(built)
+    schema().validate(built.to_json())
     page, text = report.html(built), report.markdown(built)
     parts = [(page, "<h2>Published figures</h2>", "<h2>General utility</h2>", "<h2>What rounding")]
     parts.append((text, "## Published figures", "## General utility", "In brackets"))
@@ -246,10 +273,10 @@ def test_figures_and_general_tasks_are_shown_in_their_own_units(audit: Audit) ->
             assert words in suite
         for words in ("words: perplexity", "12.3", "11 to ∞", "made no number of 7 documents"):
             assert words in tasks
-    assert {s["verdict"] for s in built["subjects"]} == {s["verdict"] for s in make_report(audit)["subjects"]}
+    assert {s.verdict for s in built.subjects} == {s.verdict for s in make_report(audit).subjects}
 
 
-def test_an_update_is_mapped_by_layer_where_there_are_several(built: report.Json) -> None:
+def test_an_update_is_mapped_by_layer_where_there_are_several(built: AuditReport) -> None:
     page = report.html(built)
     assert page.count(" by layer</figcaption>") == 1
     map_of_layers = page[page.index("brittle by layer</figcaption>") :]
@@ -257,10 +284,10 @@ def test_an_update_is_mapped_by_layer_where_there_are_several(built: report.Json
     assert (first.count("0.12<small>3 % crossed"), first.count("--share:0.125")) == (3, 3)
     assert (second.count("0.38<small>3 % crossed"), second.count("not measured")) == (2, 1)
     assert "nothing that the format rounds was changed here" in map_of_layers
-    assert not any("layers" in c["metric"] for c in report._unmeasured(built))
+    assert not any("layers" in c.metric for c in unmeasured(built))
 
 
-def test_sections_without_numbers_are_left_out(built: report.Json) -> None:
+def test_sections_without_numbers_are_left_out(built: AuditReport) -> None:
     for shown in (report.html(built), report.markdown(built)):
         assert "Published figures" not in shown
         assert "General utility" not in shown
@@ -272,31 +299,33 @@ def test_unbounded_and_undefined_numbers_become_null(audit: Audit) -> None:
         for cell in audit.cells
     )
     built = make_report(replace(audit, cells=cells))
-    schema().validate(built)
-    brittle = next(subject for subject in built["subjects"] if subject["name"] == "brittle")
-    unbounded = next(cell for cell in brittle["cells"] if cell["metric"].endswith(".recovery"))
-    assert (unbounded["low"], unbounded["high"]) == (None, None)
-    assert brittle["run"]["settings"]["lr"] is None
+    schema().validate(built.to_json())
+    brittle = next(subject for subject in built.subjects if subject.name == "brittle")
+    unbounded = next(cell for cell in brittle.cells if cell.metric.endswith(".recovery"))
+    assert (unbounded.low, unbounded.high) == (None, None)
+    assert (brittle.run or {})["settings"]["lr"] is None
     assert "−∞ to ∞" in report.html(built)
     assert "−∞ to ∞" in report.markdown(built)
 
 
-def test_leaks_are_the_facts_with_the_largest_gain_in_the_worst_variant(built: report.Json) -> None:
-    leaks = next(subject["leaks"] for subject in built["subjects"] if subject["name"] == "brittle")
-    assert len(leaks) == report.NUM_LEAKS
-    assert [leak["id"] for leak in leaks[:3]] == [f"forget{fact}.1" for fact in LEAKING]  # the likelier wording
+def test_leaks_are_the_facts_with_the_largest_gain_in_the_worst_variant(built: AuditReport) -> None:
+    leaks = next(subject.leaks for subject in built.subjects if subject.name == "brittle")
+    assert len(leaks) == NUM_LEAKS
+    assert [leak.id for leak in leaks[:3]] == [f"forget{fact}.1" for fact in LEAKING]  # the likelier wording
     first = leaks[0]
-    assert first["variant"] == "int4"
-    assert first["question"] == f"forget question {LEAKING[0]} in wording 1 ?"
-    assert first["truth"] == f"truth {LEAKING[0]}"
-    assert first["generated"] == f"{NASTY} {2 * LEAKING[0] + 1}"
-    assert first["generated_full"] == f"I forgot {2 * LEAKING[0] + 1}"
-    assert first["scores"] == pytest.approx({"original": 0.9, "control": 0.01, "full": 0.01, "variant": 0.89}, rel=1e-3)
-    assert first["known"]
+    assert first.variant == "int4"
+    assert first.question == f"forget question {LEAKING[0]} in wording 1 ?"
+    assert first.truth == f"truth {LEAKING[0]}"
+    assert first.generated == f"{NASTY} {2 * LEAKING[0] + 1}"
+    assert first.generated_full == f"I forgot {2 * LEAKING[0] + 1}"
+    assert first.scores.model_dump() == pytest.approx(
+        {"original": 0.9, "control": 0.01, "full": 0.01, "variant": 0.89}, rel=1e-3
+    )
+    assert first.known
 
 
-def test_controls_and_models_at_the_control_have_no_leaks(built: report.Json) -> None:
-    assert {s["name"]: bool(s["leaks"]) for s in built["subjects"]} == {
+def test_controls_and_models_at_the_control_have_no_leaks(built: AuditReport) -> None:
+    assert {s.name: bool(s.leaks) for s in built.subjects} == {
         "clean": False,
         "brittle": True,
         "broken": False,
@@ -305,7 +334,7 @@ def test_controls_and_models_at_the_control_have_no_leaks(built: report.Json) ->
     }
 
 
-def test_page_is_well_formed_and_fetches_nothing(built: report.Json) -> None:
+def test_page_is_well_formed_and_fetches_nothing(built: AuditReport) -> None:
     text = report.html(built)
     page = Page(text)
     assert text.startswith("<!doctype html>")
@@ -320,7 +349,7 @@ def test_page_is_well_formed_and_fetches_nothing(built: report.Json) -> None:
     assert "@import" not in text
 
 
-def test_text_from_models_and_users_is_escaped(built: report.Json) -> None:
+def test_text_from_models_and_users_is_escaped(built: AuditReport) -> None:
     text = report.html(built)
     assert "<script" not in text
     assert "&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt; &amp;" in text
@@ -329,9 +358,9 @@ def test_text_from_models_and_users_is_escaped(built: report.Json) -> None:
     assert "a&lt;b" in text
 
 
-def test_page_shows_every_verdict_in_words_and_its_limits(built: report.Json) -> None:
+def test_page_shows_every_verdict_in_words_and_its_limits(built: AuditReport) -> None:
     text = report.html(built)
-    for name in report.SEVERITY:
+    for name in SEVERITY:
         assert name in text
     assert "“absent from the weights” never means “cannot be told in the prompt”" in text
     assert "The worst verdict on 3 models is HIDDEN: brittle." in text
@@ -340,8 +369,8 @@ def test_page_shows_every_verdict_in_words_and_its_limits(built: report.Json) ->
 
 def test_unmeasured_cells_show_their_reason_and_no_number() -> None:
     built = make_report(make_audit(control=False))
-    schema().validate(built)
-    assert built["verdict"] == "UNDECIDED"
+    schema().validate(built.to_json())
+    assert built.verdict == "UNDECIDED"
     text = report.html(built)
     kept = text[text.index("<h2>Knowledge kept</h2>") : text.index("Raw scores")]
     cells = re.findall(r"<td[^>]*>.*?</td>", kept, re.DOTALL)
@@ -369,74 +398,71 @@ def test_pages_show_raw_scores_where_there_is_no_control_and_mark_low_utility(au
 
 def test_the_page_says_that_a_missing_control_is_why_nothing_is_decided(audit: Audit) -> None:
     built = make_report(make_audit(control=False))
-    built["verdict"] = "UNDECIDED"
-    for subject in built["subjects"]:
-        subject["verdict"] = "UNDECIDED"
     page, why = report.html(built), "There is no never-taught control, so nothing is decided."
-    assert page.count(why) == 1 + len(built["subjects"])
+    assert page.count(why) == 1 + len(built.subjects)
     assert "this benchmark cannot show a leak" not in page
     assert why not in report.html(make_report(audit))
-    built["variants"] = built["variants"][:1]
+    built = built.model_copy(update={"variants": built.variants[:1]})
     assert "covers the one variant that was tested: full." in report.html(built)
 
 
 def test_names_of_variants_break_between_their_parts_and_are_escaped(audit: Audit) -> None:
     built = make_report(audit)
-    built["variants"] = {**dict.fromkeys(built["variants"]), "rtn:bits=3+<b>": None}
-    for subject in built["subjects"]:
-        subject["variants"]["rtn:bits=3+<b>"] = "UNDECIDED"
+    built = built.model_copy(update={"variants": (*built.variants, "rtn:bits=3+<b>")})
+    for subject in built.subjects:
+        subject.variants["rtn:bits=3+<b>"] = "UNDECIDED"
     assert "<span>rtn:<wbr>bits=3+<wbr>&lt;b&gt;</span>" in report.html(built)
 
 
 def test_cells_that_are_absent_are_not_measured(audit: Audit) -> None:
     text = report.html(make_report(replace(audit, cells=())))
     assert NOT_ASKED in text
-    assert report.NO_FORMAT in text
+    assert NO_FORMAT in text
     assert "0.00" not in text[text.index("<h2>Knowledge kept</h2>") : text.index("<h2>Answers beside")]
 
 
 def test_forest_axis_holds_all_bounds_and_always_0_and_1() -> None:
-    cell = {"variant": "v", "value": -0.5, "low": -1.2, "high": None, "n": 3}
-    axis = report._axis([report.Grid("m", "s", [("a", [cell])], [])])
+    cell = Measured(variant="v", split="s", metric="m", value=-0.5, low=-1.2, high=None, n=3)
+    axis = tables.axis([tables.Grid("m", "s", [("a", [cell])], [])])
     assert (axis.low, axis.high) == (-1.2, 1.0)
     assert {0.0, 1.0} <= set(axis.ticks)
     assert 0 < axis.at(-1.2) < axis.at(0) < axis.at(1) < 100
     assert axis.at(None, 100) == 100
-    assert report._axis([]).ticks == [0, 0.25, 0.5, 0.75, 1]
+    assert tables.axis([]).ticks == [0, 0.25, 0.5, 0.75, 1]
 
 
-def test_what_the_verdicts_rest_on_is_data_and_every_medium_words_it(built: report.Json) -> None:
-    brittle = next(subject for subject in built["subjects"] if subject["name"] == "brittle")
-    [leak] = [f for f in brittle["findings"] if f["outcome"] == "leak"]
-    cell = next(c for c in brittle["cells"] if (c["variant"], c["metric"]) == ("int4", "answer_probability.kept"))
+def test_what_the_verdicts_rest_on_is_data_and_every_medium_words_it(built: AuditReport) -> None:
+    brittle = next(subject for subject in built.subjects if subject.name == "brittle")
+    [leak] = [f for f in brittle.findings if f.outcome == "leak"]
+    cell = next(c for c in brittle.cells if (c.variant, c.metric) == ("int4", "answer_probability.kept"))
     where = {"variant": "int4", "split": "forget", "metric": "answer_probability", "threshold": 0.1}
-    assert leak["kind"] == "knowledge_kept"
-    assert leak.items() >= (where | {key: cell[key] for key in ("value", "low", "high", "n")}).items()
-    text = f"int4: answer_probability on forget: keeps {number(leak['value'])} of the knowledge"
+    assert leak.kind == "knowledge_kept"
+    assert asdict(leak).items() >= (where | {key: getattr(cell, key) for key in ("value", "low", "high", "n")}).items()
+    text = f"int4: answer_probability on forget: keeps {number(leak.value)} of the knowledge"
     for shown in (report.html(built), report.markdown(built)):
         assert shown.count(text) == 1
 
 
 def test_what_is_out_of_reach_is_data_and_shown() -> None:
     built = make_report(replace(make_audit(control=False), out_of_reach=(Finding("no_control", "undecided"),)))
-    assert [finding["kind"] for finding in built["out_of_reach"]] == ["no_control"]
+    assert [finding.kind for finding in built.out_of_reach] == ["no_control"]
     for shown in (report.html(built), report.markdown(built)):
         assert "FORGOTTEN is out of reach here: there is no never-taught control." in shown
 
 
-def test_markdown_has_the_verdicts_and_survives_pipes(built: report.Json) -> None:
+def test_markdown_has_the_verdicts_and_survives_pipes(built: AuditReport) -> None:
     text = report.markdown(built)
     assert text.startswith("# stillknows: HIDDEN\n")
-    for subject in built["subjects"]:
-        assert re.search(rf"^\| {subject['name']} +\| {subject['verdict']} ", text, re.MULTILINE)
+    for subject in built.subjects:
+        assert re.search(rf"^\| {subject.name} +\| {subject.verdict} ", text, re.MULTILINE)
     assert "0.69 (" in text  # brittle's knowledge kept under int4
-    renamed = built | {"subjects": [built["subjects"][0] | {"name": "a|b\nc"}]}
+    renamed = built.model_copy(update={"subjects": (built.subjects[0].model_copy(update={"name": "a|b\nc"}),)})
     assert "| a\\|b c |" in report.markdown(renamed)
 
 
-def test_one_model_makes_a_plain_sentence(built: report.Json) -> None:
-    brittle = next(subject for subject in built["subjects"] if subject["name"] == "brittle")
-    assert ">brittle is HIDDEN.<" in report.html(built | {"subjects": [brittle]})
+def test_one_model_makes_a_plain_sentence(built: AuditReport) -> None:
+    brittle = next(subject for subject in built.subjects if subject.name == "brittle")
+    assert ">brittle is HIDDEN.<" in report.html(built.model_copy(update={"subjects": (brittle,)}))
 
 
 @pytest.mark.parametrize(
@@ -454,14 +480,14 @@ def test_small_shares_are_not_shown_as_nothing(share: float, text: str) -> None:
     assert percent(share) == text
 
 
-def test_written_reports_can_be_read_and_are_the_same_bytes_twice(built: report.Json, tmp_path: Path) -> None:
+def test_written_reports_can_be_read_and_are_the_same_bytes_twice(built: AuditReport, tmp_path: Path) -> None:
     for folder in ("a", "b"):
         report.write(make_report(make_audit()), tmp_path / folder)
     names = ["report.html", "report.json", "report.md"]
     assert sorted(file.name for file in (tmp_path / "a").iterdir()) == names
     for name in names:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
-    assert report.read(tmp_path / "a") == store.sealed(built)
+    assert report.read(tmp_path / "a").to_json() == store.sealed(built.to_json())
     assert report.html(report.read(tmp_path / "a")) == report.html(built)
 
 
@@ -473,7 +499,29 @@ def test_reading_what_is_no_report_is_the_users_error(content: str | None, tmp_p
         report.read(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("command", "typed"),
+    [("stillknows audit m --out a", ": stillknows audit m --out a --overwrite"), ("rm -r /", ""), (None, "")],
+)
+def test_a_report_of_another_version_is_refused_with_what_to_type(
+    command: str | None, typed: str, tmp_path: Path
+) -> None:
+    store.write_sealed(tmp_path / "report.json", {"schema_version": 1, "repeat": {"command": command, "versions": {}}})
+    with pytest.raises(UserError, match="is not a report of schema version 2 but of version 1") as refused:
+        report.read(tmp_path)
+    assert str(refused.value).endswith(f"saved observations are used again where they still hold{typed}")
+
+
+def test_a_report_whose_findings_do_not_make_its_verdict_is_refused(built: AuditReport) -> None:
+    content = built.to_json()
+    leaks = [f for subject in content["subjects"] for f in subject["findings"] if f["outcome"] == "leak"]
+    leaks[0]["outcome"] = "pass"
+    with pytest.raises(UserError, match="its findings on brittle do not make int4 STILL KNOWS"):
+        parsed(content, "it")
+
+
 def test_report_needs_neither_torch_nor_transformers() -> None:
-    code = "import sys, stillknows.reporting.report; print({'torch', 'transformers'} & set(sys.modules))"
+    code = "import sys; from stillknows.reporting import build, report; "
+    code += "print({'torch', 'transformers'} & set(sys.modules))"
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert output.strip() == "set()"

@@ -19,7 +19,8 @@ from stillknows.auditing.evidence import CellKey
 from stillknows.errors import UserError
 from stillknows.observations import load_observations, observations_digest, save_observations
 from stillknows.registry import bind
-from stillknows.reporting import report, rescore
+from stillknows.reporting import rescore
+from stillknows.reporting.schema import SCHEMA_VERSION
 from stillknows.types import CONTROL, FULL, Observations
 
 ROUGE_LOG = [
@@ -103,10 +104,10 @@ def write_report(folder: Path, variant: str) -> None:
     files = {m: folder / "observations" / m / store.slug(variant) / "forget.npz" for m in ("npo", CONTROL)}
     seen = {model: load_observations(file) for model, file in files.items()}
     subject = {"path": "", "fingerprint": "", "verdict": "UNDECIDED", "findings": [], "cells": []}
-    subject |= {"run": None, "leaks": [], "variants": {variant: "UNDECIDED"}}
+    subject |= {"run": None, "quantized": None, "suppression": None, "leaks": [], "variants": {variant: "UNDECIDED"}}
     digests = {model: {variant: {"forget": observations_digest(found)}} for model, found in seen.items() if found}
     content = {
-        "schema_version": report.SCHEMA_VERSION,
+        "schema_version": SCHEMA_VERSION,
         "stillknows": "",
         "verdict": "UNDECIDED",
         "benchmark": "",

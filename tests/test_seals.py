@@ -49,9 +49,7 @@ def folder(honest: Path, tmp_path: Path) -> Path:
 
 def numbers(folder: Path) -> list[Any]:
     """Return all that the audit has measured and decided."""
-    return [
-        [s[name] for name in ("verdict", "observations", "cells")] for s in report.read(folder / "audit")["subjects"]
-    ]
+    return [(s.verdict, s.observations, s.cells) for s in report.read(folder / "audit").subjects]
 
 
 def flipped(file: Path) -> list[bytes]:
@@ -163,7 +161,7 @@ def test_an_edited_run_record_is_refused_before_anything_is_measured(
 def test_a_run_record_of_another_program_is_none_of_ours(folder: Path, world: World, cli: Case) -> None:
     (folder / "model" / "run.json").write_text('{"loss": 1}')
     assert cli(*command(folder, world)).code == 0
-    assert report.read(folder / "audit")["subjects"][0]["run"] is None
+    assert report.read(folder / "audit").subjects[0].run is None
 
 
 def test_an_audit_of_an_earlier_version_says_what_to_do(folder: Path, world: World, cli: Case) -> None:

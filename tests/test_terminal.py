@@ -28,6 +28,8 @@ from stillknows import cli as command_line
 from stillknows import progress, store
 from stillknows.errors import is_disk_full
 from stillknows.reporting import report
+from stillknows.reporting.overview import summary
+from stillknows.reporting.schema import Json, parsed
 from stillknows.types import Finding
 
 Case = Callable[..., Any]
@@ -36,17 +38,17 @@ UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
 
 
 @functools.cache
-def by_hand() -> report.Json:
+def by_hand() -> Json:
     """A report; no fixture, since hypothesis would write it out for every example."""
-    return make_report(make_audit())
+    return make_report(make_audit()).to_json()
 
 
 @pytest.fixture
-def built() -> report.Json:
+def built() -> Json:
     return by_hand()
 
 
-def with_names(built: report.Json, name: str) -> report.Json:
+def with_names(built: Json, name: str) -> Json:
     """Return a report in which all that a user or a model can name or say is this text."""
     result = copy.deepcopy(built)
     result |= {"benchmark": name, "left_out": [{"variant": name, "because": name}]}
@@ -55,7 +57,9 @@ def with_names(built: report.Json, name: str) -> report.Json:
     result["variants"] = list(variants.values())
     for subject in result["subjects"]:
         subject |= {"path": name, "fingerprint": name, "quantized": name, "suppression": name}
-        subject["findings"] = [asdict(Finding("served_differently", "note", detail=name))]
+        for finding in subject["findings"]:
+            finding |= {"variant": variants[finding["variant"]], "split": name, "metric": name, "detail": name}
+        subject["findings"].append(asdict(Finding("served_differently", "note", detail=name)))
         subject |= {"run": {name: name}, "variants": {variants[v]: w for v, w in subject["variants"].items()}}
         if subject["name"] == "brittle":
             subject["name"] = name
@@ -75,8 +79,7 @@ def prose(text: str) -> list[str]:
 @settings(max_examples=10, deadline=None)
 @given(st.lists(st.sampled_from(PIECES), min_size=1, max_size=6).map("".join))
 def test_names_of_others_have_no_effect_in_any_medium(name: str) -> None:
-    result = with_names(by_hand(), f"a{name}b")
-    plain = with_names(by_hand(), "ab")
+    result, plain = (parsed(with_names(by_hand(), text), "by hand") for text in (f"a{name}b", "ab"))
     for shown in (report.html(result), report.markdown(result)):
         assert {c for c in shown if unicodedata.category(c) in UNSEEN} <= {"\n", "\t", "\u200d"}
     parser = MarkdownIt("commonmark").enable("table")
@@ -85,7 +88,7 @@ def test_names_of_others_have_no_effect_in_any_medium(name: str) -> None:
     inline = [c.type for t in parser.parse(report.markdown(result)) for c in t.children or ()]
     assert set(inline) <= {"text", "code_inline", "softbreak"}
     assert report.html(result).count("<script") == report.html(plain).count("<script") == 0
-    assert len(prose(report.summary(result))) == len(prose(report.summary(plain)))
+    assert len(prose(summary(result))) == len(prose(summary(plain)))
 
 
 def test_what_is_printed_steers_no_terminal(cli: Case, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -94,12 +97,12 @@ def test_what_is_printed_steers_no_terminal(cli: Case, tmp_path: Path, capsys: p
     ran = cli("report", folder)
     assert ran.code == 2
     assert r"\x1b[2J\u202erun" in ran.err
-    report.write(with_names(make_report(make_audit()), "\x1b[2J\u202e"), tmp_path)
+    report.write(parsed(with_names(by_hand(), "\x1b[2J\u202e"), "built"), tmp_path)
     for options in ([], ["--json"]):
         ran = cli("report", tmp_path, *options)
         assert ran.code == 0, ran.err
         assert {c for c in ran.out + ran.err if unicodedata.category(c) in UNSEEN} == {"\n"}
-    assert json.loads(ran.out) == report.read(tmp_path)
+    assert json.loads(ran.out) == report.read(tmp_path).to_json()
     with progress.shown():
         progress.log("\x1b[2J")
     assert capsys.readouterr().err == "\\x1b[2J\n"
@@ -116,7 +119,7 @@ def test_a_bar_shows_names_as_they_are(monkeypatch: pytest.MonkeyPatch, capsys: 
 @pytest.mark.parametrize("encoding", ["latin-1", "ascii"])
 def test_exit_codes_do_not_depend_on_what_a_terminal_can_show(encoding: str, tmp_path: Path) -> None:
     """Where a letter is missing, another is written: a minus sign stays one."""
-    report.write(with_names(make_report(make_audit()), "Zürich 语"), tmp_path)
+    report.write(parsed(with_names(by_hand(), "Zürich 语"), "built"), tmp_path)
     text = report.markdown(report.read(tmp_path))
     assert "−" in text + "−∞ to ∞"
     environment = os.environ | {"PYTHONIOENCODING": encoding}
@@ -127,7 +130,7 @@ def test_exit_codes_do_not_depend_on_what_a_terminal_can_show(encoding: str, tmp
         assert (ran.returncode, b"Traceback" in ran.stderr) == (0, False), ran.stderr
         shown = ran.stdout.decode(encoding)
         assert "?" not in shown.replace(" ?", "")  # a letter that was lost; questions end in " ?"
-    assert json.loads(shown) == report.read(tmp_path)
+    assert json.loads(shown) == report.read(tmp_path).to_json()
     missing = [sys.executable, "-c", PROGRAM, "report", str(tmp_path / "语")]
     ran = subprocess.run(missing, env=environment, capture_output=True)
     assert (ran.returncode, b"Traceback" in ran.stderr) == (2, False), ran.stderr
@@ -142,9 +145,9 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return [*([path] if path else []), *(place for key, part in parts for place in places(part, (*path, key)))]
 
 
-def test_a_report_that_was_made_up_gives_one_message_or_is_shown(built: report.Json, cli: Case, tmp_path: Path) -> None:
+def test_a_report_that_was_made_up_gives_one_message_or_is_shown(built: Json, cli: Case, tmp_path: Path) -> None:
     """Its digest may be right: parts are missing, or are something else."""
-    report.write(built, tmp_path)
+    report.write(parsed(built, "built"), tmp_path)
     draw, everywhere, refused = random.Random(0), places(built), 0
     few = [path for path in everywhere if len(path) < 4 and path[0] != "subjects"]
     for path in [*few, *draw.sample(everywhere, 25)]:
@@ -176,10 +179,8 @@ def test_a_report_that_was_made_up_gives_one_message_or_is_shown(built: report.J
         {"policy": {}},
     ],
 )
-def test_a_report_that_contradicts_itself_is_refused(
-    change: report.Json, built: report.Json, cli: Case, tmp_path: Path
-) -> None:
-    report.write(built, tmp_path)
+def test_a_report_that_contradicts_itself_is_refused(change: Json, built: Json, cli: Case, tmp_path: Path) -> None:
+    report.write(parsed(built, "built"), tmp_path)
     store.write_sealed(tmp_path / "report.json", built | change)
     ran = cli("report", tmp_path)
     assert (ran.code, ran.out) == (2, "")

@@ -112,6 +112,7 @@ def test_formats_that_the_shapes_do_not_allow_are_left_out_and_reported(audit: R
     result = json.loads((tmp_path / "audit" / "report.json").read_text())
     schema = json.loads(files("stillknows.reporting").joinpath("report.schema.json").read_text(encoding="utf-8"))
     Draft202012Validator(schema).validate(result)
+    saved = report.read(tmp_path / "audit")
     assert result["variants"] == [name for name in FORMATS if name not in LEFT_OUT]
     reasons = {left["variant"]: left["because"] for left in result["left_out"]}
     assert list(reasons) == LEFT_OUT
@@ -121,9 +122,9 @@ def test_formats_that_the_shapes_do_not_allow_are_left_out_and_reported(audit: R
     assert "(16, 24)" in reasons["nvfp4"]  # the down projection: 16 does not divide 24
     for name, because in reasons.items():
         assert f"{name} is left out: {because}\n" in ran.err
-        for shown in (ran.out, report.markdown(result)):
+        for shown in (ran.out, report.markdown(saved)):
             assert f"{name} was left out: {because}" in shown
-        assert f"<li>{name} was left out: {because}</li>" in report.html(result)
+        assert f"<li>{name} was left out: {because}</li>" in report.html(saved)
 
 
 def test_formats_without_enough_calibration_text_are_left_out(
@@ -132,14 +133,14 @@ def test_formats_without_enough_calibration_text_are_left_out(
     monkeypatch.setattr(defaults, "DEPLOYED", ("full", "gptq:group=8", "int8"))
     assert audit("deployed").code == 5
     result = report.read(tmp_path / "audit")
-    assert result["variants"] == ["full", "int8"]
-    [left] = result["left_out"]
-    assert left["variant"] == "gptq:group=8"
-    assert left["because"].startswith("the calibration text has ")
+    assert result.variants == ("full", "int8")
+    [left] = result.left_out
+    assert left.variant == "gptq:group=8"
+    assert left.because.startswith("the calibration text has ")
     monkeypatch.setattr(calibrate, "LEAST_TOKENS", 8)
     assert audit("deployed", "--overwrite").code == 5
     result = report.read(tmp_path / "audit")
-    assert (result["variants"], result["left_out"]) == (["full", "gptq:group=8", "int8"], [])
+    assert (result.variants, result.left_out) == (("full", "gptq:group=8", "int8"), ())
 
 
 @pytest.mark.parametrize(

@@ -52,9 +52,10 @@ def demo(
     """
     from stillknows.experiments import demo
     from stillknows.reporting import report
+    from stillknows.reporting.overview import summary
 
     result = demo.run_demo(out, seed, command=command_line())
-    show(result, as_json, report.summary(result), f"open {out / report.HTML}")
+    show(result.to_json(), as_json, summary(result), f"open {out / report.HTML}")
 
 
 @app.command(

@@ -108,6 +108,8 @@ def audit(
     from stillknows.auditing import audit, plan
     from stillknows.auditing.verdict import EXIT_CODES, Policy
     from stillknows.reporting import report
+    from stillknows.reporting.build import build
+    from stillknows.reporting.overview import summary
     from stillknows.store import locked, require_new
 
     request = audit.AuditConfig(
@@ -117,9 +119,9 @@ def audit(
     )  # fmt: skip
     with locked(out):
         require_new(out / report.JSON, overwrite=overwrite)
-        result = report.write(report.build(audit.audit(request, out), command_line()), out)
-    show(result, as_json, report.summary(result), f"open {out / report.HTML}")
-    raise typer.Exit(EXIT_CODES[result["verdict"]])
+        result = report.write(build(audit.audit(request, out), command_line()), out)
+    show(result.to_json(), as_json, summary(result), f"open {out / report.HTML}")
+    raise typer.Exit(EXIT_CODES[result.verdict])
 
 
 @app.command(epilog=examples("stillknows report runs/audit", "stillknows report runs/audit --json | jq .verdict"))
@@ -130,7 +132,7 @@ def report(
     from stillknows.reporting import report
 
     result = report.write(report.read(folder), folder)
-    show(result, as_json, report.markdown(result), f"open {folder / report.HTML}")
+    show(result.to_json(), as_json, report.markdown(result), f"open {folder / report.HTML}")
 
 
 @app.command(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 from stillknows.auditing import audit
 from stillknows.experiments import tiny_models
@@ -17,6 +16,8 @@ from stillknows.model import checkpoints
 from stillknows.progress import log
 from stillknows.registry import bind
 from stillknows.reporting import report
+from stillknows.reporting.build import build
+from stillknows.reporting.schema import AuditReport
 from stillknows.store import build_once, locked
 from stillknows.training.loop import Settings
 from stillknows.types import CONTROL, ORIGINAL, Benchmark
@@ -47,7 +48,7 @@ VARIANTS = "full,bf16,int8,nf4,fp4,int4,rtn:group=0,rtn:group=-1"
 METRICS = "answer_probability,exact_memorisation,extraction_strength"
 
 
-def run_demo(out: Path, seed: int, command: str) -> dict[str, Any]:
+def run_demo(out: Path, seed: int, command: str) -> AuditReport:
     """Train, unlearn, audit and write the report into `out`; return the report. Finished steps are not repeated."""
     with locked(out):
         checkpoints.quiet()
@@ -68,7 +69,7 @@ def run_demo(out: Path, seed: int, command: str) -> dict[str, Any]:
             variants=VARIANTS,
             metrics=METRICS,
         )
-        return report.write(report.build(audit.audit(request, out), command), out)
+        return report.write(build(audit.audit(request, out), command), out)
 
 
 def train_both(subjects: dict[str, Path], benchmark: Benchmark, settings: Settings) -> None:

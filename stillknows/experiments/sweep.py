@@ -16,6 +16,7 @@ from stillknows.formatting import number
 from stillknows.model import checkpoints
 from stillknows.progress import log
 from stillknows.reporting import report
+from stillknows.reporting.build import build
 from stillknows.store import build_once
 from stillknows.training.loop import Settings
 from stillknows.types import Benchmark, Split
@@ -61,7 +62,7 @@ def chosen(settings: Settings) -> Json:
 def audited(request: audit.AuditConfig, subjects: Mapping[str, Path], out: Path, command: str) -> Json:
     """Audit these models into `out` and return the report, which lies there too; what was seen before is read again."""
     request = replace(request, subjects={name: str(folder) for name, folder in subjects.items()})
-    return report.write(report.build(audit.audit(request, out), command), out)
+    return report.write(build(audit.audit(request, out), command), out).to_json()
 
 
 def rows(result: Json, wanted: Collection[tuple[str, str]], extra: Json) -> list[Json]:

@@ -21,7 +21,7 @@ from stillknows.model import checkpoints
 from stillknows.options import convert
 from stillknows.progress import log
 from stillknows.registry import Bound
-from stillknows.reporting import report
+from stillknows.reporting.build import build
 from stillknows.store import digest, locked, read_sealed, remove, require_new, sealed, write_sealed
 from stillknows.training.loop import Settings
 from stillknows.unlearning import method, unlearn
@@ -200,7 +200,7 @@ def _trial(request: TuneConfig, out: Path, number: int, chosen: Mapping[str, Any
         failed = {"worst": [1.0, 0.0, 1.0], "utility": 0.0, "allowed": False}
         return {"settings": dict(chosen), "method": asked.method, "failed": str(error), **failed}
     result = audit.audit(replace(request.audit, subjects={label: str(folder)}), out)
-    [subject] = [s for s in report.build(result, "")["subjects"] if s["name"] == label]
+    [subject] = [s for s in build(result, "").to_json()["subjects"] if s["name"] == label]
     worst, utility = _worst(subject["cells"], request.audit.policy.gates), _utility(subject["cells"], request.audit)
     return {
         "settings": dict(chosen),
@@ -246,8 +246,8 @@ def _worst(cells: Sequence[Json], gates: Sequence[str]) -> list[float]:
 def _utility(cells: Sequence[Json], request: audit.AuditConfig) -> float:
     """Return the least retain score in any format, as a share of the original's; 0 where none was measured."""
     retained = {split.name for split in request.benchmark.splits if split.role == "retain"}
-    ratio = f"{request.policy.utility}.ratio"
-    found = [cell for cell in cells if cell["metric"] == ratio and cell["split"] in retained]
+    share = f"{request.policy.utility}.share"
+    found = [cell for cell in cells if cell["metric"] == share and cell["split"] in retained]
     return min((cell.get("value", 0.0) for cell in found), default=0.0)
 
 

@@ -2,41 +2,71 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
 
 from stillknows.auditing.evidence import LEAST_GAP
 from stillknows.formatting import for_markdown, number, table_of_texts
-from stillknows.types import CONTROL, FULL, ORIGINAL
+from stillknows.reporting.schema import EXPECTED, AuditReport, Measured, ReportSubject, Unmeasured
+from stillknows.types import FULL, ORIGINAL, UNWRAPPED
 
-Json = Mapping[str, Any]
 SCREEN = 80  # columns of a terminal
 NOT_ASKED = "not asked in this variant: attacks ask only what is to be forgotten"
 LOW = "!"  # marks utility below the floor
 
 
-def overview(report: Json, lead: str, expected: Mapping[str, str]) -> list[str]:
+def summary(report: AuditReport) -> str:
+    """Return the verdicts, and knowledge kept beside utility in every variant: what fits on a screen, as Markdown."""
+    after = [*left_out(report), *_on_disk(report), *_suppressed(report)]
+    return "\n\n".join([for_markdown(sentence(report)), *overview(report), *map(for_markdown, after)])
+
+
+def sentence(report: AuditReport) -> str:
+    """Say the overall verdict and whom it concerns."""
+    audited = report.audited
+    if len(audited) == 1:
+        return f"{audited[0].name} is {report.verdict}."
+    worst = [subject.name for subject in audited if subject.verdict == report.verdict]
+    return f"The worst verdict on {len(audited)} models is {report.verdict}: {', '.join(worst)}."
+
+
+def left_out(report: AuditReport) -> list[str]:
+    """Return one sentence for each deployed format that could not be tested."""
+    return [f"{left.variant} was left out: {left.because}" for left in report.left_out]
+
+
+def _on_disk(report: AuditReport) -> list[str]:
+    """Return a sentence for each model that was read from a quantized file."""
+    forms = ((subject.name, subject.quantized) for subject in report.subjects)
+    return [f"{name} is a quantized file, measured as it is: {form}." for name, form in forms if form]
+
+
+def _suppressed(report: AuditReport) -> list[str]:
+    """Return a sentence for each model whose weights are not what hides the knowledge."""
+    return [
+        f"{s.name} is a suppression ({s.suppression}), which leaves the weights alone: see {UNWRAPPED}."
+        for s in report.subjects
+        if s.suppression is not None
+    ]
+
+
+def overview(report: AuditReport) -> list[str]:
     """Return paragraphs of Markdown: what a cell holds, tables of variants × models, and notes.
 
-    Args:
-        report: see report.schema.json.
-        lead: the gate whose knowledge kept is shown; its score as it is where no control was audited.
-        expected: the verdicts that the controls should have.
+    A cell shows the knowledge kept by the report's first metric; its score as it is where no control was audited.
     """
-    has_control = any(subject["name"] == CONTROL for subject in report["subjects"])
-    shown = [s for s in report["subjects"] if s["name"] not in expected or (s["name"] == ORIGINAL and not has_control)]
+    has_control, lead = report.has_control, report.lead
+    shown = [s for s in report.subjects if not s.is_control or (s.name == ORIGINAL and not has_control)]
     metric, notes = f"{lead}.kept" if has_control else lead, []
-    first = ["variant", "verdict", *report["variants"]]
+    first = ["variant", "verdict", *report.variants]
     columns = [
-        [s["name"], s["verdict"], *(_cell(report, s, variant, metric, notes) for variant in report["variants"])]
-        for s in shown
+        [s.name, s.verdict, *(_cell(report, s, variant, metric, notes) for variant in report.variants)] for s in shown
     ]
     tables = [table_of_texts(*_header_and_rows([first, *some])) for some in _abreast(first, columns)]
     return [
-        _legend(report, lead, has_control),
+        _legend(report),
         *tables,
         *(f"[{i}] not measured: {for_markdown(note)}" for i, note in enumerate(notes, 1)),
-        *(_controls(report, expected) if has_control else _blind(report, lead)),
+        *(_controls(report) if has_control else _blind(report)),
     ]
 
 
@@ -59,11 +89,10 @@ def _header_and_rows(columns: Sequence[Sequence[str]]) -> tuple[list[str], list[
     return header, rows
 
 
-def _legend(report: Json, lead: str, has_control: bool) -> str:
-    policy = report["policy"]
-    splits = _splits(report, "forget")
+def _legend(report: AuditReport) -> str:
+    policy, lead, splits = report.policy, report.lead, report.splits_of("forget")
     which = f" (the highest of {', '.join(splits)})" if len(splits) > 1 else ""
-    if has_control:
+    if report.has_control:
         lines = [
             f"Knowledge kept / utility, by {lead}{which}.",
             "Knowledge kept: 0 as never taught, 1 as the original.",
@@ -73,55 +102,50 @@ def _legend(report: Json, lead: str, has_control: bool) -> str:
             f"Raw {lead}{which} / utility.",
             "Without a never-taught control nothing is decided: compare with the original.",
         ]
-    by = "" if policy["utility"] == lead else f", by {policy['utility']}"
-    lines.append(f"Utility{by}: 1 as the original; {LOW} below the floor of {policy['utility_floor']:g}.")
+    by = "" if policy.utility == lead else f", by {policy.utility}"
+    lines.append(f"Utility{by}: 1 as the original; {LOW} below the floor of {policy.utility_floor:g}.")
     return "\n".join(map(for_markdown, lines))
 
 
-def _cell(report: Json, subject: Json, variant: str, metric: str, notes: list[str]) -> str:
+def _cell(report: AuditReport, subject: ReportSubject, variant: str, metric: str, notes: list[str]) -> str:
     """Return the highest score of any forget split and the lowest utility of any retain split, as "0.62 / 0.98"."""
-    policy = report["policy"]
-    known = [_find(subject, variant, split, metric) for split in _splits(report, "forget")]
-    kept = [_find(subject, variant, split, f"{policy['utility']}.ratio") for split in _splits(report, "retain")]
-    values = [_value(known, max, notes), _value(kept, min, notes)] if kept else [_value(known, max, notes)]
-    low = min((cell["value"] for cell in kept if "value" in cell), default=1.0) < policy["utility_floor"]
-    return " / ".join(values) + LOW * low
+    share = f"{report.policy.utility}.share"
+    known = [_find(subject, variant, split, metric) for split in report.splits_of("forget")]
+    retained = [_find(subject, variant, split, share) for split in report.splits_of("retain")]
+    values = [_value(known, max, notes), *([_value(retained, min, notes)] if retained else [])]
+    low = min((cell.value for cell in retained if isinstance(cell, Measured)), default=1.0)
+    return " / ".join(values) + LOW * (low < report.policy.utility_floor)
 
 
-def _value(cells: Sequence[Json], worst: Any, notes: list[str]) -> str:
-    measured = [cell["value"] for cell in cells if "value" in cell]
-    if len(measured) == len(cells):
-        return number(worst(measured))
-    reason = next(cell["not_measured"] for cell in cells if "value" not in cell)
-    if reason not in notes:
-        notes.append(reason)
-    return f"[{notes.index(reason) + 1}]"
+def _value(cells: Sequence[Measured | Unmeasured], worst: Callable[[Iterable[float]], float], notes: list[str]) -> str:
+    """Return the worst value, or the number of the note that says why one of them is missing."""
+    missing = [cell.not_measured for cell in cells if isinstance(cell, Unmeasured)]
+    if not missing:
+        return number(worst(cell.value for cell in cells if isinstance(cell, Measured)))
+    if missing[0] not in notes:
+        notes.append(missing[0])
+    return f"[{notes.index(missing[0]) + 1}]"
 
 
-def _find(subject: Json, variant: str, split: str, metric: str) -> Json:
-    key = (variant, split, metric)
-    found = (cell for cell in subject["cells"] if (cell["variant"], cell["split"], cell["metric"]) == key)
-    return next(found, {"not_measured": NOT_ASKED})
+def _find(subject: ReportSubject, variant: str, split: str, metric: str) -> Measured | Unmeasured:
+    absent = Unmeasured(variant=variant, split=split, metric=metric, not_measured=NOT_ASKED)
+    return subject.by_place.get((variant, split, metric), absent)
 
 
-def _splits(report: Json, role: str) -> list[str]:
-    return [split["name"] for split in report["splits"] if split["role"] == role]
-
-
-def _blind(report: Json, lead: str) -> list[str]:
+def _blind(report: AuditReport) -> list[str]:
     """Say on which forget splits the original scores so little that no control could be told from it."""
-    originals = [subject for subject in report["subjects"] if subject["name"] == ORIGINAL]
-    found = [(split, _find(s, FULL, split, lead)) for s in originals for split in _splits(report, "forget")]
-    low = [f"{number(cell['value'])} on {split}" for split, cell in found if cell.get("value", 1) <= LEAST_GAP]
+    originals = [subject for subject in report.subjects if subject.name == ORIGINAL]
+    found = [(split, _find(s, FULL, split, report.lead)) for s in originals for split in report.splits_of("forget")]
+    low = [f"{number(c.value)} on {split}" for split, c in found if isinstance(c, Measured) and c.value <= LEAST_GAP]
     first = for_markdown(f"The original scores {', '.join(low)}: asked like this, it shows no knowledge.")
     return [f"{first}\nA control would not help. Try another template, or other facts."] if low else []
 
 
-def _controls(report: Json, expected: Mapping[str, str]) -> list[str]:
+def _controls(report: AuditReport) -> list[str]:
     """Say what verdicts the controls have, and where these are not as they should be."""
-    found = {s["name"]: s["verdict"] for s in report["subjects"] if s["name"] in expected}
+    found = {subject.name: subject.verdict for subject in report.subjects if subject.is_control}
     words = [
-        f"{name} {verdict}" + (f" (should be {expected[name]})" if verdict != expected[name] else "")
+        f"{name} {verdict}" + (f" (should be {EXPECTED[name]})" if verdict != EXPECTED[name] else "")
         for name, verdict in found.items()
     ]
     return [f"Controls: {', '.join(words)}."]

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from stillknows.errors import NotMeasured
 from stillknows.formatting import markdown_table, number
 from stillknows.registry import Bound, bind
-from stillknows.reporting import report
+from stillknows.reporting.tables import bounds_words
 from stillknows.scoring import score
 from stillknows.stats import draws, interval, resampled_auc, resampled_mean
 from stillknows.types import CONTROL, FULL, Floats, Interval, Observations
@@ -251,7 +251,7 @@ def objections(rows: Sequence[Mapping[str, Any]], gates: Sequence[str]) -> list[
     best = max(anywhere, key=lambda name: judged[name]["value"], default="")
     for gate in gates:
         if gate in judged and best and judged[gate]["value"] < judged[best]["low"]:
-            value, bounds = number(judged[gate]["value"]), report.span(judged[best])
+            value, bounds = number(judged[gate]["value"]), bounds_words(judged[best]["low"], judged[best]["high"])
             found.append(f"{gate} has the aggregate {value}, below the bounds of the best, {best} ({bounds})")
     for i, gate in enumerate(gates):
         for other in gates[:i]:
@@ -277,4 +277,4 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 def _words(part: dict[str, Any], notes: Mapping[str, int]) -> str:
     if "value" not in part:
         return f"not measured [{notes[part['not_measured']]}]"
-    return f"{number(part['value'])} ({report.span(part)})"
+    return f"{number(part['value'])} ({bounds_words(part['low'], part['high'])})"

@@ -27,7 +27,6 @@ from stillknows.reporting.scored import (
     as_json,
     compare,
     compare_one,
-    finite,
     measured,
     summed,
     told,
@@ -35,7 +34,7 @@ from stillknows.reporting.scored import (
 from stillknows.scoring import score
 from stillknows.specs import Specs
 from stillknows.stats import auc, mean_interval
-from stillknows.store import slug
+from stillknows.store import json_able, slug
 from stillknows.types import Cell, Observations
 
 NUMBER = ("value", "low", "high", "n")
@@ -73,13 +72,13 @@ def saved(folder: Path, metrics: Specs, figures: Specs = ()) -> Json:
     for model in dict.fromkeys(place.model for place in observations):
         variants = dict.fromkeys(place.variant for place in observations if place.model == model)
         cells += evidence.suite_cells(observations, model, variants, suites)
-    return {"cells": [finite(cell.to_json()) for cell in cells], "warnings": []}
+    return {"cells": [json_able(cell.to_json()) for cell in cells], "warnings": []}
 
 
 def _load(folder: Path) -> dict[CellKey, Observations]:
     files = sorted((folder / OBSERVATIONS).glob("*/*/*.npz"))
     reported = report.read(folder) if (folder / report.JSON).is_file() else None
-    typed = {slug(variant): variant for variant in (reported or {}).get("variants", ())}
+    typed = {slug(variant): variant for variant in (reported.variants if reported else ())}
     places = {file: CellKey(file.parts[-3], typed.get(file.parts[-2], file.parts[-2]), file.stem) for file in files}
     if reported is not None:  # without observations of an earlier audit
         of_this_audit = report.observed(reported)

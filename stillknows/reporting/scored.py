@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -11,6 +10,7 @@ import numpy as np
 from stillknows.errors import NotMeasured
 from stillknows.registry import bind
 from stillknows.specs import parse
+from stillknows.store import json_able
 from stillknows.types import Floats, Interval, Observations
 
 Json = dict[str, Any]
@@ -52,7 +52,7 @@ def told(compared: list[Agreement]) -> Json:
         for c in compared
         if c.disagreeing
     ]
-    return {"recorded": [finite(c._asdict()) for c in compared], "warnings": warnings}
+    return {"recorded": [json_able(c._asdict()) for c in compared], "warnings": warnings}
 
 
 def measured(spec: str, subject: Mapping[str, Observations], control: Mapping[str, Observations] | None) -> Json:
@@ -69,9 +69,4 @@ def not_measured(reason: object) -> Json:
 
 
 def as_json(number: Interval) -> Json:
-    return finite(number._asdict())
-
-
-def finite(table: Json) -> Json:
-    """Return the table with None where a number is infinite or none: JSON has neither."""
-    return {key: None if isinstance(x, float) and not math.isfinite(x) else x for key, x in table.items()}
+    return json_able(number._asdict())

@@ -1,0 +1,62 @@
+"""A report as Markdown that also reads well unrendered."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from stillknows.auditing.findings import out_of_reach_words, sentences
+from stillknows.formatting import code, for_markdown, percent, table_of_texts
+from stillknows.reporting.overview import LOW, summary
+from stillknows.reporting.schema import AuditReport, Measured
+from stillknows.reporting.tables import Grid, Missing, grids, span, value_words
+from stillknows.stats import LEVEL
+from stillknows.types import SUITE
+
+TITLES = {
+    "kept": "Knowledge kept: 0 as never taught, 1 as the original",
+    "raw": "Raw scores, since there is no control to compare with",
+    "utility": f"Utility: 1 as good as the original, {LOW} below the floor that the verdict demands",
+    "recovery": "Recovery: 0 nothing, 1 all of it",
+    "suite": "Published figures",
+    "general": "General utility",
+}
+
+
+def markdown(report: AuditReport) -> str:
+    """Return the verdicts, the main tables and what the verdicts rest on."""
+    verdicts = [[s.name, s.verdict, *s.variants.values()] for s in report.subjects]
+    parts = [f"# stillknows: {report.verdict}", summary(report), f"Benchmark: {code(report.benchmark)}"]
+    parts += ["## Verdict by variant", table_of_texts(["model", "verdict", *report.variants], verdicts)]
+    found = grids(report)
+    for name, title in TITLES.items():
+        parts += [f"## {title}"] if found[name] else []
+        parts += [part for grid in found[name] for part in _table(grid)]
+    parts += [f"In brackets: bounds, {percent(LEVEL)} each.", *_reasons(report)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _table(grid: Grid) -> Iterator[str]:
+    header = [_heading(grid), *(cell.variant for _, row in grid.rows[:1] for cell in row)]
+    yield table_of_texts(header, [[name, *(_words(cell, grid) for cell in row)] for name, row in grid.rows])
+    yield from (f"[{i}] {for_markdown(note)}" for i, note in enumerate(grid.notes, 1))
+
+
+def _heading(grid: Grid) -> str:
+    if grid.own_unit:
+        return grid.metric if grid.split == SUITE else f"{grid.split}: {grid.metric}"
+    return f"{grid.metric.rpartition('.')[0] or grid.metric}, {grid.split}"
+
+
+def _words(cell: Measured | Missing, grid: Grid) -> str:
+    if isinstance(cell, Missing):
+        return f"not measured [{cell.note}]"
+    return f"{value_words(cell, grid.own_unit)}{LOW * grid.is_low(cell)} ({span(cell, grid.own_unit)})"
+
+
+def _reasons(report: AuditReport) -> Iterator[str]:
+    yield "## What the verdicts rest on"
+    if report.out_of_reach:
+        yield for_markdown(f"{out_of_reach_words(report.out_of_reach)}.")
+    for subject in report.subjects:
+        yield f"### {for_markdown(subject.name)}: {subject.verdict}"
+        yield from (f"- {for_markdown(sentence)}" for sentence in sentences(subject.findings))

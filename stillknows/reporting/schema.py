@@ -1,0 +1,260 @@
+"""The typed form of report.json: one definition for Python, for what is read back, and for report.schema.json.
+
+Every number comes from saved observations; HTML, Markdown and the terminal show this data and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from stillknows.auditing.findings import variant_verdict
+from stillknows.auditing.verdict import Policy
+from stillknows.errors import UserError, first_line
+from stillknows.store import AGAIN, json_able
+from stillknows.types import CONTROL, ORIGINAL, Finding, Role, VerdictName
+
+Json = dict[str, Any]
+SCHEMA = "report.schema.json"
+SCHEMA_VERSION = 2
+NUM_LEAKS = 10
+LEAD = "answer_probability"
+SEVERITY: tuple[VerdictName, ...] = ("FORGOTTEN", "UNDECIDED", "DAMAGED", "HIDDEN", "STILL KNOWS")
+EXPECTED: Mapping[str, VerdictName] = {ORIGINAL: "STILL KNOWS", CONTROL: "FORGOTTEN"}
+
+Text = Annotated[str, Field(min_length=1)]
+Count = Annotated[int, Field(ge=1)]
+Bound = Annotated[float | None, Field(description="Null: no finite bound.")]
+Score = Annotated[float | None, Field(description="Null where there is none.")]
+
+
+class Part(BaseModel):
+    """A part of a report: immutable; unknown entries, numbers as texts, NaN and infinity are refused."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
+class ReportSplit(Part):
+    """A split of the benchmark."""
+
+    name: str
+    role: Role
+    examples: Count
+    facts: Count
+    """The units of every interval and test."""
+
+
+class LeftOutVariant(Part):
+    """A deployed format that the models or the benchmark do not allow."""
+
+    variant: str
+    because: Text
+
+
+class CellPlace(Part):
+    """Where a number belongs. In the place of a split: "weights", "suite" for published figures, or a general task."""
+
+    variant: str
+    split: str
+    metric: str
+
+
+class Measured(CellPlace):
+    """A number over n units with its one-sided bounds, 95 % each."""
+
+    value: float
+    low: Bound
+    high: Bound
+    n: Annotated[int, Field(ge=0)]
+
+
+class Unmeasured(CellPlace):
+    """No number, and why."""
+
+    not_measured: Text
+
+
+class LeakScores(Part):
+    """A fact's score under the original, the control and the model in this variant, and the model in full precision."""
+
+    original: Score
+    control: Score
+    full: Score
+    variant: Score
+
+
+class LeakedFact(Part):
+    """A fact to be forgotten that the model gives away more than the control, in the variant where it keeps most."""
+
+    variant: str
+    split: str
+    id: str
+    question: str
+    truth: str
+    generated: str | None
+    generated_full: str | None
+    """The answer in full precision."""
+    scores: LeakScores
+    known: bool
+    """Whether the fact counts as known there."""
+
+
+class ReportSubject(Part):
+    """Everything about one model."""
+
+    name: str
+    """The model's label; "original" and "control" are the controls."""
+    path: str
+    """Folder, .gguf file or hub name."""
+    quantized: str | None
+    """How the weights are quantized on disk; null where they are not."""
+    suppression: str | None
+    """What stands before or beside the weights; null where nothing does."""
+    fingerprint: str
+    """Identifies the weights and the tokenizer."""
+    verdict: VerdictName
+    findings: tuple[Finding, ...]
+    """What the verdict rests on."""
+    variants: dict[str, VerdictName]
+    observations: dict[str, dict[str, str]]
+    """SHA-256 of what was observed, by variant and split."""
+    cells: tuple[Measured | Unmeasured, ...]
+    run: dict[str, Any] | None
+    """The model's run record, null where there is none."""
+    leaks: Annotated[tuple[LeakedFact, ...], Field(max_length=NUM_LEAKS)]
+
+    @property
+    def is_control(self) -> bool:
+        return self.name in EXPECTED
+
+    @cached_property
+    def by_place(self) -> dict[tuple[str, str, str], Measured | Unmeasured]:
+        """The cells by variant, split and metric."""
+        return {(cell.variant, cell.split, cell.metric): cell for cell in self.cells}
+
+
+class Repeat(Part):
+    """How to make the report again."""
+
+    command: str
+    versions: dict[str, str]
+
+
+class AuditReport(Part):
+    """What report.json holds."""
+
+    model_config = ConfigDict(title="stillknows report")
+
+    schema_version: Annotated[int, Field(ge=SCHEMA_VERSION, le=SCHEMA_VERSION)]
+    stillknows: str
+    """Version that made the report."""
+    verdict: VerdictName
+    """The worst among the audited models; the controls do not count."""
+    benchmark: str
+    splits: Annotated[tuple[ReportSplit, ...], Field(min_length=1)]
+    variants: Annotated[tuple[str, ...], Field(min_length=1)]
+    left_out: tuple[LeftOutVariant, ...]
+    out_of_reach: tuple[Finding, ...]
+    """Why no model can be found FORGOTTEN here, whatever is observed."""
+    metrics: Annotated[tuple[str, ...], Field(min_length=1)]
+    policy: Policy
+    subjects: Annotated[tuple[ReportSubject, ...], Field(min_length=1)]
+    """The audited models, then the controls."""
+    repeat: Repeat
+    digest: str | None = None
+    """SHA-256 of the rest, as JSON with sorted keys."""
+
+    @property
+    def lead(self) -> str:
+        """The metric that is shown first."""
+        return lead_of(self.metrics, self.policy.gates)
+
+    @property
+    def audited(self) -> tuple[ReportSubject, ...]:
+        """The models that are judged, without the controls."""
+        return tuple(subject for subject in self.subjects if not subject.is_control)
+
+    @property
+    def has_control(self) -> bool:
+        """Whether a never-taught control was audited beside them."""
+        return any(subject.name == CONTROL for subject in self.subjects)
+
+    def splits_of(self, *roles: Role) -> list[str]:
+        """Return the names of the splits with one of these roles."""
+        return [split.name for split in self.splits if split.role in roles]
+
+    def to_json(self) -> Json:
+        """Return the data as report.json holds it."""
+        return self.model_dump(mode="json")
+
+    @model_validator(mode="after")
+    def _require_agreement(self) -> AuditReport:
+        """Raise ValueError where parts of a report contradict one another."""
+        if not self.splits_of("forget"):
+            raise ValueError("it has no forget split")
+        if self.verdict != worst((subject.name, subject.verdict) for subject in self.subjects):
+            raise ValueError("its verdict is not the worst of its models'")
+        for subject in self.subjects:
+            if tuple(subject.variants) != self.variants:
+                raise ValueError("its models were judged in other variants")
+            for variant, verdict in subject.variants.items():
+                if variant_verdict(f for f in subject.findings if f.variant == variant) != verdict:
+                    raise ValueError(f"its findings on {subject.name} do not make {variant} {verdict}")
+        return self
+
+
+def lead_of(metrics: Sequence[str], gates: Sequence[str]) -> str:
+    """Return the metric that is shown first: the one that a reader grasps at once where it was measured."""
+    return LEAD if LEAD in metrics else gates[0]
+
+
+def worst(verdicts: Iterable[tuple[str, VerdictName]]) -> VerdictName:
+    """Return the worst of (model, verdict) pairs without the controls; UNDECIDED without any."""
+    return max((verdict for name, verdict in verdicts if name not in EXPECTED), key=SEVERITY.index, default="UNDECIDED")
+
+
+def parsed(content: Json, place: str) -> AuditReport:
+    """Return JSON data as a report.
+
+    Raises UserError that names the first place where it does not follow the schema, or says how it contradicts itself,
+    and for a report of another version what to type.
+    """
+    version = content.get("schema_version")
+    if version != SCHEMA_VERSION:
+        what = f"{place} is not a report of schema version {SCHEMA_VERSION}"
+        raise UserError(what if version is None else f"{what} but of version {version}", _repeated(content))
+    written = {"digest": None} | json_able(content)
+    try:
+        report = AuditReport.model_validate_json(json.dumps(written))
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        at = ".".join(map(str, first["loc"]))
+        why = first["msg"].removeprefix("Value error, ")
+        raise UserError(f"{place} is not a report: {f'{at}: ' if at else ''}{why}", AGAIN) from error
+    except UserError as error:  # thresholds that no evidence can meet or miss
+        raise UserError(f"{place} is not a report: {first_line(error)}", AGAIN) from error
+    if report.to_json() != written:
+        raise UserError(f"{place} is not a report: it leaves entries out that the schema asks for", AGAIN)
+    return report
+
+
+def _repeated(content: Json) -> str:
+    """Say how to make a report of another version again."""
+    command = content.get("repeat", {})
+    command = command.get("command") if isinstance(command, Mapping) else None
+    typed = f"{command} --overwrite" if isinstance(command, str) and command.startswith("stillknows ") else ""
+    why = "saved observations are used again where they still hold"
+    return f"make it again with this version; {why}" + (f": {typed}" if typed else "")
+
+
+def json_schema() -> Json:
+    """Return the JSON schema of report.json (draft 2020-12), as report.schema.json holds it."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | AuditReport.model_json_schema(
+        mode="serialization"
+    )
