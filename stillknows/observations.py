@@ -18,7 +18,7 @@ OBSERVATIONS = "observations"  # the folder of an audit that holds them
 TEXTS = ("ids", "facts", "prompts", "answers", "generations", "samples", "wordings")
 ARRAYS = ("ends", "gradient_norms")
 RAGGED = ("log_probs", "hits", "entropies", "spreads", "paraphrase_log_probs", "lowered_log_probs")
-NESTED = "wrong_log_probs"
+NESTED = ("wrong_log_probs", "placebo_log_probs")
 FORMAT = 3
 
 
@@ -53,9 +53,10 @@ def _parts(observations: Observations) -> tuple[dict[str, Any], dict[str, Any]]:
     for name in RAGGED:
         if name in seen:
             arrays |= _flat(name, seen[name])
-    if NESTED in seen:
-        arrays[f"{NESTED}.counts"] = np.array([len(answers) for answers in seen[NESTED]], dtype=np.int64)
-        arrays |= _flat(NESTED, [answer for answers in seen[NESTED] for answer in answers])
+    for name in NESTED:
+        if name in seen:
+            arrays[f"{name}.counts"] = np.array([len(answers) for answers in seen[name]], dtype=np.int64)
+            arrays |= _flat(name, [answer for answers in seen[name] for answer in answers])
     return {name: seen[name] for name in TEXTS if name in seen}, arrays
 
 
@@ -87,12 +88,15 @@ def _read_observations(handle: IO[bytes], cache_key: str | None) -> Observations
             found["samples"] = tuple(None if texts is None else tuple(texts) for texts in found["samples"])
         found |= {name: file[name] for name in ARRAYS if name in file}
         found |= {name: _ragged(file, name) for name in RAGGED if name in file}
-        if NESTED in file:
-            answers = iter(_ragged(file, NESTED))
-            found[NESTED] = tuple(tuple(next(answers) for _ in range(count)) for count in file[f"{NESTED}.counts"])
+        found |= {name: _nested(file, name) for name in NESTED if name in file}
         observations = Observations(**found)
         return observations if meta[DIGEST] == _seal(meta["key"], observations) else None
 
 
 def _ragged(file: Mapping[str, np.ndarray], name: str) -> tuple[np.ndarray, ...]:
     return tuple(np.split(file[name], np.cumsum(file[f"{name}.lengths"])[:-1]))
+
+
+def _nested(file: Mapping[str, np.ndarray], name: str) -> tuple[tuple[np.ndarray, ...], ...]:
+    answers = iter(_ragged(file, name))
+    return tuple(tuple(next(answers) for _ in range(count)) for count in file[f"{name}.counts"])

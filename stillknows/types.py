@@ -155,7 +155,8 @@ class Observations:
     the natural log-probability of the true token, whether it was the most likely one, and the entropy and the standard
     deviation of ln p under the model's own distribution p at that place. The last token is the end of sequence where
     `ends[i]` is true. `paraphrase_log_probs` and `wrong_log_probs` are the same for the other answers to the prompt
-    (empty where there are none), `lowered_log_probs` for the answer in lower case. `generations[i]` is the greedy
+    (empty where there are none), `placebo_log_probs` for answers that could have been true, `lowered_log_probs` for the
+    answer in lower case. `generations[i]` is the greedy
     continuation of the prompt, `samples[i]` are sampled ones. `gradient_norms[i]` is |∇θ NLL| of the answer.
 
     `wordings[i]` names how an attack words the prompt; of a fact's wordings the one counts that shows most.
@@ -174,6 +175,7 @@ class Observations:
     ends: NDArray[np.bool_] | None = None
     paraphrase_log_probs: tuple[Floats, ...] | None = None
     wrong_log_probs: tuple[tuple[Floats, ...], ...] | None = None
+    placebo_log_probs: tuple[tuple[Floats, ...], ...] | None = None
     lowered_log_probs: tuple[Floats, ...] | None = None
     gradient_norms: Floats | None = None
     generations: tuple[str | None, ...] | None = None

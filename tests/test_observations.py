@@ -37,6 +37,7 @@ def everything() -> Observations:
         spreads=(np.array([0.1, 0.2, 0.3]), np.array([0.4]), np.array([0.5, 0.6])),
         paraphrase_log_probs=(np.array([-1.0]), np.empty(0), np.array([-2.0, -3.0])),
         wrong_log_probs=((np.array([-4.0, -5.0]), np.array([-6.0])), (), (np.array([-7.0]),)),
+        placebo_log_probs=((np.array([-1.5]), np.array([-2.5, -3.5])), (np.array([-0.5]),), ()),
         lowered_log_probs=(np.array([-0.5]), np.array([-0.75]), np.array([-8.0])),
         gradient_norms=np.array([1.5, 2.5, 3.5]),
         samples=(("Ada", "Ida"), None, ("", "Zug")),
@@ -68,7 +69,7 @@ def test_observations_come_back_as_they_were(tmp_path: Path, make: Callable[[], 
 
 
 def test_every_field_of_observations_is_stored() -> None:
-    assert {f.name for f in fields(Observations)} == {*saved.TEXTS, *saved.ARRAYS, *saved.RAGGED, saved.NESTED}
+    assert {f.name for f in fields(Observations)} == {*saved.TEXTS, *saved.ARRAYS, *saved.RAGGED, *saved.NESTED}
 
 
 def test_observations_of_an_older_format_are_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -161,6 +161,30 @@ def test_likelihoods_equal_a_plain_loop_in_float64(
     assert seen.ends.tolist() == [True, True, True, True, False, True]
 
 
+def test_placebos_are_scored_as_the_true_answer_would_be_and_change_nothing_else(model: Any, tokenizer: Any) -> None:
+    split = Split("forget", "forget", (EXAMPLES[0], replace(EXAMPLES[0], id="other", answer="Rome")))
+    plain = encode_split(split, tokenizer, "{prompt}", 32)
+    items = encode_split(
+        split, tokenizer, "{prompt}", 32, placebos=lambda e: ("Rome", "Ada") if e.answer != "Rome" else ()
+    )
+    alone, seen = (
+        observe(model, tokenizer, x, fields=fields) for x, fields in ((plain, ()), (items, ["placebo_log_probs"]))
+    )
+    assert alone.placebo_log_probs is None
+    (rome, _), none = seen.placebo_log_probs
+    assert none == ()
+    np.testing.assert_allclose(rome, seen.log_probs[1], atol=1e-5)
+    np.testing.assert_allclose(seen.log_probs[0], alone.log_probs[0], atol=1e-5)
+    assert [item.answer for item in items] == [item.answer for item in plain]
+
+
+def test_a_placebo_that_is_too_long_is_cut(tokenizer: Any) -> None:
+    split = Split("forget", "forget", EXAMPLES[:1])
+    (item,) = encode_split(split, tokenizer, "{prompt}", 12, placebos=lambda e: ("red " * 30, "Rome"))
+    assert [len(placebo.ids) for placebo in item.placebos] == [12, 5]
+    assert [placebo.ends for placebo in item.placebos] == [False, True]
+
+
 def test_lower_case_and_other_answers_are_of_the_same_prompt(tokenizer: Any) -> None:
     [item] = asked(tokenizer, EXAMPLES[:1])
     words = [

@@ -15,6 +15,7 @@ from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from stillknows.errors import UserError
+from stillknows.gate.candidates import Placebos
 from stillknows.model import checkpoints
 from stillknows.model.encoding import CHAT, Asked, Encoded, LongItems, encode_split
 from stillknows.store import digest
@@ -69,6 +70,7 @@ class Questions:
 
     context, tokens: how many tokens every model can read, and embeds.
     lowered: splits whose answers are scored in lower case as well.
+    placebos: other answers to the items of splits to forget, scored as their own are; None for none.
     """
 
     benchmark: Benchmark
@@ -76,6 +78,7 @@ class Questions:
     context: int
     tokens: int
     lowered: frozenset[str]
+    placebos: Placebos | None = None
 
     @property
     def in_chat(self) -> bool:
@@ -118,8 +121,16 @@ class Questions:
         return {name: self._split(split, tokenizer, lowered=False) for name, split in splits.items()}
 
     def _split(self, split: Split, tokenizer: Any, lowered: bool) -> list[Asked]:
+        others = {"placebos": self.placebos.of} if self.placebos and split.role == "forget" else {}
         return encode_split(
-            split, tokenizer, self.benchmark.template, self.context, self.long_items, self.tokens, lowered=lowered
+            split,
+            tokenizer,
+            self.benchmark.template,
+            self.context,
+            self.long_items,
+            self.tokens,
+            lowered=lowered,
+            **others,
         )
 
 
@@ -188,7 +199,7 @@ def require_same_tokens(
 def _answers(items: list[Asked]) -> Iterator[Encoded]:
     """Yield everything of items that is scored."""
     for item in items:
-        yield from filter(None, (item.answer, item.paraphrase, *item.wrong, item.lowered))
+        yield from filter(None, (item.answer, item.paraphrase, *item.wrong, item.lowered, *item.placebos))
 
 
 def _read(item: Encoded) -> tuple[tuple[int, ...], int, bool]:

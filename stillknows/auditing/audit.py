@@ -10,6 +10,7 @@ from typing import Any
 from stillknows.auditing import evidence
 from stillknows.auditing.collect import Keys, collected, observe_missing
 from stillknows.auditing.evidence import CellKey, Table
+from stillknows.auditing.fact_test import fact_test
 from stillknows.auditing.findings import out_of_reach_words
 from stillknows.auditing.general import general
 from stillknows.auditing.loader import Loader
@@ -17,6 +18,8 @@ from stillknows.auditing.plan import AuditConfig, LeftOut, plan
 from stillknows.auditing.prepared import Prepared
 from stillknows.auditing.updates import updates
 from stillknows.auditing.verdict import judge, out_of_reach
+from stillknows.gate.candidates import Placebos
+from stillknows.gate.placebo import PlaceboTest
 from stillknows.model import checkpoints, run_record
 from stillknows.progress import warn
 from stillknows.store import locked
@@ -40,6 +43,8 @@ class Audit:
     out_of_reach: tuple[Finding, ...] = ()
     left_out: tuple[LeftOut, ...] = ()
     suppressions: Mapping[str, str] = field(default_factory=dict)
+    placebos: Placebos | None = None
+    facts: Mapping[str, PlaceboTest] = field(default_factory=dict)  # by model
 
 
 def audit(request: AuditConfig, out: Path) -> Audit:
@@ -50,7 +55,7 @@ def audit(request: AuditConfig, out: Path) -> Audit:
 
 
 def _audit(request: AuditConfig, out: Path) -> Audit:
-    prepared, reader, variants, left_out, metrics, figures, suite = plan(request, out)
+    prepared, reader, variants, left_out, metrics, figures, suite, placebos = plan(request, out)
     obstacles = out_of_reach(request.benchmark, variants, request.control is not None, request.policy)
     if obstacles:
         warn(out_of_reach_words(obstacles))
@@ -70,6 +75,9 @@ def _audit(request: AuditConfig, out: Path) -> Audit:
     labels = [model.label for model in prepared]
     cells = [cell for label in labels for cell in evidence.cells(table, label, variants, metrics)]
     cells += [cell for label in labels for cell in evidence.suite_cells(observations, label, deployments, figures)]
+    forget = [s.name for s in request.benchmark.splits if s.role == "forget"]
+    tests = {label: placebos and fact_test(observations, label, forget, placebos) for label in labels}
+    facts = {label: test for label, test in tests.items() if test}
     verdicts = tuple(_judged(table, model, prepared[0], variants, request) for model in prepared)
     return Audit(
         request,
@@ -84,6 +92,8 @@ def _audit(request: AuditConfig, out: Path) -> Audit:
         obstacles,
         left_out,
         {p.label: p.suppression.bound.spec for p in prepared if p.suppression},
+        placebos,
+        facts,
     )
 
 

@@ -29,7 +29,7 @@ class Keys:
     def __call__(self, model: Prepared, variant: Variant, split: str) -> str:
         place = model.label, variant.wrapped, variant.asking, split
         if place not in self.items:
-            self.items[place] = Serialized.of([_described(item) for item in model.candidates(variant, split)])
+            self.items[place] = Serialized.of([described(item) for item in model.candidates(variant, split)])
         fields, decoding = model.observed(variant, split)
         suppression = model.suppressed(variant)
         beside = [suppression.identity] if suppression else []
@@ -39,9 +39,9 @@ class Keys:
         return digest(*parts, *model.beside, *taught)
 
 
-def _described(item: Asked) -> dict[str, Any]:
-    """Return everything of an item, its wording where it has one."""
-    return {name: value for name, value in asdict(item).items() if name != "wording" or value}
+def described(item: Asked) -> dict[str, Any]:
+    """Return everything of an item, its wording and its placebos where it has some."""
+    return {name: value for name, value in asdict(item).items() if name not in ("wording", "placebos") or value}
 
 
 def observe_missing(load: Loader, model: Prepared, variants: Mapping[str, Variant], keys: Keys, out: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 
@@ -16,8 +17,10 @@ from stillknows.model.logprobs import token_log_probs
 from stillknows.types import Decoding, Floats, Observations
 
 SLACK = 8  # tokens that a generation may be longer than the true answer, where the split sets no limit
-OPTIONAL = frozenset({"generations", "samples", "lowered_log_probs", "gradient_norms"})  # observed if asked for
-Place = tuple[int, str, int]  # which item, which of its answers ("answer", "paraphrase", "wrong", "lowered"), number
+OPTIONAL = frozenset(  # observed if asked for
+    {"generations", "samples", "lowered_log_probs", "placebo_log_probs", "gradient_norms"}
+)
+Place = tuple[int, str, int]  # which item, which of its answers (see `_answers`), number
 
 
 @no_grad
@@ -34,7 +37,8 @@ def observe(
     One teacher-forced pass serves every likelihood metric: it scores all answers to a prompt, which is read once. One
     item in a hundred is measured alone besides; UserError where that gives other numbers.
     `fields` names what is observed besides: "generations", "samples" and "gradient_norms" cost a generation, several
-    generations and a backward pass per item; "lowered_log_probs" needs the items' answers in lower case. Items
+    generations and a backward pass per item; "lowered_log_probs" needs the items' answers in lower case,
+    "placebo_log_probs" their placebos. Items
     without a prompt are not continued.
     """
     layer = output_layer(model)
@@ -55,7 +59,8 @@ def observe(
         spreads=tuple(_floats(s.spreads) for s in own),
         ends=np.array([item.answer.ends for item in items]),
         paraphrase_log_probs=_of_kind(scores, "paraphrase", len(items)),
-        wrong_log_probs=_several_of_kind(scores, items),
+        wrong_log_probs=_several_of_kind(scores, "wrong", items),
+        placebo_log_probs=_several_of_kind(scores, "placebos", items) if "placebo_log_probs" in fields else None,
         lowered_log_probs=_of_kind(scores, "lowered", len(items)) if items[0].lowered else None,
         gradient_norms=_gradient_norms(model, layer, items) if "gradient_norms" in fields else None,
         generations=texts,
@@ -71,6 +76,7 @@ def _answers(items: Sequence[Asked]) -> Iterator[tuple[Place, Encoded]]:
         if item.paraphrase is not None:
             yield (i, "paraphrase", 0), item.paraphrase
         yield from (((i, "wrong", k), wrong) for k, wrong in enumerate(item.wrong))
+        yield from (((i, "placebos", k), placebo) for k, placebo in enumerate(item.placebos))
         if item.lowered is not None:
             yield (i, "lowered", 0), item.lowered
 
@@ -89,9 +95,13 @@ def _of_kind(scores: Mapping[Place, ItemScores], kind: str, count: int) -> tuple
     return tuple(found.get(i, np.empty(0)) for i in range(count))
 
 
-def _several_of_kind(scores: Mapping[Place, ItemScores], items: Sequence[Asked]) -> tuple[tuple[Floats, ...], ...]:
+def _several_of_kind(
+    scores: Mapping[Place, ItemScores], kind: Literal["wrong", "placebos"], items: Sequence[Asked]
+) -> tuple[tuple[Floats, ...], ...]:
+    """Return the log-probabilities of the items' wrong answers or placebos."""
     return tuple(
-        tuple(_floats(scores[i, "wrong", k].log_probs) for k in range(len(item.wrong))) for i, item in enumerate(items)
+        tuple(_floats(scores[i, kind, k].log_probs) for k in range(len(getattr(item, kind))))
+        for i, item in enumerate(items)
     )
 
 

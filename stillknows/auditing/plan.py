@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
 from stillknows import defaults
 from stillknows.auditing import asking, harness
 from stillknows.auditing.asking import Questions, Reader
+from stillknows.auditing.fact_test import readable_placebos
 from stillknows.auditing.observe import OPTIONAL
 from stillknows.auditing.prepared import Prepared
 from stillknows.auditing.verdict import Policy
 from stillknows.errors import UserError, did_you_mean
+from stillknows.gate.candidates import COUNT, Placebos
 from stillknows.lazy import Tensor
 from stillknows.model import checkpoints
 from stillknows.model.encoding import CHAT, LongItems, framed
@@ -49,6 +51,8 @@ class AuditConfig:
     task_folder: Path | None = None
     task_limit: int | None = None
     calibration: Path | None = None  # a text file for formats that look at inputs; None: the retain split
+    placebos: int = 0  # answers that could have been true, scored beside each true one that is to be forgotten
+    placebo_file: Path | None = None  # the user's own, by fact
 
     def __post_init__(self) -> None:
         """Keep lists as tuples of specs, however they are given. Raises UserError for text that is no list of them."""
@@ -82,6 +86,7 @@ class Plan(NamedTuple):
     metrics: dict[str, Bound]
     figures: dict[str, Bound]
     suite: harness.Suite | None
+    placebos: Placebos | None
 
 
 def plan(request: AuditConfig, out: Path) -> Plan:
@@ -92,7 +97,7 @@ def plan(request: AuditConfig, out: Path) -> Plan:
     _check_request(request, metrics)
     suppressions, sources = _find(request)
     require_outside(out, [source.folder for source in sources.values()])
-    fields = _fields(request.benchmark, [*metrics.values(), *figures.values()])
+    fields = _fields(request, [*metrics.values(), *figures.values()])
     prepared, reader, questions = _prepare(request, fields, suppressions, sources)
     _check_models(prepared)
     subjects = [model for model in prepared if model.label not in (ORIGINAL, CONTROL)]
@@ -107,7 +112,7 @@ def plan(request: AuditConfig, out: Path) -> Plan:
         gate: bind("metric", gate, "example") for v in variants.values() for gate in v.gates(request.policy.gates)
     }
     metrics |= {gate: metric for gate, metric in judging.items() if gate not in metrics}
-    return Plan(prepared, reader, variants, left_out, metrics, figures, _suite(request))
+    return Plan(prepared, reader, variants, left_out, metrics, figures, _suite(request), questions.placebos)
 
 
 def labels(names: Sequence[str]) -> dict[str, str]:
@@ -158,13 +163,14 @@ def _check_models(prepared: Sequence[Prepared]) -> None:
             )
 
 
-def _fields(benchmark: Benchmark, measures: Sequence[Bound]) -> dict[str, frozenset[str]]:
+def _fields(request: AuditConfig, measures: Sequence[Bound]) -> dict[str, frozenset[str]]:
     """Say for each split what has to be observed for these measures.
 
     What is to be forgotten is always continued, for a reader to see; everything else only where it is read.
     """
     read = OPTIONAL & {name for measure in measures for name in measure.plugin.fields}
-    return {s.name: read | ({"generations"} if s.role == "forget" else set()) for s in benchmark.splits}
+    forget = read | {"generations"} | ({"placebo_log_probs"} if request.placebos else set())
+    return {s.name: forget if s.role == "forget" else read for s in request.benchmark.splits}
 
 
 def _find(request: AuditConfig) -> tuple[dict[str, Suppression], dict[str, checkpoints.Source]]:
@@ -200,6 +206,13 @@ def _prepare(
         tokens=min(map(checkpoints.vocabulary_size, sources.values())),
         lowered=frozenset(name for name, read in fields.items() if "lowered_log_probs" in read),
     )
+    if any("placebo_log_probs" in read for read in fields.values()):
+        questions = replace(
+            questions,
+            placebos=readable_placebos(
+                request.benchmark, original.tokenizer, questions.tokens, request.placebos or COUNT, request.placebo_file
+            ),
+        )
     items = questions.encoded(original.tokenizer)
     decoding = {split.name: split.decoding for split in request.benchmark.splits}
     prepared = []

@@ -12,8 +12,9 @@ Method: the maximum over facts under random exchanges within each fact, in close
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -119,6 +120,7 @@ def placebo_test(
     controls: Sequence[CandidateScores] = (),
     original: CandidateScores | None = None,
     *,
+    excluded: Mapping[str, str] = MappingProxyType({}),
     alpha: float = ALPHA,
     diffuse_alpha: float = DIFFUSE_ALPHA,
 ) -> PlaceboTest:
@@ -128,6 +130,7 @@ def placebo_test(
         controls: models that were never taught the facts, asked the same. None are needed where truth and placebos are
             alike to such a model.
         original: the model that was; its scores measure the power.
+        excluded: facts whose placebos show nothing, and why.
         alpha, diffuse_alpha: error rates, 0..1, of naming any fact of a never-taught model and of finding diffuse
             knowledge in it.
 
@@ -138,12 +141,16 @@ def placebo_test(
     if not all(model.fits(subject) for model in models):
         raise ValueError("the models were not asked the same")
     unscored = np.any([model.unscored for model in models], axis=0)
-    reasons = [_reason(int(n), alpha, bool(u)) for n, u in zip(subject.placebos, unscored, strict=True)]
+    reasons = [
+        excluded.get(fact) or _reason(int(n), alpha, bool(u))
+        for fact, n, u in zip(subject.facts, subject.placebos, unscored, strict=True)
+    ]
     results = [
         FactResult(fact, int(n), untestable=reason)
         for fact, n, reason in zip(subject.facts, subject.placebos, reasons, strict=True)
     ]
-    rows = np.flatnonzero(~unscored & (subject.placebos > 0))
+    left_out = np.array([fact in excluded for fact in subject.facts])
+    rows = np.flatnonzero(~unscored & ~left_out & (subject.placebos > 0))
     if not rows.size:
         return PlaceboTest(tuple(results), None, None, {}, alpha, diffuse_alpha, len(controls))
     asked, kept = subject.of(rows), [control.of(rows) for control in controls]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -40,6 +40,7 @@ class Asked:
     wrong: tuple[Encoded, ...] = ()
     lowered: Encoded | None = None
     wording: str = ""
+    placebos: tuple[Encoded, ...] = ()
 
 
 def encode_split(
@@ -51,15 +52,20 @@ def encode_split(
     vocabulary: int | None = None,
     *,
     lowered: bool = False,
+    placebos: Callable[[Example], Sequence[str]] = lambda example: (),
 ) -> list[Asked]:
     """Tokenise a split as `encode` does, with its paraphrases and wrong answers, in its own template and lengths.
 
     Args:
         lowered: add the answers in lower case.
+        placebos: other answers to an item's question, which are scored as its own is; one that is too long is cut.
     """
 
     def encoded(examples: Iterable[Example]) -> list[Encoded]:
         return encode(list(examples), tokenizer, split.template or template, context, long_items, vocabulary)
+
+    def others(examples: Iterable[Example]) -> list[Encoded]:
+        return encode(list(examples), tokenizer, split.template or template, context, "truncate", vocabulary)
 
     examples = [_shortened(example, tokenizer, split.answer_tokens) for example in split.examples]
     if split.piece_tokens is not None:
@@ -71,8 +77,9 @@ def encode_split(
             paraphrase=next(iter(encoded([replace(e, answer=e.paraphrase)])), None) if e.paraphrase else None,
             wrong=tuple(encoded(replace(e, answer=answer) for answer in e.wrong)),
             lowered=encoded([replace(e, answer=e.answer.lower())])[0] if lowered else None,
+            placebos=tuple(others(replace(e, answer=answer) for answer in placebos(given))),
         )
-        for item, e in zip(encoded(examples), examples, strict=True)
+        for item, e, given in zip(encoded(examples), examples, split.examples, strict=True)
     ]
 
 
