@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -11,22 +10,21 @@ from typing import NamedTuple
 from stillknows import defaults
 from stillknows.auditing import asking, harness
 from stillknows.auditing.asking import Questions, Reader
+from stillknows.auditing.calibration import calibration_tokens
 from stillknows.auditing.fact_test import readable_placebos
 from stillknows.auditing.observe import OPTIONAL
 from stillknows.auditing.prepared import Prepared
 from stillknows.auditing.verdict import Policy
-from stillknows.errors import UserError, did_you_mean
+from stillknows.errors import UserError
 from stillknows.gate.candidates import COUNT, Placebos
-from stillknows.lazy import Tensor
 from stillknows.model import checkpoints
-from stillknows.model.encoding import CHAT, LongItems, framed
+from stillknows.model.encoding import LongItems
 from stillknows.progress import log, warn
 from stillknows.registry import Bound, bind, bind_all
 from stillknows.specs import Specs, spelled
 from stillknows.store import read_text, require_outside
-from stillknows.types import CONTROL, FULL, ORIGINAL, SUITE, UNWRAPPED, WEIGHTS, Benchmark, Split
+from stillknows.types import CONTROL, FULL, ORIGINAL, SUITE, UNWRAPPED, WEIGHTS, Benchmark
 from stillknows.variants import compress, defences
-from stillknows.variants.calibrate import sequences
 from stillknows.variants.defences import Suppression
 from stillknows.variants.variant import Variant, expand, parse_variant, taught_facts
 
@@ -260,7 +258,10 @@ def _fitted(
     One whose group is too wide takes the largest usual one that fits, and is called after it, unless the user named it
     with options. One that is not possible is left out, and told, unless the user named it: then UserError is raised.
     """
-    skeleton, calibrated = checkpoints.skeleton(original.source), _calibration(request, original)
+    skeleton, calibrated = (
+        checkpoints.skeleton(original.source),
+        calibration_tokens(request.benchmark, request.calibration, original.source),
+    )
     variants, left_out = {}, []
     for name, variant in wanted.items():
         try:
@@ -275,45 +276,6 @@ def _fitted(
             left_out.append(LeftOut(name, because))
             warn(f"{name} is left out: {because}")
     return variants, tuple(left_out)
-
-
-def _calibration(request: AuditConfig, original: Prepared) -> Callable[[str, compress.Chain], Tensor | None]:
-    """Return f(variant, chain): calibration tokens [N, L], None for a chain that needs none; UserError for too few."""
-    texts: dict[str, Callable[[], list[str]]] = {
-        split.name: lambda split=split: _texts(split, request.benchmark) for split in request.benchmark.splits
-    }
-    given = None if request.calibration is None else [read_text(request.calibration)]
-    texts["text"] = lambda: _retain_texts(request.benchmark) if given is None else given
-    tokenizer, context = checkpoints.load_tokenizer(original.source), checkpoints.context_length(original.source)
-
-    @functools.cache
-    def tokens(name: str) -> Tensor:
-        place = "the calibration text" if given is None or name != "text" else str(request.calibration)
-        return sequences(texts[name](), tokenizer, context, place=place)
-
-    def calibrated(variant: str, chain: compress.Chain) -> Tensor | None:
-        names = {str(link.options["calibration"]) for link in chain if compress.is_calibrated(link)}
-        if len(names) > 1:
-            raise UserError(f"{variant}: calibration differs between its formats", "give all of them the same")
-        for name in names - texts.keys():
-            raise UserError(f"{variant}: no calibration named {name!r}{did_you_mean(name, texts)}")
-        return tokens(names.pop()) if names else None
-
-    return calibrated
-
-
-def _retain_texts(benchmark: Benchmark) -> list[str]:
-    try:
-        return _texts(benchmark.split("retain"), benchmark)
-    except LookupError as error:
-        raise UserError(f"{error} to calibrate on", "give a text with `calibration`") from error
-
-
-def _texts(split: Split, benchmark: Benchmark) -> list[str]:
-    """Return a split's items as a model reads them, without the turns of a chat."""
-    frame = split.template or benchmark.template
-    frame = "{prompt}" if frame == CHAT else frame
-    return [f"{framed(e.prompt, frame)} {e.answer}" if e.prompt else e.answer for e in split.examples]
 
 
 def _suite(request: AuditConfig) -> harness.Suite | None:
