@@ -23,8 +23,9 @@ from stillknows.auditing import audit
 from stillknows.experiments import demo, relearning_curve, sweep
 from stillknows.experiments.sweep import Json, Run
 from stillknows.formatting import markdown_table, number
-from stillknows.model import checkpoints
+from stillknows.model import loading, modelfiles
 from stillknows.model.encoding import encode_split, without_end
+from stillknows.model.ref import ModelRef
 from stillknows.progress import shown
 from stillknows.registry import bind
 from stillknows.store import digest, read_json, write_json, write_text
@@ -143,7 +144,7 @@ def main() -> None:
     parser.add_argument("--docs", type=Path, default=Path("docs"), help="where the page goes")
     parser.add_argument("--no-page", action="store_true", help="measure only")
     arguments = parser.parse_args()
-    checkpoints.quiet()
+    loading.quiet()
     rates = choose_rates(arguments.out, arguments.methods)
     rows = [row for seed in arguments.seeds for row in measure(arguments.out, seed, arguments.methods, rates)]
     if not arguments.no_page:
@@ -218,12 +219,12 @@ def measure(out: Path, seed: int, names: Sequence[str], rates: dict[str, float])
 def relearned(out: Path, seed: int, folder: Path) -> list[float]:
     """Return the answer probability of the facts that are not taught, at each check; kept beside the audits."""
     path = out / "relearned" / f"{folder.name}.json"
-    identity = digest(checkpoints.fingerprint(folder), repr(RELEARNING), seed)
+    identity = digest(modelfiles.fingerprint(folder), repr(RELEARNING), seed)
     if path.is_file() and (saved := read_json(path))["key"] == identity:
         return saved["curve"]
-    source, split = checkpoints.locate(str(folder)), benchmark_of(seed).split("forget")
-    subject = checkpoints.load(source)
-    items = encode_split(split, subject.tokenizer, "{prompt}", checkpoints.context_length(source))
+    source, split = ModelRef.open(str(folder)), benchmark_of(seed).split("forget")
+    subject = source.load()
+    items = encode_split(split, subject.tokenizer, "{prompt}", source.context_length)
     curve = relearning_curve.curve(subject.model, without_end([item.answer for item in items]), RELEARNING)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, {"key": identity, "curve": curve})

@@ -17,7 +17,7 @@ from pathlib import Path
 from stillknows.auditing import audit
 from stillknows.errors import UserError
 from stillknows.experiments import demo
-from stillknows.model import checkpoints
+from stillknows.model import loading
 from stillknows.progress import log, shown
 from stillknows.registry import bind
 from stillknows.reporting import report
@@ -73,7 +73,7 @@ def main() -> None:
     parser.add_argument("--originals", type=Path, default=Path("runs/seeds"))
     parser.add_argument("--out", type=Path, default=Path("runs/diagnosis"))
     arguments = parser.parse_args()
-    checkpoints.quiet()
+    loading.quiet()
     for seed in arguments.seeds:
         original = arguments.originals / str(seed) / "models" / ORIGINAL
         if not original.is_dir():

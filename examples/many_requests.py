@@ -24,7 +24,7 @@ from typing import Any
 from stillknows.auditing import audit
 from stillknows.experiments import demo, sweep
 from stillknows.formatting import markdown_table
-from stillknows.model import checkpoints
+from stillknows.model import loading
 from stillknows.progress import log, shown
 from stillknows.registry import bind
 from stillknows.store import RECORD, locked, read_json, write_json, write_text
@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--docs", type=Path, default=Path("docs"))
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    checkpoints.quiet()
+    loading.quiet()
     with locked(arguments.out):
         rows = measure(arguments.out, arguments.seed)
     write_json(arguments.docs / "requests.json", rows)

@@ -29,7 +29,7 @@ from stillknows.auditing.verdict import Policy
 from stillknows.experiments import sweep, tiny_models
 from stillknows.experiments.sweep import Json, Run, spread, value
 from stillknows.formatting import markdown_table, number
-from stillknows.model import checkpoints
+from stillknows.model import loading
 from stillknows.progress import log, shown
 from stillknows.registry import bind
 from stillknows.store import build_once, locked, read_json, read_text, write_json, write_text
@@ -104,7 +104,7 @@ def main() -> None:
     own = (arguments.data, arguments.original, arguments.control)
     if any(own) and not all(own):
         parser.error("--data, --original and --control belong together")
-    checkpoints.quiet()
+    loading.quiet()
     with locked(arguments.out):
         for seed in arguments.seeds:
             subjects = Subjects(*own) if all(own) else made(arguments.out / f"s{seed}", seed)

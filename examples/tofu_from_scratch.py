@@ -17,7 +17,7 @@ from pathlib import Path
 
 from stillknows.auditing import audit
 from stillknows.experiments import tiny_models
-from stillknows.model import checkpoints
+from stillknows.model import loading
 from stillknows.progress import shown
 from stillknows.registry import bind
 from stillknows.reporting import report
@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--table", type=Path, default=Path("docs/tofu.md"))
     arguments = parser.parse_args()
-    checkpoints.quiet()
+    loading.quiet()
     with locked(arguments.out):
         result = run(arguments.data, arguments.out, arguments.seed)
     write_text(arguments.table, page(result, arguments.seed))

@@ -28,8 +28,9 @@ from stillknows.auditing.plan import plan
 from stillknows.experiments import demo, sweep
 from stillknows.experiments.sweep import Json, Run, spread, value
 from stillknows.formatting import markdown_table, number, percent
-from stillknows.model import checkpoints
+from stillknows.model import loading
 from stillknows.model.layers import linears
+from stillknows.model.ref import ModelRef
 from stillknows.progress import log, shown
 from stillknows.registry import bind
 from stillknows.stats import LEVEL, bounds
@@ -76,7 +77,7 @@ def main() -> None:
     parser.add_argument("--storages", nargs="+", default=list(STORAGES), choices=STORAGES)
     parser.add_argument("--docs", type=Path, default=Path("docs"))
     arguments = parser.parse_args()
-    checkpoints.quiet()
+    loading.quiet()
     with locked(arguments.out):
         rows = [row for seed in arguments.seeds for row in measure(arguments.out, seed, arguments.storages)]
     write_json(arguments.docs / "why.json", rows)
@@ -165,7 +166,7 @@ def add_calibrated(
 
 def _weights(folder: Path, form: Variant) -> dict[str, Tensor]:
     """Return a model's linear maps as a format leaves them."""
-    model = checkpoints.load(checkpoints.locate(str(folder))).model
+    model = ModelRef.open(str(folder)).load().model
     with compress.compressed(model, form.chain, form.ids_NL):
         return {layer.name: layer.read().double() for layer in linears(model)}
 

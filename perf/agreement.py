@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from perf.tiny_settings import SWITCH, VOCABULARY, WINDOW
-from stillknows.model import checkpoints
 from stillknows.model.encoding import Encoded
 from stillknows.model.forward import score_items
 from stillknows.model.generate import generate
 from stillknows.model.layers import OutputLayer, output_layer
+from stillknows.model.ref import ModelRef
 from stillknows.registry import bind
 from stillknows.training.loop import Settings, fit
 from stillknows.training.objective_inputs import Inputs, Term
@@ -235,7 +235,7 @@ def check_file(spec: str, folder: Path, out: Path) -> Check:
     def check(model: nn.Module, layer: OutputLayer, own: Own) -> float:
         record = export.export(export.ExportConfig(str(folder), spec), out)
         path = out / record["file"] if record["file"] else out
-        file = checkpoints.load(checkpoints.locate(str(path), quantized=True)).model
+        file = ModelRef.open(str(path), packed=True).load().model
         items = shuffled([*apart(), *sharing()])
         read = dict(score_items(file, output_layer(file), items))
         with compress.compressed(model, compress.parse_variant(spec)):

@@ -27,7 +27,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from stillknows import defaults
 from stillknows.analysis import diagnose
-from stillknows.model import checkpoints
+from stillknows.model import loading
 from stillknows.model.layers import linears
 from stillknows.variants.compress import parse_variant, quantize
 
@@ -109,7 +109,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write raw figures here")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    checkpoints.quiet()
+    loading.quiet()
     specs = arguments.formats.split(",")
     with tempfile.TemporaryDirectory() as folder:
         original, unlearned, weights = save_pair(Path(folder), arguments.layers)

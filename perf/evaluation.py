@@ -46,6 +46,7 @@ from stillknows.auditing.observe import observe
 from stillknows.experiments.tiny_models import word_tokenizer
 from stillknows.likelihood import truth_ratio
 from stillknows.model.encoding import Asked, Encoded, encode_split
+from stillknows.model.target import LocalTarget
 from stillknows.registry import bind
 from stillknows.stats import auc
 from stillknows.types import CONTROL, FULL, Decoding, Example, Interval, Observations, Split
@@ -119,9 +120,10 @@ def stillknows(
     seen: dict[CellKey, Observations] = {}
     for name, items in splits.items():
         fields = {"generations"} if name != "holdout" else set()
-        seen[CellKey("subject", FULL, name)] = observe(model, tokenizer, items, fields=fields, decoding=decoding)
+        target, control = (LocalTarget("m", loaded, tokenizer) for loaded in (model, reference))
+        seen[CellKey("subject", FULL, name)] = observe(target, items, fields=fields, decoding=decoding)
         if name in ("forget", "holdout"):
-            seen[CellKey(CONTROL, FULL, name)] = observe(reference, tokenizer, [Asked(item.answer) for item in items])
+            seen[CellKey(CONTROL, FULL, name)] = observe(control, [Asked(item.answer) for item in items])
     metrics = {spec: bind("metric", spec) for spec in (*KNOWLEDGE, *ATTACKS)}
     table = tabulate(seen, metrics, dict.fromkeys(splits, "forget"))
     found = {m: float(np.nanmean(table.get("subject", FULL, "forget", m))) for m in KNOWLEDGE}
@@ -267,7 +269,8 @@ def child(way: str, share: float) -> dict[str, Any]:
     tokenizer = make_tokenizer()
     model, reference = make_model(0), make_model(1)
     splits = make_splits(tokenizer, share)
-    retrained = observe(reference, tokenizer, splits["forget"])  # known from a file, as published evaluations have it
+    control = LocalTarget("m", reference, tokenizer)
+    retrained = observe(control, splits["forget"])  # known from a file, as published evaluations have it
     held, started = forget_peak(), time.process_time()
     with torch.no_grad():
         numbers = {"straightforward": straightforward, "stillknows": stillknows}[way](

@@ -34,8 +34,9 @@ from perf.tiny_settings import SKIPPED
 from stillknows.errors import UserError
 from stillknows.experiments import tiny_models
 from stillknows.formatting import markdown_table
-from stillknows.model import checkpoints
+from stillknows.model import loading
 from stillknows.model.layers import output_layer
+from stillknows.model.ref import ModelRef
 from stillknows.store import read_json, write_text
 
 Json = dict[str, Any]
@@ -88,7 +89,7 @@ def measure(case: Case, work: Path, names: Mapping[str, str] = CELLS) -> Json:
     own, loaded = agreement.Own(built), []
 
     def load() -> float:
-        model = checkpoints.load(checkpoints.locate(str(folder))).model
+        model = ModelRef.open(str(folder)).load().model
         loaded.extend([model, output_layer(model), own])
         return 0.0
 
@@ -167,7 +168,7 @@ def main() -> None:
     chosen = [case for case in cases() if not arguments.names or {case.name, case.kind} & set(arguments.names)]
     if not chosen:
         sys.exit(f"no such architecture: {', '.join(arguments.names)}")
-    checkpoints.quiet()
+    loading.quiet()
     warnings.filterwarnings("ignore")
     kept = read_json(arguments.json) if arguments.resume and arguments.json.is_file() else {}
     arguments.json.parent.mkdir(parents=True, exist_ok=True)

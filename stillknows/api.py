@@ -152,7 +152,7 @@ def finetune(
         roles: whose items to train on. Both make an original; "retain" alone, from the same model, its control.
         settings: as for `unlearn`.
     """
-    from stillknows.model import checkpoints
+    from stillknows.model.ref import LoadOptions, ModelRef
     from stillknows.training.finetune import write_finetuned
 
     asked = _benchmark(benchmark, template)
@@ -161,9 +161,8 @@ def finetune(
     examples = [e for role in roles for e in _examples(asked, role)]
     if not examples:
         raise UserError("no items to train on are named", 'give some: roles=("forget", "retain")')
-    source, folder = checkpoints.locate(_folder(model)), _out(out)
-    how: dict[str, Any] = {"device": device, "overwrite": overwrite}
-    return Unlearned(folder, write_finetuned(source, examples, asked.template, chosen, folder, **how))
+    ref, folder = ModelRef.open(_folder(model), LoadOptions(device)), _out(out)
+    return Unlearned(folder, write_finetuned(ref, examples, asked.template, chosen, folder, overwrite=overwrite))
 
 
 @typed
@@ -216,7 +215,7 @@ def _folder(model: Model) -> str:
     """Return a model's folder or hub name; a loaded one is written to a temporary folder first."""
     if not isinstance(model, tuple):
         return os.fspath(model)
-    from stillknows.model import checkpoints
+    from stillknows.model import saving
 
     loaded, tokenizer = model
     if not hasattr(loaded, "save_pretrained") or not hasattr(loaded, "state_dict"):
@@ -224,7 +223,7 @@ def _folder(model: Model) -> str:
     name = Path(str(getattr(loaded, "name_or_path", ""))).name or "model"
     folder = Path(tempfile.mkdtemp(prefix="stillknows-")) / name
     folder.mkdir()
-    checkpoints.save(loaded, tokenizer, folder)
+    saving.save(loaded, tokenizer, folder)
     return str(folder)
 
 

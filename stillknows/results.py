@@ -133,10 +133,10 @@ class Unlearned:
 
     def load(self) -> tuple[Any, Any]:
         """Return the model, in float32 and evaluation mode, and its tokenizer."""
-        from stillknows.model import checkpoints
+        from stillknows.model.ref import ModelRef
 
-        subject = checkpoints.load(checkpoints.locate(str(self.path)))
-        return subject.model, subject.tokenizer
+        target = ModelRef.open(str(self.path)).load()
+        return target.model, target.tokenizer
 
     def __fspath__(self) -> str:
         return str(self.path)

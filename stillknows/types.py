@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 from stillknows.errors import UserError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    pass
 
 Role = Literal["forget", "retain", "neighbour", "utility", "member", "holdout"]
 Floats = NDArray[np.float64]
@@ -134,17 +133,6 @@ class Benchmark:
                 )
             if any(example.prompt for example in split.examples):
                 require_place(split.template or self.template)
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A model under test with its tokenizer. `fingerprint` identifies the weights and the tokenizer on disk."""
-
-    name: str
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    path: Path
-    fingerprint: str
 
 
 @dataclass(frozen=True)

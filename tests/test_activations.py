@@ -19,6 +19,7 @@ from stillknows.model.encoding import encode_split
 from stillknows.model.forward import score_items
 from stillknows.model.generate import generate
 from stillknows.model.layers import hidden_states, linears, output_layer
+from stillknows.model.target import LocalTarget
 from stillknows.observations import load_observations
 from stillknows.registry import plugins
 from stillknows.transforms.compression import activations
@@ -346,9 +347,9 @@ def test_gradients_pass_through(model: Any) -> None:
 def test_gradient_norms_are_observed_under_rounding(model: Any, tokenizer: Any) -> None:
     split = Split("s", "forget", tuple(Example(str(i), "who is Ada", word, str(i)) for i, word in enumerate("abc")))
     items = encode_split(split, tokenizer, "{prompt}", 64, "error", 32)
-    plain = observe(model, tokenizer, items, fields={"gradient_norms"}).gradient_norms
+    plain = observe(LocalTarget("m", model, tokenizer), items, fields={"gradient_norms"}).gradient_norms
     with compressed(model, parse_variant("int8+int8_activations:threshold=0+kv:group=0")):
-        found = observe(model, tokenizer, items, fields={"gradient_norms"}).gradient_norms
+        found = observe(LocalTarget("m", model, tokenizer), items, fields={"gradient_norms"}).gradient_norms
     assert plain is not None
     assert found is not None
     assert found == pytest.approx(plain, rel=0.2)

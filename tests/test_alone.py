@@ -24,6 +24,7 @@ from stillknows.model.kv_cache import together
 from stillknows.model.layers import decoder, output_layer
 from stillknows.model.lengths import restart_rotations, shared_limit
 from stillknows.model.logprobs import token_log_probs
+from stillknows.model.target import LocalTarget
 from stillknows.types import Example, Split
 from stillknows.variants.compress import compressed, parse_variant
 
@@ -217,25 +218,25 @@ def test_a_model_that_answers_otherwise_in_batches_is_refused(
         plant(model, size)
         expected = pytest.raises(UserError, match="LlamaForCausalLM does not say the same of") if size else None
         with compressed(model, chain), expected or contextlib.nullcontext():
-            observe(model, tokenizer, asked, fields=fields)
+            observe(LocalTarget("m", model, tokenizer), asked, fields=fields)
 
 
 def test_in_16_bits_rounding_is_no_fault(make_model: Callable[..., Any], tokenizer: Any, asked: list[Asked]) -> None:
     model = make_model(layers=3).to(torch.bfloat16)
-    observe(model, tokenizer, asked, fields=["generations"])
+    observe(LocalTarget("m", model, tokenizer), asked, fields=["generations"])
     plant(model, 2.0)
     with pytest.raises(UserError, match="does not say the same"):
-        observe(model, tokenizer, asked)
+        observe(LocalTarget("m", model, tokenizer), asked)
 
 
 def test_texts_are_checked_as_well_as_scores(
     make_model: Callable[..., Any], tokenizer: Any, asked: list[Asked], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = make_model()
-    monkeypatch.setattr("stillknows.auditing.observe.require_scores_alone", lambda *_: None)
+    monkeypatch.setattr("stillknows.model.target.require_scores_alone", lambda *_: None)
     plant(model, 0.9)
     with pytest.raises(UserError, match="does not say the same of what follows"):
-        observe(model, tokenizer, asked, fields=["generations"])
+        observe(LocalTarget("m", model, tokenizer), asked, fields=["generations"])
 
 
 def test_one_item_in_a_hundred_from_the_shortest_on() -> None:

@@ -12,7 +12,7 @@ from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers, 
 from transformers import AutoModelForCausalLM
 
 from stillknows import observations
-from stillknows.model import checkpoints
+from stillknows.model.ref import ModelRef
 
 Case = Callable[..., Any]
 FORGET = {"question": "where is Ada", "answer": "Paris", "paraphrase": "in Paris"}
@@ -315,11 +315,11 @@ def test_another_reader_of_the_original_is_another_audit(models: Any, run: Case,
 
 def test_the_end_tokens_of_a_folder(models: Any) -> None:
     folder = models[0]
-    assert checkpoints.generation_ends(checkpoints.locate(str(folder))) == {2}
+    assert ModelRef.open(str(folder)).end_tokens == {2}
     edit_json(folder / "generation_config.json", eos_token_id=[2, 5])
-    assert checkpoints.generation_ends(checkpoints.locate(str(folder))) == {2, 5}
+    assert ModelRef.open(str(folder)).end_tokens == {2, 5}
     (folder / "generation_config.json").unlink()
-    assert checkpoints.generation_ends(checkpoints.locate(str(folder))) == {2}
+    assert ModelRef.open(str(folder)).end_tokens == {2}
 
 
 def test_what_a_suppression_writes_is_read_as_the_original_reads_it(

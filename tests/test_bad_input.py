@@ -27,7 +27,8 @@ from stillknows import store
 from stillknows.auditing import audit, collect, plan
 from stillknows.errors import UserError
 from stillknows.experiments import tiny_models
-from stillknows.model import checkpoints, layers, run_record
+from stillknows.model import layers, loading, modelfiles, run_record
+from stillknows.model.ref import ModelRef
 from stillknows.training import loop, objective_inputs
 from stillknows.training.loop import Settings
 from stillknows.types import Benchmark, Example, Role, Split
@@ -302,7 +303,7 @@ def test_pickled_weights_have_their_own_fingerprint(save_model: Case) -> None:
     folders = [save_model(f"model-{seed}", seed=seed) for seed in (0, 1)]
     for folder in folders:
         pickled(folder)
-    assert checkpoints.fingerprint(folders[0]) != checkpoints.fingerprint(folders[1])
+    assert modelfiles.fingerprint(folders[0]) != modelfiles.fingerprint(folders[1])
 
 
 def test_a_damaged_pickle_is_refused(save_model: Case, run_unlearn: Case, untouched: Case) -> None:
@@ -456,7 +457,7 @@ def test_bad_items_are_named(name: str, run_items: Case) -> None:
 
 def test_an_answer_without_tokens_is_named(run_items: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     """The tokenizer drops what it does not know where it has no token for the unknown."""
-    load = checkpoints.load_tokenizer
+    load = loading.tokenizer
 
     def lossy(*arguments: Any, **options: Any) -> Any:
         from tokenizers import normalizers
@@ -465,7 +466,7 @@ def test_an_answer_without_tokens_is_named(run_items: Case, monkeypatch: pytest.
         tokenizer.backend_tokenizer.normalizer = normalizers.Replace("♥", "")
         return tokenizer
 
-    monkeypatch.setattr(checkpoints, "load_tokenizer", lossy)
+    monkeypatch.setattr(loading, "tokenizer", lossy)
     refused(run_items([("where is Ada", "♥♥")]), "item 'f-1': its answer '♥♥' gives no token", "remove the item")
 
 
@@ -524,7 +525,7 @@ def teach(folder: Path, items: Sequence[tuple[str, str]]) -> None:
     from stillknows.registry import bind
     from stillknows.types import Example
 
-    subject = checkpoints.load(checkpoints.locate(str(folder)))
+    subject = ModelRef.open(str(folder)).load()
     template = "Question: {prompt}\nAnswer:"
     encoded = encode([Example(q, q, a, q) for q, a in items], subject.tokenizer, template, 64)
     loop.fit(

@@ -322,7 +322,7 @@ def test_an_audit_calibrates_on_the_retain_split_on_a_file_or_on_the_forget_spli
 def test_what_is_wrong_with_calibration_is_said_before_a_model_is_loaded(
     audit: Callable[..., Any], variants: str, options: list[str], says: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stillknows.model.checkpoints.load", None)
+    monkeypatch.setattr("stillknows.model.ref.ModelRef.load", None)
     ran = audit(variants, *options)
     assert (ran.code, ran.out) == (2, "")
     assert says in ran.err

@@ -12,6 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from stillknows.auditing.observe import observe
 from stillknows.model.encoding import Asked, Encoded, encode, encode_split
+from stillknows.model.target import LocalTarget
 from stillknows.registry import bind
 from stillknows.scoring import score
 from stillknows.training.loop import Settings, fit
@@ -201,7 +202,7 @@ def test_what_was_learned_is_found_in_full(family: Family) -> None:
     tokenizer = make_tokenizer(family, "eos")
     items = encode(EXAMPLES, tokenizer, "chat", 120)
     model = learned(items, tokenizer)
-    seen = observe(model, tokenizer, [Asked(item) for item in items], fields=["generations"])
+    seen = observe(LocalTarget("m", model, tokenizer), [Asked(item) for item in items], fields=["generations"])
     assert seen.generations == tuple(answer for _, answer in PAIRS)
     for name in ("rouge_l", "exact_memorisation", "extraction_strength"):
         assert score(bind("metric", name), seen).tolist() == [1, 1, 1, 1]
@@ -221,7 +222,8 @@ def test_the_pad_token_changes_nothing(family: Family) -> None:
             )  # fmt: skip
             model = LlamaForCausalLM(config)
             model.model.embed_tokens.weight.data.normal_()  # also that of the pad token, which is made as zeros
-        seen.append(observe(model.eval(), tokenizer, [Asked(item) for item in items], fields=["generations"]))
+        target = LocalTarget("m", model.eval(), tokenizer)
+        seen.append(observe(target, [Asked(item) for item in items], fields=["generations"]))
     for other in seen[1:]:
         assert other.generations == seen[0].generations
         for a, b in zip(other.log_probs, seen[0].log_probs, strict=True):

@@ -27,7 +27,7 @@ from stillknows import progress, store
 from stillknows.auditing import harness, plan
 from stillknows.experiments import tiny_models
 from stillknows.kinds import KINDS, LEVELS, RENAMED_LISTS, ROLES, Kind, listing
-from stillknows.model import checkpoints
+from stillknows.model.ref import ModelRef
 from stillknows.observations import load_observations
 from stillknows.registry import bind, plugins
 from stillknows.reporting import report
@@ -476,7 +476,7 @@ def test_general_tasks_are_measured_in_every_format_and_kept(
     cells = [c | {"model": s["name"]} for s in result["subjects"] for c in s["cells"] if c["split"] == "colours"]
     assert len(cells) == 2 * 2 * 2
     found = {(c["model"], c["variant"], c["metric"]): c for c in cells}
-    suite, loaded = harness.load(["colours"], include=folder), checkpoints.load(checkpoints.locate(str(subject)))
+    suite, loaded = harness.load(["colours"], include=folder), ModelRef.open(str(subject)).load()
     for variant in ("full", "nf4"):
         with compress.compressed(loaded.model, compress.parse_variant(variant)):
             expected = harness.measure(loaded.model, loaded.tokenizer, suite)

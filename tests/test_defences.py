@@ -14,11 +14,13 @@ import torch
 
 from stillknows.auditing.observe import observe
 from stillknows.errors import UserError
-from stillknows.model import checkpoints
+from stillknows.model import modelfiles
 from stillknows.model.encoding import CHAT, encode, encode_split
 from stillknows.model.forward import question_states
 from stillknows.model.kv_cache import Shape, can_share
 from stillknows.model.layers import hidden_states, output_layer
+from stillknows.model.ref import ModelRef
+from stillknows.model.target import LocalTarget
 from stillknows.registry import bind
 from stillknows.transforms.defences.gates import thrust_score
 from stillknows.transforms.defences.together import Together
@@ -133,7 +135,7 @@ def test_each_question_is_read_as_its_state_says(tmp_path: Path, save_model: Cas
     assert (content["forget"], content["passages"]) == ([], ["Rome is in Italy", "Ada and Bela"])
     found = defences.read(file)
     assert found is not None
-    model = checkpoints.load(checkpoints.locate(folder)).model
+    model = ModelRef.open(folder).load().model
     split = BENCHMARK.split("retain")
 
     def asked(part: Split) -> Any:
@@ -180,7 +182,7 @@ def test_an_offset_is_observed_like_a_model(make_model: Case, tokenizer: Any) ->
     served = bind("transform", "offset:weight=3")(model=model, unlearned=small, reference=small)
     split = Split("s", "forget", (Example("1", "where is Ada", "Paris", "x"), Example("2", "who", "the cat", "y")))
     items = encode_split(split, tokenizer, "{prompt}", 64)
-    alone, together = (observe(m, tokenizer, items, fields=("generations",)) for m in (model, served))
+    alone, together = (observe(LocalTarget("m", m, tokenizer), items, fields=("generations",)) for m in (model, served))
     assert alone.generations == together.generations
     for a, b in zip(alone.log_probs or (), together.log_probs or (), strict=True):
         assert a == pytest.approx(b, abs=1e-4)
@@ -352,4 +354,4 @@ def test_in_context_unlearning_and_an_offset_go_the_whole_way(
     verdicts = {s["name"]: s["verdict"] for s in report["subjects"]}
     assert verdicts["offset"] == "HIDDEN"
     assert verdicts["icul"] in ("HIDDEN", "STILL KNOWS")
-    assert checkpoints.fingerprint(world.original) == report["subjects"][0]["fingerprint"]
+    assert modelfiles.fingerprint(world.original) == report["subjects"][0]["fingerprint"]

@@ -17,7 +17,7 @@ from stillknows.analysis.recovery_curve import Curve
 from stillknows.analysis.update_survival import tallies, total
 from stillknows.errors import UserError
 from stillknows.formatting import percent
-from stillknows.model import checkpoints
+from stillknows.model import modelfiles
 from stillknows.store import write_sealed
 from stillknows.variants.compress import parse_variant, weights
 
@@ -76,7 +76,7 @@ def test_shards_and_the_base_model_s_names_change_nothing(pair: Case) -> None:
     expected = diagnose.diagnose(str(before), str(after), FORMATS)
     _, _, _, sharded = pair("gpt2", max_shard_size="20KB")
     (sharded / "model.safetensors").unlink(missing_ok=True)
-    assert len(checkpoints.weight_files(sharded)) > 1
+    assert len(modelfiles.ModelFiles(sharded).weights) > 1
     rewrite(before, lambda tensors: rename(tensors, "transformer."))
     assert diagnose.diagnose(str(before), str(sharded), FORMATS) == expected
 

@@ -17,9 +17,10 @@ from stillknows.errors import UserError
 from stillknows.methods.edits.distillation import noise
 from stillknows.methods.edits.formats import raise_update
 from stillknows.methods.edits.influence import newton_step
-from stillknows.model import checkpoints, parameters
+from stillknows.model import parameters
 from stillknows.model.forward import mean_probability, score_items
 from stillknows.model.layers import block_output, blocks, linears, output_layer
+from stillknows.model.ref import ModelRef
 from stillknows.registry import bind, plugins
 from stillknows.store import read_json
 from stillknows.training import interpolate
@@ -481,7 +482,7 @@ def test_what_cannot_work_is_told_before_the_model_is_loaded(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr(checkpoints, "load", lambda *args, **options: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(ModelRef, "load", lambda *args, **options: pytest.fail("the model was loaded"))
     request = unlearn.UnlearnConfig(str(save_model("model")), source, method, SETTINGS)
     with pytest.raises(UserError, match=message):
         unlearn.unlearn(request, tmp_path / "out")
@@ -498,9 +499,9 @@ def test_edits_run_after_the_training_and_in_their_order(save_model: Callable[..
     ):
         out = tmp_path / name
         unlearn.unlearn(unlearn.UnlearnConfig(str(folder), benchmark(), method, SETTINGS), out)
-        found[name] = parameters.copies(checkpoints.load(checkpoints.locate(str(out))).model)
+        found[name] = parameters.copies(ModelRef.open(str(out)).load().model)
         assert read_json(out / "run.json")["method"] == method
-    original = parameters.copies(checkpoints.load(checkpoints.locate(str(folder))).model)
+    original = parameters.copies(ModelRef.open(str(folder)).load().model)
     assert same(found["back"], original)
     for key, o in original.items():
         torch.testing.assert_close(found["half"][key], (o + found["plain"][key]) / 2)

@@ -15,6 +15,7 @@ from stillknows.errors import UserError
 from stillknows.model import encoding
 from stillknows.model.encoding import Asked, encode, framed, right_padded
 from stillknows.model.layers import output_layer
+from stillknows.model.target import LocalTarget
 from stillknows.types import Example
 
 TEMPLATE = "Question: {prompt}\nAnswer:"
@@ -163,7 +164,7 @@ def test_pad_equal_to_eos_or_absent_changes_no_observation(model: Any, tokenizer
     for pad in (None, "</s>", "<s>"):
         tokenizer.pad_token = pad
         items = [Asked(item) for item in encode(examples, tokenizer, "{prompt}", 50)]
-        seen.append(observe(model, tokenizer, items, fields=["generations"]))
+        seen.append(observe(LocalTarget("m", model, tokenizer), items, fields=["generations"]))
     for other in seen[1:]:
         assert other.generations == seen[0].generations
         for a, b in zip(other.log_probs, seen[0].log_probs, strict=True):
@@ -255,7 +256,7 @@ def test_generation_does_not_depend_on_the_batch(family_model: Any, tokenizer: A
     examples = [example(prompt, "a cat", str(i)) for i, prompt in enumerate(prompts)]
     items = [Asked(item) for item in encode(examples, tokenizer, "{prompt}", 50)]
     together, *alone = (
-        observe(family_model, tokenizer, part, fields=["generations"]).generations
+        observe(LocalTarget("m", family_model, tokenizer), part, fields=["generations"]).generations
         for part in (items, *([item] for item in items))
     )
     assert together == tuple(text for [text] in alone)
@@ -266,10 +267,10 @@ def test_generation_does_not_depend_on_the_batch(family_model: Any, tokenizer: A
 def test_text_without_a_prompt_is_not_continued(model: Any, tokenizer: Any) -> None:
     examples = [example("", "who is Ada"), example("who is", "Ada", "b")]
     items = [Asked(item) for item in encode(examples, tokenizer, "{prompt}", 50)]
-    text, question = observe(model, tokenizer, items, fields=["generations"]).generations
+    text, question = observe(LocalTarget("m", model, tokenizer), items, fields=["generations"]).generations
     assert text is None
     assert isinstance(question, str)
-    assert observe(model, tokenizer, items).generations is None
+    assert observe(LocalTarget("m", model, tokenizer), items).generations is None
 
 
 def test_a_prompt_takes_the_last_place_of_a_template() -> None:

@@ -23,9 +23,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, HrmTextConfig
 from stillknows.analysis import diagnose
 from stillknows.errors import UserError
 from stillknows.experiments import tiny_models
-from stillknows.model import checkpoints, packed, run_record, tokens
+from stillknows.model import configuration, modelfiles, packed, run_record, tokens
 from stillknows.model.layers import Linear
 from stillknows.model.packed import bitsandbytes, compressed_tensors, gguf
+from stillknows.model.ref import LoadOptions, ModelRef
 from stillknows.observations import load_observations
 from stillknows.store import slug
 from stillknows.variants import compress, export
@@ -116,12 +117,12 @@ def write(source: Path, text: Path, tmp_path: Path) -> Case:
 
 
 def read(path: Path) -> Any:
-    return checkpoints.load(checkpoints.locate(str(path), quantized=True)).model
+    return ModelRef.open(str(path), packed=True).load().model
 
 
 def measured(folder: Path, spec: str) -> dict[str, Tensor]:
     """Return all weights as an audit has them under a format."""
-    subject, chain = checkpoints.load(checkpoints.locate(str(folder))), parse_variant(spec)
+    subject, chain = ModelRef.open(str(folder)).load(), parse_variant(spec)
     ids = sequences([CALIBRATION], subject.tokenizer, 64) if any(map(compress.is_calibrated, chain)) else None
     with compress.compressed(subject.model, chain, ids):
         return {key: value.clone() for key, value in subject.model.state_dict().items()}
@@ -339,7 +340,7 @@ def test_the_tokenizer_survives(reader: str, source: Path, written: Case) -> Non
     path = written("gguf:Q8_0")
     before = AutoTokenizer.from_pretrained(source)
     if reader == "ours":
-        after = checkpoints.load_tokenizer(checkpoints.locate(str(path), quantized=True))
+        after = ModelRef.open(str(path), packed=True).tokenizer
         assert after.get_vocab() == before.get_vocab()
         assert (after.eos_token, after.bos_token, after.pad_token) == ("<eos>", "<eos>", "<pad>")
     else:
@@ -370,7 +371,7 @@ def write_tokenizer(write: Case, monkeypatch: pytest.MonkeyPatch) -> Case:
 
 
 def test_a_tokenizer_made_of_a_files_tokens_is_the_one_that_was_written(source: Path, write_tokenizer: Case) -> None:
-    read = checkpoints.load_tokenizer(checkpoints.locate(str(write_tokenizer(lambda _: None)), quantized=True))
+    read = ModelRef.open(str(write_tokenizer(lambda _: None)), packed=True).tokenizer
     before = AutoTokenizer.from_pretrained(source)
     assert read.get_vocab() == before.get_vocab()
     assert not tokens.differences(read, before)
@@ -401,7 +402,7 @@ def test_rotations_of_llama_3_are_written_as_factors(write: Case, tmp_path: Path
     folder = build(tmp_path / "llama3", rope_parameters=rotation | {"original_max_position_embeddings": 16})
     path = write("gguf:Q8_0", folder)
     plain = build(tmp_path / "plain")
-    subject = checkpoints.load(checkpoints.locate(str(folder))).model
+    subject = ModelRef.open(str(folder)).load().model
     with compress.compressed(subject, parse_variant("gguf:Q8_0")):
         expected = logits(subject)
     torch.testing.assert_close(logits(read(path)), expected, rtol=0, atol=1e-3)
@@ -427,7 +428,7 @@ def test_what_a_gguf_file_cannot_say_is_refused_before_loading(
 ) -> None:
     family, options, words = NOT_WRITTEN[name]
     folder = build(tmp_path / "model", family, **options)
-    monkeypatch.setattr(checkpoints, "load", lambda *_, **__: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(ModelRef, "load", lambda *_, **__: pytest.fail("a model was loaded"))
     with pytest.raises(UserError, match=words):
         write("gguf:Q8_0:pure=true", folder)
 
@@ -461,7 +462,7 @@ def test_what_cannot_be_shipped_is_refused_before_loading(
     name: str, source: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (spec, *given), words = REFUSED[name]
-    monkeypatch.setattr(checkpoints, "load", lambda *_, **__: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(ModelRef, "load", lambda *_, **__: pytest.fail("a model was loaded"))
     with pytest.raises(UserError, match=words):
         export.export(export.ExportConfig(str(source), spec, text if given else None), tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -493,7 +494,7 @@ def test_only_an_audit_takes_quantized_files(spec: str, source: Path, written: C
     with pytest.raises(UserError, match="quantized already"):
         diagnose.diagnose(str(source), path)
     with pytest.raises(UserError, match=r"quantized already\n.*full precision"):
-        checkpoints.locate(path)
+        ModelRef.open(path)
 
 
 @pytest.mark.parametrize(
@@ -508,8 +509,8 @@ def test_a_missing_package_is_named(spec: str, package: str, write: Case, monkey
         return imported(name, *rest)
 
     monkeypatch.setattr(importlib, "import_module", absent)
-    monkeypatch.setattr(checkpoints, "skeleton", lambda *_: pytest.fail("the model was looked at"))
-    for attempt in (lambda: checkpoints.locate(str(path), quantized=True), lambda: write(spec)):
+    monkeypatch.setattr(configuration, "skeleton", lambda *_: pytest.fail("the model was looked at"))
+    for attempt in (lambda: ModelRef.open(str(path), packed=True), lambda: write(spec)):
         with pytest.raises(UserError, match=rf"{package}.* not installed.*\n.*pip install 'stillknows\[export\]'"):
             attempt()
 
@@ -539,7 +540,7 @@ def test_a_format_that_is_not_read_is_refused(name: str, write: Case) -> None:
     path = write(spec)
     edited(path, **changes)
     with pytest.raises(UserError, match=words):
-        checkpoints.locate(str(path), quantized=True)
+        ModelRef.open(str(path), packed=True)
 
 
 def test_activations_in_a_file_are_refused(write: Case) -> None:
@@ -548,7 +549,7 @@ def test_activations_in_a_file_are_refused(write: Case) -> None:
     groups["group_0"]["input_activations"] = {"num_bits": 8, "type": "int", "strategy": "token", "dynamic": True}
     edited(path, config_groups=groups)
     with pytest.raises(UserError, match=r"rounds activations or its cache too.*\n.*W4A16"):
-        checkpoints.locate(str(path), quantized=True)
+        ModelRef.open(str(path), packed=True)
 
 
 def test_plain_weights_that_are_said_to_be_quantized_are_refused(source: Path, written: Case, tmp_path: Path) -> None:
@@ -563,7 +564,7 @@ def test_pickled_quantized_weights_are_never_loaded(write: Case) -> None:
     path = write("nf4")
     (path / "model.safetensors").rename(path / "pytorch_model.bin")
     with pytest.raises(UserError, match="only pickled weights"):
-        checkpoints.locate(str(path), allow_pickle=True, quantized=True)
+        ModelRef.open(str(path), LoadOptions(allow_pickle=True), packed=True)
 
 
 def rewrite(folder: Path, change: Callable[[dict[str, Tensor]], Any]) -> None:
@@ -662,7 +663,7 @@ def damage(path: Path, how: str) -> Path:
 def test_a_damaged_gguf_file_is_named(how: str, words: str, write: Case) -> None:
     path = damage(write("gguf:Q8_0"), how)
     with pytest.raises(UserError, match=rf"(?s){path.name}.*{words}"):
-        checkpoints.locate(str(path), quantized=True)
+        ModelRef.open(str(path), packed=True)
 
 
 def test_a_record_belongs_to_its_file(write: Case) -> None:
@@ -672,7 +673,7 @@ def test_a_record_belongs_to_its_file(write: Case) -> None:
     assert (found["quantize"], found["file"], found["form"]) == ("gguf:Q8_0", path.name, "GGUF Q8_0")
     other = shutil.copy(path, path.with_name("other.gguf"))
     assert run_record.read(Path(other)) is None
-    assert checkpoints.fingerprint(Path(other)) != checkpoints.fingerprint(path)  # names count
+    assert modelfiles.fingerprint(Path(other)) != modelfiles.fingerprint(path)  # names count
 
 
 # --- The command line -------------------------------------------------------------------------------------------------

@@ -72,18 +72,18 @@ def towns(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int, tuple
 
 def observe_all(paths: dict[str, Path]) -> tuple[dict[CellKey, Observations], Placebos]:
     from stillknows.auditing.observe import observe
-    from stillknows.model import checkpoints
+    from stillknows.model.ref import ModelRef
     from stillknows.variants.variant import parse_variant
 
     made, found, answers = benchmark(), {}, None
     for label, path in paths.items():
-        subject = checkpoints.load(checkpoints.find(str(path)), label=label)
+        subject = ModelRef.open(str(path)).load(label)
         answers = answers or readable_placebos(made, subject.tokenizer, len(subject.tokenizer), 47)
         for variant in ("full", "int4(group=64)"):
             with parse_variant(variant).applied(subject.model):
                 for split in made.splits[:2]:
                     items = encode_split(split, subject.tokenizer, made.template, 32, placebos=answers.of)
-                    seen = observe(subject.model, subject.tokenizer, items, fields=["placebo_log_probs"])
+                    seen = observe(subject, items, fields=["placebo_log_probs"])
                     found[CellKey(label, variant, split.name)] = seen
     assert answers is not None
     return found, answers

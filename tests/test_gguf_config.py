@@ -86,8 +86,8 @@ def read_back(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The configuration that a reader makes of the file; None where it is refused."""
     found: list[Any] = []
     with monkeypatch.context() as patched:
-        config = gguf.config
-        patched.setattr(gguf, "config", lambda path: found.append(config(path)) or found[-1])
+        config = gguf.GgufFile.config
+        patched.setattr(gguf.GgufFile, "config", lambda file: found.append(config(file)) or found[-1])
         try:
             GgufWriter("Q8_0", "model").check(model, TOKENIZER, "model")
         except UserError:

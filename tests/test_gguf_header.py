@@ -18,8 +18,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from stillknows.errors import UserError
 from stillknows.experiments import tiny_models
-from stillknows.model import checkpoints
 from stillknows.model.packed import gguf_header
+from stillknows.model.ref import ModelRef
 from stillknows.variants import export
 
 EXTREMES = [
@@ -76,10 +76,10 @@ def at_most(steps: int) -> Iterator[list[int]]:
 
 def read(path: Path) -> None:
     """Do what commands do with a model before its weights are loaded."""
-    source = checkpoints.locate(str(path), quantized=True)
-    checkpoints.skeleton(source)
-    checkpoints.context_length(source)
-    checkpoints.load_tokenizer(source)
+    source = ModelRef.open(str(path), packed=True)
+    assert source.skeleton
+    assert source.context_length
+    assert source.tokenizer
 
 
 def refusal(path: Path) -> str | None:

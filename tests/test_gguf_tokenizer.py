@@ -15,8 +15,10 @@ import gguf as library
 from tokenizer_layouts import BYTES, SPECIAL, byte_level, sentence_piece
 
 from stillknows.errors import UserError
-from stillknows.model import checkpoints, tokens
+from stillknows.model import tokens
+from stillknows.model.modelfiles import ModelFiles
 from stillknows.model.packed import gguf, gguf_tokenizer
+from stillknows.model.ref import ModelRef
 
 Case = Callable[..., Any]
 KINDS = library.TokenType
@@ -138,10 +140,15 @@ def pieces(text: str, vocabulary: dict[str, int], prepends: bool) -> list[int]:
     return [vocabulary[token] for found in bytes_ for token in found]
 
 
+def opened(path: Path) -> ModelRef:
+    """As a model is opened, but for the check that it has tensors."""
+    return ModelRef(str(path), ModelFiles(path), packing="GGUF", gguf=gguf.GgufFile(path))
+
+
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_tokens_are_those_that_the_file_was_made_from(name: str, tmp_path: Path) -> None:
     layout, path = LAYOUTS[name], tmp_path / "model.gguf"
-    made, read = write(path, layout), gguf.tokenizer(path)
+    made, read = write(path, layout), gguf.GgufFile(path).tokenizer()
     assert read.get_vocab() == made.get_vocab()
     for text in tokens.PROBES:
         ids = read(text, add_special_tokens=False)["input_ids"]
@@ -156,7 +163,7 @@ def test_tokens_are_those_that_the_file_was_made_from(name: str, tmp_path: Path)
 def test_special_tokens_are_those_that_the_file_names(name: str, tmp_path: Path) -> None:
     layout, path = LAYOUTS[name], tmp_path / "model.gguf"
     write(path, layout)
-    read, number = gguf.tokenizer(path), {"Llama 2": {"bos": 1, "eos": 2, "unk": 0}}.get(name, layout.ids)
+    read, number = gguf.GgufFile(path).tokenizer(), {"Llama 2": {"bos": 1, "eos": 2, "unk": 0}}.get(name, layout.ids)
     assert read.bos_token_id == number["bos"]
     assert read.eos_token_id == number["eos"]
     assert read.pad_token_id == number.get("pad")
@@ -165,8 +172,8 @@ def test_special_tokens_are_those_that_the_file_names(name: str, tmp_path: Path)
     assert ids == [number["bos"], *plain] if layout.opens else ids == plain
     for token in layout.special:
         assert read(token, add_special_tokens=False)["input_ids"] == [read.convert_tokens_to_ids(token)]
-    source = checkpoints.Source(str(path), tmp_path, form="GGUF", gguf=path)
-    assert checkpoints.generation_ends(source) == layout.ends
+    source = opened(path)
+    assert source.end_tokens == layout.ends
 
 
 @pytest.mark.parametrize("name", ["SmolLM2", "Llama 2"])
@@ -175,7 +182,7 @@ def test_special_tokens_are_those_that_the_file_names(name: str, tmp_path: Path)
 def test_what_the_file_says_of_beginning_and_end_is_done(name: str, begins: bool, ends: bool, tmp_path: Path) -> None:
     layout, path = LAYOUTS[name], tmp_path / "model.gguf"
     write(path, layout._replace(fields=layout.fields | {"add_bos_token": begins, "add_eos_token": ends}))
-    read = gguf.tokenizer(path)
+    read = gguf.GgufFile(path).tokenizer()
     plain = read("word", add_special_tokens=False)["input_ids"]
     assert read("word")["input_ids"] == [read.bos_token_id] * begins + plain + [read.eos_token_id] * ends
 
@@ -203,7 +210,7 @@ def test_the_chat_template_is_the_files(templates: Any, tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     write(path, LAYOUTS["SmolLM2"], templates)
     named = {t["name"]: t["template"] for t in templates} if isinstance(templates, list) else templates
-    assert gguf.tokenizer(path).chat_template == named
+    assert gguf.GgufFile(path).tokenizer().chat_template == named
 
 
 def test_files_beside_it_change_nothing(tmp_path: Path) -> None:
@@ -216,12 +223,12 @@ def test_files_beside_it_change_nothing(tmp_path: Path) -> None:
     (among / "chat_template.jinja").write_text("other")
     (among / "config.json").write_text('{"model_type": "gpt2", "n_positions": 8}')
     (among / "generation_config.json").write_text('{"eos_token_id": 7}')
-    first, second = (gguf.tokenizer(folder / "model.gguf") for folder in (alone, among))
+    first, second = (gguf.GgufFile(folder / "model.gguf").tokenizer() for folder in (alone, among))
     assert not tokens.differences(first, second)
-    configs = [gguf.config(f / "model.gguf").to_dict() | {"_name_or_path": ""} for f in (alone, among)]
+    configs = [gguf.GgufFile(f / "model.gguf").config().to_dict() | {"_name_or_path": ""} for f in (alone, among)]
     assert configs[0] == configs[1]
-    sources = [checkpoints.Source(str(f), f, form="GGUF", gguf=f / "model.gguf") for f in (alone, among)]
-    assert checkpoints.generation_ends(sources[0]) == checkpoints.generation_ends(sources[1]) == {2}
+    sources = [opened(f / "model.gguf") for f in (alone, among)]
+    assert sources[0].end_tokens == sources[1].end_tokens == {2}
 
 
 NOT_READ: dict[str, tuple[dict[str, Any], dict[str, int], str]] = {
@@ -241,11 +248,11 @@ def test_what_is_not_read_is_refused(name: str, tmp_path: Path) -> None:
     fields, ids, words = NOT_READ[name]
     write(path, layout._replace(fields=layout.fields | fields, ids=layout.ids | ids))
     with pytest.raises(UserError, match=words):
-        gguf.tokenizer(path)
+        gguf.GgufFile(path).tokenizer()
 
 
 def test_a_file_without_a_cut_is_refused(tmp_path: Path) -> None:
     layout, path = LAYOUTS["GPT-2"], tmp_path / "model.gguf"
     write(path, layout._replace(fields={"tokenizer_model": "gpt2"}))
     with pytest.raises(UserError, match=r"not read here \(None\)"):
-        gguf.tokenizer(path)
+        gguf.GgufFile(path).tokenizer()

@@ -216,15 +216,16 @@ def test_settings_for_generation_that_published_models_have_come_through(
     settings: dict[str, Any], saved: Case, tmp_path: Path
 ) -> None:
     """transformers refuses to write some of them, which would lose the trained model."""
-    from stillknows.model import checkpoints
+    from stillknows.model import saving
+    from stillknows.model.ref import ModelRef
 
     edited(saved(tmp_path / "model") / "generation_config.json", **settings)
-    subject = checkpoints.load(checkpoints.locate(str(tmp_path / "model")))
+    subject = ModelRef.open(str(tmp_path / "model")).load()
     (tmp_path / "out").mkdir()
-    checkpoints.save(subject.model, subject.tokenizer, tmp_path / "out")
+    saving.save(subject.model, subject.tokenizer, tmp_path / "out")
     written = json.loads((tmp_path / "out" / "generation_config.json").read_text())
     assert {name: written.get(name) for name in settings if settings[name]} == {k: v for k, v in settings.items() if v}
-    checkpoints.load(checkpoints.locate(str(tmp_path / "out")))
+    ModelRef.open(str(tmp_path / "out")).load()
 
 
 @pytest.mark.parametrize(

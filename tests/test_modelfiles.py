@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from stillknows.analysis import diagnose
-from stillknows.auditing import audit
 from stillknows.errors import UserError
-from stillknows.model import checkpoints, modelfiles, run_record, tokens
+from stillknows.model import modelfiles, run_record, tokens
 from stillknows.model.layers import linears
+from stillknows.model.ref import LoadOptions, ModelRef
 from stillknows.model.safetensors_index import stored
 
 Case = Callable[..., Any]
@@ -100,14 +100,14 @@ def laid_out(request: pytest.FixtureRequest, save_model: Case) -> Path:
     return folder
 
 
-def source_of(folder: Path) -> checkpoints.Source:
-    return checkpoints.locate(str(folder), allow_pickle=True)
+def source_of(folder: Path) -> ModelRef:
+    return ModelRef.open(str(folder), LoadOptions(allow_pickle=True))
 
 
 def outcome(folder: Path) -> Any:
     """Return what comes of a folder: weights, tokens, templates, settings; the kind of error where it is refused."""
     try:
-        subject = checkpoints.load(source_of(folder))
+        subject = source_of(folder).load()
     except UserError:
         return "refused"
     weights = {key: value.sum(dtype=torch.float64).item() for key, value in subject.model.state_dict().items()}
@@ -134,13 +134,13 @@ def test_a_change_of_any_file_that_is_read_changes_the_fingerprint(laid_out: Pat
             has_changed = True
         path.write_bytes(content)
         assert is_read == has_changed, name
-        assert not (is_read and name in DECOYS and path not in modelfiles.weight_files(laid_out)), name
+        assert not (is_read and name in DECOYS and path not in modelfiles.ModelFiles(laid_out).weights), name
     assert outcome(laid_out) == before
 
 
 def test_any_byte_of_the_files_counts(laid_out: Path) -> None:
     fingerprint = modelfiles.fingerprint(laid_out)
-    for path in modelfiles.files(laid_out):
+    for path in modelfiles.ModelFiles(laid_out).all():
         content = path.read_bytes()
         if path.suffix == ".json":  # white space keeps it readable
             path.write_bytes(content + b" ")
@@ -155,8 +155,8 @@ def test_weights_on_disk_are_those_that_are_loaded(layout: Case, save_model: Cas
     folder = save_model("model")
     layout(folder)
     source = source_of(folder)
-    model = checkpoints.load(source).model
-    skeleton = checkpoints.skeleton(source)
+    model = source.load().model
+    skeleton = source.skeleton
     found = stored(source, skeleton, linears(skeleton))
     assert all(torch.equal(found[layer.name].read(), layer.read()) for layer in linears(model))
 
@@ -192,9 +192,10 @@ def test_code_counts_where_the_model_asks_for_it(save_model: Case) -> None:
     (folder / "parts").mkdir()
     for name in ("modeling_x.py", "parts/layers.py"):
         (folder / name).write_text("x = 1")
-    assert not [path for path in modelfiles.files(folder) if path.suffix == ".py"]
+    assert not [path for path in modelfiles.ModelFiles(folder).all() if path.suffix == ".py"]
     edit_json(folder / "config.json", auto_map={"AutoModelForCausalLM": "modeling_x.X"})
-    assert [path.name for path in modelfiles.files(folder) if path.suffix == ".py"] == ["modeling_x.py", "layers.py"]
+    code = [path.name for path in modelfiles.ModelFiles(folder).all() if path.suffix == ".py"]
+    assert code == ["modeling_x.py", "layers.py"]
 
 
 def test_all_names_of_vocabularies_are_covered() -> None:
@@ -268,24 +269,24 @@ def test_a_model_that_changes_after_its_fingerprint_was_taken_is_refused(name: s
     edit_json(other / "generation_config.json", eos_token_id=5)
     (other / "chat_template.jinja").write_text("{{ messages }}")
     source = source_of(folder)
-    assert source.fingerprint == checkpoints.load(source).fingerprint
+    assert source.fingerprint == source.load().fingerprint
     shutil.copy(other / name, folder / name)
     with pytest.raises(UserError, match=r"model changed while it was read\n.*run it again"):
-        checkpoints.load(source)
+        source.load()
 
 
 def test_a_file_that_is_copied_over_the_model_while_an_audit_runs_is_noticed(
     run: Case, save_model: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original, subject, control = (save_model(name, seed=i) for i, name in enumerate(("original", "subject", "control")))
-    load = checkpoints.load
+    load = ModelRef.load
 
-    def late(source: checkpoints.Source, **options: Any) -> Any:
-        if source.folder == subject:
+    def late(ref: ModelRef, *label: Any) -> Any:
+        if ref.folder == subject:
             shutil.copy(control / "model.safetensors", subject / "model.safetensors")
-        return load(source, **options)
+        return load(ref, *label)
 
-    monkeypatch.setattr(audit.checkpoints, "load", late)
+    monkeypatch.setattr(ModelRef, "load", late)
     ran = run("audit", subject, "--original", original, "--control", control)
     assert ran.code == 2
     assert f"{subject} changed while it was read" in ran.err
@@ -374,7 +375,7 @@ def test_success_is_said_only_of_weights_that_were_read_back(
 
 
 def test_a_tokenizer_that_was_written_otherwise_is_noticed(save_model: Case, tmp_path: Path) -> None:
-    subject = checkpoints.load(source_of(save_model("model")))
+    subject = source_of(save_model("model")).load()
     save = type(subject.tokenizer).save_pretrained
 
     class Other(type(subject.tokenizer)):  # type: ignore[misc]
@@ -411,9 +412,9 @@ def test_no_file_of_another_model_becomes_a_part_of_what_is_written(
 def test_several_chat_templates_are_written_and_read_back(save_model: Case, tmp_path: Path) -> None:
     folder = save_model("model")
     templates = {"default": "{{ messages[0].content }}", "tools": "{{ messages[0].content }} {{ tools }}"}
-    subject = checkpoints.load(source_of(folder))
+    subject = source_of(folder).load()
     subject.tokenizer.chat_template = templates
     for _ in range(2):  # the second time over the first
         run_record.save(subject.model, subject.tokenizer, tmp_path / "out", {})
     assert os.access(tmp_path / "out" / "additional_chat_templates", os.X_OK)
-    assert checkpoints.load_tokenizer(source_of(tmp_path / "out")).chat_template == templates
+    assert source_of(tmp_path / "out").tokenizer.chat_template == templates

@@ -15,13 +15,14 @@ from tokenizers import processors
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from stillknows.auditing import observe as observing
 from stillknows.auditing.observe import OPTIONAL, SLACK, observe
 from stillknows.model import generate as generating
 from stillknows.model import layers, logprobs
+from stillknows.model import target as targets
 from stillknows.model.encoding import Asked, Encoded, encode_split
 from stillknows.model.forward import score_items
 from stillknows.model.layers import OutputLayer, output_layer
+from stillknows.model.target import LocalTarget
 from stillknows.registry import bind, plugins
 from stillknows.scoring import score
 from stillknows.types import Decoding, Example, Floats, Observations, Split
@@ -47,11 +48,11 @@ def asked(tokenizer: Any, examples: Sequence[Example] = EXAMPLES) -> list[Asked]
 
 def look(model: Any, tokenizer: Any, items: Sequence[Asked], decoding: Decoding = DECODING) -> Observations:
     """Observe everything that can be observed."""
-    return observe(model, tokenizer, items, fields=OPTIONAL, decoding=decoding)
+    return observe(LocalTarget("m", model, tokenizer), items, fields=OPTIONAL, decoding=decoding)
 
 
 def in_batches_of(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(observing, "score_items", partial(score_items, batch_size=size))
+    monkeypatch.setattr(targets, "score_items", partial(score_items, batch_size=size))
     monkeypatch.setattr(generating, "GENERATION_BATCH", size)
 
 
@@ -59,7 +60,7 @@ def in_batches_of(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
 def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Read no item alone besides."""
     for name in ("require_greedy_alone", "require_scores_alone"):
-        monkeypatch.setattr(observing, name, lambda *_: None)
+        monkeypatch.setattr(targets, name, lambda *_: None)
 
 
 @pytest.fixture
@@ -70,7 +71,7 @@ def control(make_model: Callable[..., Any]) -> Any:
 def test_every_field_is_observed_and_every_metric_scored(model: Any, control: Any, tokenizer: Any) -> None:
     """So that the comparisons below compare something."""
     items = asked(tokenizer)
-    seen, reference = look(model, tokenizer, items), observe(control, tokenizer, items)
+    seen, reference = look(model, tokenizer, items), observe(LocalTarget("m", control, tokenizer), items)
     assert {field.name for field in fields(seen) if getattr(seen, field.name) is None} == NAMED
     for name in METRICS:
         assert np.isfinite(score(bind("metric", name), seen, reference)).any(), name
@@ -78,7 +79,7 @@ def test_every_field_is_observed_and_every_metric_scored(model: Any, control: An
 
 def test_what_costs_more_is_observed_on_request_only(model: Any, tokenizer: Any) -> None:
     items = [replace(item, lowered=None) for item in asked(tokenizer)]
-    seen = observe(model, tokenizer, items)
+    seen = observe(LocalTarget("m", model, tokenizer), items)
     assert {field.name for field in fields(seen) if getattr(seen, field.name) is None} == OPTIONAL | NAMED
 
 
@@ -86,7 +87,7 @@ def test_what_costs_more_is_observed_on_request_only(model: Any, tokenizer: Any)
 
 
 def scores(model: Any, control: Any, tokenizer: Any, items: Sequence[Asked]) -> dict[str, Floats]:
-    seen, reference = look(model, tokenizer, items), observe(control, tokenizer, items)
+    seen, reference = look(model, tokenizer, items), observe(LocalTarget("m", control, tokenizer), items)
     return {name: score(bind("metric", name), seen, reference) for name in METRICS}
 
 
@@ -106,10 +107,11 @@ def test_no_metric_depends_on_batch_or_order(
 
 
 def test_texts_do_not_depend_on_the_batch(family_model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    items = asked(tokenizer)
-    together = observe(family_model, tokenizer, items, fields=["generations", "samples"], decoding=DECODING)
+    items, fields = asked(tokenizer), ["generations", "samples"]
+    target = LocalTarget("m", family_model, tokenizer)
+    together = observe(target, items, fields=fields, decoding=DECODING)
     in_batches_of(1, monkeypatch)
-    alone = observe(family_model, tokenizer, items, fields=["generations", "samples"], decoding=DECODING)
+    alone = observe(target, items, fields=fields, decoding=DECODING)
     assert (alone.generations, alone.samples) == (together.generations, together.samples)
 
 
@@ -146,7 +148,7 @@ def test_likelihoods_equal_a_plain_loop_in_float64(
     """With beginnings that are read once, and with every answer read from its own start."""
     monkeypatch.setattr("stillknows.model.forward.WORTH_SHARING", 0.0 if shared else 1.0)
     items = asked(tokenizer)
-    seen = observe(family_model, tokenizer, items)
+    seen = observe(LocalTarget("m", family_model, tokenizer), items)
     exact = copy.deepcopy(family_model).double()
     for i, item in enumerate(items):
         expected = plain(exact, item.answer)
@@ -167,9 +169,8 @@ def test_placebos_are_scored_as_the_true_answer_would_be_and_change_nothing_else
     items = encode_split(
         split, tokenizer, "{prompt}", 32, placebos=lambda e: ("Rome", "Ada") if e.answer != "Rome" else ()
     )
-    alone, seen = (
-        observe(model, tokenizer, x, fields=fields) for x, fields in ((plain, ()), (items, ["placebo_log_probs"]))
-    )
+    target = LocalTarget("m", model, tokenizer)
+    alone, seen = (observe(target, x, fields=fields) for x, fields in ((plain, ()), (items, ["placebo_log_probs"])))
     assert alone.placebo_log_probs is None
     (rome, _), none = seen.placebo_log_probs
     assert none == ()
@@ -201,7 +202,7 @@ def test_lower_case_and_other_answers_are_of_the_same_prompt(tokenizer: Any) -> 
 
 def test_gradient_norms_equal_autograd_by_hand(family_model: Any, tokenizer: Any) -> None:
     items = asked(tokenizer)
-    seen = observe(family_model, tokenizer, items, fields=["gradient_norms"])
+    seen = observe(LocalTarget("m", family_model, tokenizer), items, fields=["gradient_norms"])
     exact = copy.deepcopy(family_model).double().requires_grad_(True)
     for item, found in zip(items, seen.gradient_norms, strict=True):
         exact.zero_grad(set_to_none=True)
@@ -217,7 +218,7 @@ def test_gradients_leave_no_trace(model: Any, tokenizer: Any) -> None:
     first, second, *_ = model.parameters()
     first.requires_grad_(True)
     first.grad = torch.full_like(first, 7.0)
-    observe(model, tokenizer, asked(tokenizer), fields=["gradient_norms"])
+    observe(LocalTarget("m", model, tokenizer), asked(tokenizer), fields=["gradient_norms"])
     assert [p.requires_grad for p in model.parameters()] == [p is first for p in model.parameters()]
     assert bool((first.grad == 7).all())
     assert second.grad is None
@@ -243,7 +244,7 @@ def test_generations_are_cut_before_the_first_of_the_stops(
     model: Any, tokenizer: Any, stops: tuple[str, ...], text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     row = tokenizer("red and the dog the cat")["input_ids"]
-    monkeypatch.setattr(observing, "generate", lambda _model, _layer, prompts, *_: [row] * len(prompts))
+    monkeypatch.setattr(targets, "generate", lambda _model, _layer, prompts, *_: [row] * len(prompts))
     seen = look(model, tokenizer, asked(tokenizer), Decoding(stop=stops, samples=2))
     assert seen.generations == (*[text] * 4, None, text)
     assert seen.samples == (*[(text, text)] * 4, None, (text, text))
@@ -261,9 +262,9 @@ def test_generations_have_so_many_tokens_at_most(
         asked_for.append(limits)
         return [[5]] * len(prompts)
 
-    monkeypatch.setattr(observing, "generate", generate)
+    monkeypatch.setattr(targets, "generate", generate)
     decoding = Decoding(new_tokens=new_tokens)
-    observe(model, tokenizer, asked(tokenizer), fields=["generations"], decoding=decoding)
+    observe(LocalTarget("m", model, tokenizer), asked(tokenizer), fields=["generations"], decoding=decoding)
     words = [len(e.answer.split()) for e in EXAMPLES if e.prompt]
     assert asked_for == [[new_tokens or count + 1 + SLACK for count in words]]
 
@@ -277,9 +278,9 @@ def test_samples_are_as_many_as_asked_for_and_differ(model: Any, tokenizer: Any)
 
 def test_samples_follow_the_seed(model: Any, tokenizer: Any) -> None:
     items = asked(tokenizer)
+    target = LocalTarget("m", model, tokenizer)
     first, again, other = (
-        observe(model, tokenizer, items, fields=["samples"], decoding=replace(DECODING, seed=seed)).samples
-        for seed in (0, 0, 1)
+        observe(target, items, fields=["samples"], decoding=replace(DECODING, seed=seed)).samples for seed in (0, 0, 1)
     )
     assert first == again
     assert first != other
@@ -373,7 +374,7 @@ def test_no_logits_of_a_whole_batch_exist(
     items = [Asked(item, paraphrase=item, lowered=item) for item in make_items([50] * 16, vocabulary=vocabulary)]
     monkeypatch.setitem(logprobs.CHUNK_LOGITS, "cpu", 40 * vocabulary)
     with Largest(vocabulary) as largest:
-        seen = observe(model, tokenizer, items, fields=["lowered_log_probs", "gradient_norms"])
+        seen = observe(LocalTarget("m", model, tokenizer), items, fields=["lowered_log_probs", "gradient_norms"])
     assert largest.elements == 40 * vocabulary
     assert [len(answer) for answer in seen.log_probs] == [50] * 16
 
@@ -391,8 +392,8 @@ def test_generation_makes_logits_of_one_place_per_row(
 
     items, layer = asked(tokenizer), output_layer(model)
     monkeypatch.setattr(OutputLayer, "__call__", recorded)
-    monkeypatch.setattr(observing, "output_layer", lambda _: layer)  # whose own check reads a few places
-    observe(model, tokenizer, items, fields=["generations"], decoding=DECODING)
+    monkeypatch.setattr(targets, "output_layer", lambda _: layer)  # whose own check reads a few places
+    observe(LocalTarget("m", model, tokenizer), items, fields=["generations"], decoding=DECODING)
     scored = sum(len(e.ids) - e.start for i in items for e in (i.answer, i.paraphrase, *i.wrong, i.lowered) if e)
     read = [shape for shape in shapes if shape != (scored,)]
     assert len(shapes) == len(read) + 1
@@ -430,10 +431,10 @@ def test_the_models_own_generation_settings_are_not_applied(model: Any, tokenize
 def test_the_models_own_list_of_ends_is(model: Any, tokenizer: Any) -> None:
     """Chat models end their turn with another token than their texts."""
     items = asked(tokenizer)
-    whole = observe(model, tokenizer, items, fields=["generations"], decoding=DECODING).generations
+    whole = observe(LocalTarget("m", model, tokenizer), items, fields=["generations"], decoding=DECODING).generations
     second = whole[0].split()[1]
     model.generation_config.eos_token_id = [2, tokenizer.convert_tokens_to_ids(second)]
-    ended = observe(model, tokenizer, items, fields=["generations"], decoding=DECODING).generations
+    ended = observe(LocalTarget("m", model, tokenizer), items, fields=["generations"], decoding=DECODING).generations
     assert ended[0] == whole[0].split(f" {second}")[0]
 
 
@@ -445,5 +446,5 @@ def test_a_model_is_tried_once_for_all_questions(model: Any, tokenizer: Any, mon
     for spec in ("full", "int8", "bf16+int8_activations"):
         with parse_variant(spec).applied(model):
             for split in (EXAMPLES[:2], EXAMPLES[2:]):
-                observe(model, tokenizer, asked(tokenizer, split))
+                observe(LocalTarget("m", model, tokenizer), asked(tokenizer, split))
     assert len(tried) == 1

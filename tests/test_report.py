@@ -25,7 +25,8 @@ from stillknows.auditing.evidence import CellKey
 from stillknows.auditing.verdict import Policy, judge
 from stillknows.errors import UserError
 from stillknows.formatting import number, percent
-from stillknows.model.checkpoints import Source
+from stillknows.model.modelfiles import ModelFiles
+from stillknows.model.ref import ModelRef
 from stillknows.registry import bind
 from stillknows.reporting import report, tables
 from stillknows.reporting.build import build
@@ -149,7 +150,7 @@ def make_audit(*, control: bool = True) -> Audit:
     cells = tuple(cell for label in request.models for cell in make_cells(table, label))
     return Audit(
         request,
-        {label: Source(name, Path(name)) for label, name in request.models.items()},
+        {label: ModelRef(name, ModelFiles(Path(name))) for label, name in request.models.items()},
         {label: f"print-of-{label}" for label in request.models},
         {label: RECORDS.get(label) for label in request.models},
         {"torch": "2.13.0"},

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from stillknows.errors import UserError
-from stillknows.model import checkpoints
 from stillknows.model.layers import block_output, blocks
+from stillknows.model.ref import ModelRef
 from stillknows.registry import Plugin, bind, plugins
 from stillknows.training.loop import Settings, _Loop, fit
 from stillknows.training.objective_inputs import Need, Term
@@ -298,7 +298,7 @@ def test_a_published_method_moves_the_forget_states_and_its_three_matrices_only(
 def test_a_layer_that_does_not_exist_is_told_before_the_model_is_loaded(
     spec: str, save_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(checkpoints, "load", lambda *args, **options: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(ModelRef, "load", lambda *args, **options: pytest.fail("the model was loaded"))
     forget = Split("forget", "forget", (Example("a", "what is", "red", "a"),))
     retain = Split("retain", "retain", (Example("b", "where is", "blue", "b"),))
     benchmark = Benchmark("test", (forget, retain))

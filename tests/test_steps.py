@@ -20,11 +20,11 @@ from stillknows.errors import UserError
 from stillknows.methods.steps.adversaries import _attack, _question, _shifted
 from stillknows.methods.steps.low_rank import LowRank
 from stillknows.methods.steps.masks import _largest
-from stillknows.model import checkpoints
 from stillknows.model.encoding import encode_split, without_end
 from stillknows.model.forward import answer_states, mean_probability, score_items
 from stillknows.model.layers import OutputLayer, block_output, blocks, linears, output_layer
 from stillknows.model.logprobs import token_log_probs
+from stillknows.model.ref import ModelRef
 from stillknows.registry import Bound, bind, plugins
 from stillknows.training.loop import Settings, _Loop, fit
 from stillknows.training.objective_inputs import Term
@@ -234,7 +234,7 @@ def test_good_options_pass_without_weights(name: str) -> None:
 def test_a_model_is_not_loaded_for_bad_options(
     save_model: Callable[..., Path], cli: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checkpoints, "load", lambda *args, **how: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(ModelRef, "load", lambda *args, **how: pytest.fail("the model was loaded"))
     folder = save_model("model")
     for name, thing in (("forget", "river"), ("retain", "capital")):
         rows = [{"question": f"what is the {thing} {word}", "answer": "red"} for word in ("a", "b", "c")]
@@ -359,8 +359,8 @@ def test_memflex_by_hand() -> None:
 
 def on_world(world: Any, text: str) -> tuple[nn.Module, list[Term], tuple[Bound, ...], _Loop]:
     """Return the model that knows the world, a method's terms and step_plugins, and its loop before the first step."""
-    source = checkpoints.locate(str(world.original))
-    model, tokenizer = checkpoints.load(source, device="cpu").model, checkpoints.load_tokenizer(source)
+    source = ModelRef.open(str(world.original))
+    model, tokenizer = source.load().model, source.tokenizer
     method, template = parse(text), world.benchmark.template
     items = {
         role: [asked.answer for asked in encode_split(world.benchmark.split(role), tokenizer, template, 32)]

@@ -34,7 +34,7 @@ def test_chosen_settings_leave_out_the_defaults() -> None:
 def test_a_finished_run_is_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[Path] = []
     monkeypatch.setattr(sweep.unlearn, "unlearn", lambda request, folder, **rest: made.append(folder))
-    monkeypatch.setattr(sweep.checkpoints, "fingerprint", lambda path: "same")
+    monkeypatch.setattr(sweep.modelfiles, "fingerprint", lambda path: "same")
     benchmark, folder = bind("benchmark", "world")(), tmp_path / "run"
     folder.mkdir()
     run = Run("a", "ga", Settings(lr=1e-5))

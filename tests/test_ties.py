@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from stillknows.analysis import diagnose, update_survival
-from stillknows.model import checkpoints
 from stillknows.model.architecture import placed
+from stillknows.model.ref import ModelRef
 from stillknows.variants import compress
 from stillknows.variants.compress import parse_variant, quantize
 
@@ -42,25 +42,23 @@ def models(make_model: Case, tokenizer: Any, tmp_path: Path) -> dict[str, Path]:
     return folders
 
 
-def located(folder: Path) -> checkpoints.Source:
-    return checkpoints.locate(str(folder))
+def located(folder: Path) -> ModelRef:
+    return ModelRef.open(str(folder))
 
 
 @pytest.mark.parametrize(("name", "is_tied"), [("one", True), ("twice", True), ("two", False)])
 def test_the_skeleton_has_the_matrices_of_the_file(name: str, is_tied: bool, models: dict[str, Path]) -> None:
     source = located(models[name])
-    loaded = checkpoints.load(source).model
-    for model in (checkpoints.skeleton(source), loaded):
+    loaded = source.load().model
+    for model in (source.skeleton, loaded):
         assert (model.get_input_embeddings().weight is model.get_output_embeddings().weight) == is_tied
         assert model.config.tie_word_embeddings == is_tied
-    assert [layer.name for layer, _ in placed(loaded)] == [
-        layer.name for layer, _ in placed(checkpoints.skeleton(source))
-    ]
+    assert [layer.name for layer, _ in placed(loaded)] == [layer.name for layer, _ in placed(source.skeleton)]
 
 
 @pytest.mark.parametrize("spec", ["gguf:Q8_0", "gguf:Q4_0"])
 def test_each_matrix_is_rounded_by_itself(spec: str, models: dict[str, Path]) -> None:
-    model, chain = checkpoints.load(located(models["two"])).model, parse_variant(spec)
+    model, chain = located(models["two"]).load().model, parse_variant(spec)
     expected = {layer.name: quantize(layer.read(), chain, place=at).values_OI for layer, at in placed(model)}
     assert not torch.equal(expected[EMBEDDING], expected[HEAD])
     with compress.compressed(model, chain):
@@ -70,7 +68,7 @@ def test_each_matrix_is_rounded_by_itself(spec: str, models: dict[str, Path]) ->
 @pytest.mark.parametrize(("original", "subject"), [("one", "two"), ("two", "one"), ("twice", "two"), ("two", "two")])
 def test_the_update_of_both_layers_is_counted(original: str, subject: str, models: dict[str, Path]) -> None:
     """On disk as in memory: each layer of the subject's against that layer of the original's."""
-    before, after = (checkpoints.load(located(models[name])).model for name in (original, subject))
+    before, after = (located(models[name]).load().model for name in (original, subject))
     chain = parse_variant("gguf:Q8_0")
     counted = update_survival.tallies(after, compress.weights(before, chain), chain)
     on_disk = diagnose.diagnose(str(models[original]), str(models[subject]), "gguf:Q8_0")["formats"][0]

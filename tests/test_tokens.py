@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from tokenizer_layouts import LLAMA_3, byte_level, sentence_piece
 
-from stillknows.model import checkpoints, tokens
+from stillknows.model import modelfiles, tokens
+from stillknows.model.ref import ModelRef
 
 CLASSES = ("PreTrainedTokenizerFast", "LlamaTokenizer", "GPT2Tokenizer", "Qwen2Tokenizer", "GemmaTokenizer")
 
@@ -28,7 +29,7 @@ def stored(request: pytest.FixtureRequest) -> Any:
     return LAYOUTS[request.param]()
 
 
-def save(folder: Path, stored: Any, tokenizer_class: str, family: str) -> checkpoints.Source:
+def save(folder: Path, stored: Any, tokenizer_class: str, family: str) -> ModelRef:
     from transformers import PreTrainedTokenizerFast
 
     PreTrainedTokenizerFast(
@@ -37,7 +38,7 @@ def save(folder: Path, stored: Any, tokenizer_class: str, family: str) -> checkp
     path = folder / "tokenizer_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"tokenizer_class": tokenizer_class}))
     (folder / "config.json").write_text(json.dumps({"model_type": family}))
-    return checkpoints.Source(str(folder), folder)
+    return ModelRef(str(folder), modelfiles.ModelFiles(folder))
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
@@ -48,7 +49,7 @@ def test_ids_are_those_of_the_file_and_another_class_is_told(
     from transformers import AutoTokenizer
 
     source = save(tmp_path, stored, tokenizer_class, family)
-    found, theirs = checkpoints.load_tokenizer(source), AutoTokenizer.from_pretrained(tmp_path)
+    found, theirs = source.tokenizer, AutoTokenizer.from_pretrained(tmp_path)
     for text in tokens.PROBES:
         ids = found(text, add_special_tokens=False)["input_ids"]
         assert ids == stored.encode(text).ids
@@ -60,13 +61,12 @@ def test_ids_are_those_of_the_file_and_another_class_is_told(
 
 
 def test_a_class_that_reads_the_file_as_it_is_is_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    found = checkpoints.load_tokenizer(save(tmp_path, byte_level(), "GPT2Tokenizer", "llama"))
+    found = save(tmp_path, byte_level(), "GPT2Tokenizer", "llama").tokenizer
     assert type(found).__name__ == "GPT2Tokenizer"
     assert caplog.messages == []
 
 
 def test_the_exchange_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    source = save(tmp_path, byte_level(LLAMA_3), "LlamaTokenizerFast", "llama")
     for _ in range(3):
-        checkpoints.load_tokenizer(source)
+        assert save(tmp_path, byte_level(LLAMA_3), "LlamaTokenizerFast", "llama").tokenizer
     assert caplog.text.count("tokenizer.json is read as it is") == 1

@@ -155,7 +155,7 @@ def test_formats_without_enough_calibration_text_are_left_out(
 def test_what_the_user_named_is_not_left_out(
     audit: Run, variants: str, options: list[str], says: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stillknows.model.checkpoints.load", None)
+    monkeypatch.setattr("stillknows.model.ref.ModelRef.load", None)
     ran = audit(variants, *options)
     assert (ran.code, ran.out) == (2, "")
     assert says in ran.err.partition("stillknows: ")[2]

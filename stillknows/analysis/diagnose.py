@@ -25,8 +25,9 @@ from stillknows.analysis.recovery_curve import SURVIVES, Curve
 from stillknows.analysis.update_survival import Format, Tally, by_layer, compare, total
 from stillknows.errors import UserError
 from stillknows.lazy import Tensor, nn, torch
-from stillknows.model import checkpoints, modelfiles, run_record
+from stillknows.model import modelfiles, run_record
 from stillknows.model.architecture import MatrixRole
+from stillknows.model.ref import require_same_shapes
 from stillknows.model.safetensors_index import StoredWeights, locate, stored
 from stillknows.progress import progress, warn
 from stillknows.specs import Specs, spelled
@@ -65,8 +66,9 @@ def diagnose(
     if not wanted:
         raise UserError("no format is named", f"leave `formats` out for {defaults.FORMATS}")
     found = [locate(name, trust_remote_code) for name in (original, unlearned)]
-    sources = [checkpoints.understood(source) for source in found]
-    skeletons = checkpoints.require_same_shapes(*sources)
+    sources = [ref.check() for ref in found]
+    require_same_shapes(*sources)
+    skeletons = [ref.skeleton for ref in sources]
     skeleton = max(skeletons, key=lambda model: sum(1 for _ in model.parameters()))  # with the fewest shared matrices
     chains = _fitted(skeleton, wanted, named=spelled(formats) != spelled(defaults.FORMATS))
     places = {spec: {layer.name: at for layer, at in matrices(skeleton, chain)} for spec, chain in chains.items()}

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from stillknows.errors import UserError
 from stillknows.gate.candidates import Placebos
-from stillknows.model import checkpoints
 from stillknows.model.encoding import CHAT, Asked, Encoded, LongItems, encode_split
+from stillknows.model.ref import ModelRef
 from stillknows.store import digest
 from stillknows.types import Benchmark, Split
 from stillknows.variants.defences import Suppression, with_question
@@ -51,11 +51,10 @@ class Reader(NamedTuple):
     fingerprint: str
 
     @classmethod
-    def of(cls, source: checkpoints.Source) -> Reader:
+    def of(cls, ref: ModelRef) -> Reader:
         """Return a model's own."""
-        tokenizer = checkpoints.load_tokenizer(source)
-        eos = frozenset() if tokenizer.eos_token_id is None else {int(tokenizer.eos_token_id)}
-        return cls(source.name, tokenizer, checkpoints.generation_ends(source) | eos, source.fingerprint)
+        eos = frozenset() if ref.tokenizer.eos_token_id is None else {int(ref.tokenizer.eos_token_id)}
+        return cls(ref.name, ref.tokenizer, ref.end_tokens | eos, ref.fingerprint)
 
     @property
     def identity(self) -> str:
@@ -143,19 +142,14 @@ def require_same_vocabulary(original: Reader, model: Reader) -> None:
         )
 
 
-def require_same_settings(
-    original: checkpoints.Source, model: checkpoints.Source, built: tuple[PreTrainedModel, PreTrainedModel]
-) -> None:
+def require_same_settings(original: ModelRef, model: ModelRef) -> None:
     """Raise UserError that names the first setting by which two models of the same shapes compute otherwise.
 
     Of a .gguf file nothing is compared: it says less, and in other words.
-
-    Args:
-        built: both models, in this order; their configurations are looked at.
     """
     if original.gguf or model.gguf:
         return
-    ours, theirs = (_settings(part) for part in built)
+    ours, theirs = (_settings(ref.skeleton) for ref in (original, model))
     for name in dict.fromkeys(["model_type", "rope_parameters", *sorted({*ours, *theirs})]):  # causes come first
         if ours.get(name) != theirs.get(name):
             raise UserError(

@@ -20,7 +20,8 @@ from stillknows.auditing.updates import updates
 from stillknows.auditing.verdict import judge, out_of_reach
 from stillknows.gate.candidates import Placebos
 from stillknows.gate.placebo import PlaceboTest
-from stillknows.model import checkpoints, run_record
+from stillknows.model import run_record
+from stillknows.model.ref import ModelRef
 from stillknows.progress import warn
 from stillknows.store import locked
 from stillknows.types import ORIGINAL, UNWRAPPED, Cell, Finding, Observations, Verdict
@@ -32,7 +33,7 @@ class Audit:
     """The outcome: what was seen, the numbers made of it, the verdicts."""
 
     request: AuditConfig
-    sources: Mapping[str, checkpoints.Source]
+    sources: Mapping[str, ModelRef]
     fingerprints: Mapping[str, str]
     records: Mapping[str, dict[str, Any] | None]
     versions: Mapping[str, str]
@@ -59,11 +60,11 @@ def _audit(request: AuditConfig, out: Path) -> Audit:
     obstacles = out_of_reach(request.benchmark, variants, request.control is not None, request.policy)
     if obstacles:
         warn(out_of_reach_words(obstacles))
-    run_records = {model.label: run_record.read(model.source.path) for model in prepared}
+    run_records = {model.label: run_record.read(model.ref.path) for model in prepared}
     versions = run_record.versions() | ({} if suite is None else {"lm-eval": suite.version})
     deployments = {name: variant for name, variant in variants.items() if variant.role == "deployment"}
     keys = Keys()
-    load, measured = Loader(request.device, reader, [variant.chain for variant in variants.values()]), []
+    load, measured = Loader(reader, [variant.chain for variant in variants.values()]), []
     for model in prepared:
         if model.label != ORIGINAL:
             measured += updates(load, prepared[0], model, deployments, out)
@@ -81,7 +82,7 @@ def _audit(request: AuditConfig, out: Path) -> Audit:
     verdicts = tuple(_judged(table, model, prepared[0], variants, request) for model in prepared)
     return Audit(
         request,
-        {p.label: p.source for p in prepared},
+        {p.label: p.ref for p in prepared},
         {p.label: p.fingerprint for p in prepared},
         run_records,
         versions,
@@ -107,7 +108,7 @@ def _judged(
     verdict = replace(verdict, findings=(*verdict.findings, *notes))
     if model.suppression is None:
         return verdict
-    whose = "the original's" if model.fingerprint == original.fingerprint else f"those of {model.source.name}"
+    whose = "the original's" if model.fingerprint == original.fingerprint else f"those of {model.ref.name}"
     plain = (
         f"suppression by {model.suppression.bound.spec}: the weights are {whose}, measured by themselves as {UNWRAPPED}"
     )

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from stillknows.errors import UserError, did_you_mean
 from stillknows.lazy import Tensor
-from stillknows.model import checkpoints
 from stillknows.model.encoding import CHAT, framed
+from stillknows.model.ref import ModelRef
 from stillknows.store import read_text
 from stillknows.types import Benchmark, Split
 from stillknows.variants import compress
@@ -17,20 +17,20 @@ from stillknows.variants.calibrate import sequences
 
 
 def calibration_tokens(
-    benchmark: Benchmark, text: Path | None, source: checkpoints.Source
+    benchmark: Benchmark, text: Path | None, ref: ModelRef
 ) -> Callable[[str, compress.Chain], Tensor | None]:
     """Return f(variant, chain): calibration tokens [N, L], None for a chain that needs none; UserError for too few.
 
     Args:
         text: a file to read in the place of the retain split; None for that split.
-        source: the model whose tokenizer and context count.
+        ref: the model whose tokenizer and context count.
     """
     texts: dict[str, Callable[[], list[str]]] = {
         split.name: lambda split=split: _texts(split, benchmark) for split in benchmark.splits
     }
     given = None if text is None else [read_text(text)]
     texts["text"] = lambda: _retain_texts(benchmark) if given is None else given
-    tokenizer, context = checkpoints.load_tokenizer(source), checkpoints.context_length(source)
+    tokenizer, context = ref.tokenizer, ref.context_length
 
     @functools.cache
     def tokens(name: str) -> Tensor:

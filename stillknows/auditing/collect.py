@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,14 +59,14 @@ def observe_missing(load: Loader, model: Prepared, variants: Mapping[str, Varian
         for name, splits in todo.items():
             if not splits:
                 continue
-            subject, variant = load(model), variants[name]
+            target, variant = load(model), variants[name]
             suppression = model.suppressed(variant)
-            with variant.applied(subject.model, model.taught(variant)):
-                served = suppression.wrap(subject.model, load.device) if suppression else subject.model
+            with variant.applied(target.model, model.taught(variant)):
+                served = replace(target, model=suppression.wrap(target.model)) if suppression else target
                 for split in splits:
                     fields, decoding = model.observed(variant, split)
-                    items = model.asked(variant, split, subject.model)
-                    seen = observe(served, subject.tokenizer, items, fields=fields, decoding=decoding)
+                    items = model.asked(variant, split, target.model)
+                    seen = observe(served, items, fields=fields, decoding=decoding)
                     save_observations(observations_file(out, model, name, split), keys(model, variant, split), seen)
                     advance(1, f"{name}, {split}")
 

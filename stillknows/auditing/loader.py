@@ -9,10 +9,10 @@ from pathlib import Path
 from stillknows.auditing.asking import Reader
 from stillknows.auditing.prepared import Prepared
 from stillknows.lazy import Tensor
-from stillknows.model import checkpoints
+from stillknows.model.target import LocalTarget
 from stillknows.observations import OBSERVATIONS
 from stillknows.store import slug
-from stillknows.types import FULL, UNWRAPPED, Subject
+from stillknows.types import FULL, UNWRAPPED
 from stillknows.variants import compress
 
 OBSERVATIONS_VERSION = 3  # raise when observe() or its inputs change their meaning
@@ -32,15 +32,15 @@ class Loader:
     original's weights that `chains` apply to, kept as well once it is needed.
     """
 
-    def __init__(self, device: str, reader: Reader, chains: Sequence[compress.Chain]) -> None:
-        self.device, self.reader, self.chains = device, reader, chains
-        self.latest: Subject | None = None
+    def __init__(self, reader: Reader, chains: Sequence[compress.Chain]) -> None:
+        self.reader, self.chains = reader, chains
+        self.latest: LocalTarget | None = None
         self.originals: dict[str, Tensor] = {}
 
-    def __call__(self, model: Prepared) -> Subject:
+    def __call__(self, model: Prepared) -> LocalTarget:
         if self.latest is None or self.latest.name != model.label:
             self.latest = None
-            found = checkpoints.load(model.source, label=model.label, device=self.device)
+            found = model.ref.load(model.label)
             self.latest = replace(found, tokenizer=self.reader.tokenizer)
             if found.model.generation_config is not None:
                 found.model.generation_config.eos_token_id = sorted(self.reader.ends)

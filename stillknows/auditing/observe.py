@@ -7,13 +7,10 @@ from typing import Literal
 
 import numpy as np
 
-from stillknows.lazy import enable_grad, nn, no_grad, torch
-from stillknows.model.alone import require_greedy_alone, require_scores_alone
+from stillknows.lazy import Tensor
 from stillknows.model.encoding import Asked, Encoded
-from stillknows.model.forward import ItemScores, answer_states, score_items
-from stillknows.model.generate import end_tokens, generate, greedy, sampled
-from stillknows.model.layers import OutputLayer, output_layer
-from stillknows.model.logprobs import token_log_probs
+from stillknows.model.forward import ItemScores
+from stillknows.model.target import Target
 from stillknows.types import Decoding, Floats, Observations
 
 SLACK = 8  # tokens that a generation may be longer than the true answer, where the split sets no limit
@@ -23,16 +20,14 @@ OPTIONAL = frozenset(  # observed if asked for
 Place = tuple[int, str, int]  # which item, which of its answers (see `_answers`), number
 
 
-@no_grad
 def observe(
-    model: nn.Module,
-    tokenizer,
+    target: Target,
     items: Sequence[Asked],
     *,
     fields: Collection[str] = (),
     decoding: Decoding | None = None,
 ) -> Observations:
-    """Return what the model does on the items.
+    """Return what the target does on the items.
 
     One teacher-forced pass serves every likelihood metric: it scores all answers to a prompt, which is read once. One
     item in a hundred is measured alone besides; UserError where that gives other numbers.
@@ -41,13 +36,12 @@ def observe(
     "placebo_log_probs" their placebos. Items
     without a prompt are not continued.
     """
-    layer = output_layer(model)
-    scores = _score(model, layer, items)
+    decoding, scores = decoding or Decoding(), _score(target, items)
     own = [scores[i, "answer", 0] for i in range(len(items))]
     examples = [item.answer.example for item in items]
-    decoding = decoding or Decoding()
-    texts = _generations(model, layer, tokenizer, items, decoding) if "generations" in fields else None
-    samples = _samples(model, layer, tokenizer, items, decoding) if "samples" in fields else None
+    texts = _generations(target, items, decoding) if "generations" in fields else None
+    samples = _samples(target, items, decoding) if "samples" in fields else None
+    norms = target.gradient_norms([item.answer for item in items]) if "gradient_norms" in fields else None
     return Observations(
         ids=tuple(e.id for e in examples),
         facts=tuple(e.fact for e in examples),
@@ -62,7 +56,7 @@ def observe(
         wrong_log_probs=_several_of_kind(scores, "wrong", items),
         placebo_log_probs=_several_of_kind(scores, "placebos", items) if "placebo_log_probs" in fields else None,
         lowered_log_probs=_of_kind(scores, "lowered", len(items)) if items[0].lowered else None,
-        gradient_norms=_gradient_norms(model, layer, items) if "gradient_norms" in fields else None,
+        gradient_norms=norms,
         generations=texts,
         samples=samples,
         wordings=tuple(item.wording for item in items) if any(item.wording for item in items) else None,
@@ -81,12 +75,10 @@ def _answers(items: Sequence[Asked]) -> Iterator[tuple[Place, Encoded]]:
             yield (i, "lowered", 0), item.lowered
 
 
-def _score(model: nn.Module, layer: OutputLayer, items: Sequence[Asked]) -> dict[Place, ItemScores]:
+def _score(target: Target, items: Sequence[Asked]) -> dict[Place, ItemScores]:
     places, answers = zip(*_answers(items), strict=True)
-    thorough = {i for i, (_, kind, _) in enumerate(places) if kind == "answer"}
-    scores = dict(score_items(model, layer, answers, thorough=thorough))
-    require_scores_alone(model, layer, answers, scores)
-    return {places[i]: scores[i] for i in range(len(places))}
+    own = {i for i, (_, kind, _) in enumerate(places) if kind == "answer"}
+    return {places[i]: found for i, found in target.score(answers, with_distribution=own).items()}
 
 
 def _of_kind(scores: Mapping[Place, ItemScores], kind: str, count: int) -> tuple[Floats, ...]:
@@ -105,42 +97,31 @@ def _several_of_kind(
     )
 
 
-def _floats(values: torch.Tensor) -> Floats:
+def _floats(values: Tensor) -> Floats:
     return values.double().numpy()
 
 
-def _generations(
-    model: nn.Module, layer: OutputLayer, tokenizer, items: Sequence[Asked], decoding: Decoding
-) -> tuple[str | None, ...]:
+def _generations(target: Target, items: Sequence[Asked], decoding: Decoding) -> tuple[str | None, ...]:
     """Continue every prompt greedily."""
     asked = [i for i, item in enumerate(items) if item.answer.example.prompt]
-    texts = _continued(model, layer, tokenizer, [items[i].answer for i in asked], decoding, greedy)
+    texts = _continued(target, [items[i].answer for i in asked], decoding)
     found = dict(zip(asked, texts, strict=True))
     return tuple(found.get(i) for i in range(len(items)))
 
 
-def _samples(
-    model: nn.Module, layer: OutputLayer, tokenizer, items: Sequence[Asked], decoding: Decoding
-) -> tuple[tuple[str, ...] | None, ...]:
+def _samples(target: Target, items: Sequence[Asked], decoding: Decoding) -> tuple[tuple[str, ...] | None, ...]:
     """Continue every prompt several times by sampling; an item's samples depend on its place and the seed alone."""
     asked = [i for i, item in enumerate(items) if item.answer.example.prompt]
     prompts = [items[i].answer for i in asked for _ in range(decoding.samples)]
-    pick = sampled(decoding.temperature, decoding.seed)
-    texts = iter(_continued(model, layer, tokenizer, prompts, decoding, pick))
+    texts = iter(_continued(target, prompts, decoding, decoding.temperature))
     found = {i: tuple(next(texts) for _ in range(decoding.samples)) for i in asked}
     return tuple(found.get(i) for i in range(len(items)))
 
 
-def _continued(
-    model: nn.Module, layer: OutputLayer, tokenizer, items: Sequence[Encoded], decoding: Decoding, pick
-) -> list[str]:
+def _continued(target: Target, items: Sequence[Encoded], decoding: Decoding, temperature: float = 0.0) -> list[str]:
     limits = [decoding.new_tokens or len(item.ids) - item.start + SLACK for item in items]
-    prompts = [item.ids[: item.start] for item in items]
-    ends = end_tokens(model, tokenizer, items)
-    rows = generate(model, layer, prompts, limits, ends, pick)
-    if pick is greedy:
-        require_greedy_alone(model, layer, prompts, rows, limits, ends)
-    return [_cut(tokenizer.decode(row, skip_special_tokens=True), decoding.stop) for row in rows]
+    texts = target.generate(items, limits, temperature, decoding.seed)
+    return [_cut(text, decoding.stop) for text in texts]
 
 
 def _cut(text: str, stops: Sequence[str]) -> str:
@@ -148,19 +129,3 @@ def _cut(text: str, stops: Sequence[str]) -> str:
     for stop in stops:
         text = text.split(stop)[0]
     return text.strip()
-
-
-@enable_grad
-def _gradient_norms(model: nn.Module, layer: OutputLayer, items: Sequence[Asked]) -> Floats:
-    """Return |∇θ NLL| of every true answer, NLL its mean over tokens; the parameters are left as they were."""
-    before = {p: p.requires_grad for p in model.parameters()}
-    parameters = list(model.requires_grad_(True).parameters())
-    norms = []
-    for item in items:
-        states = answer_states(model, [item.answer])
-        nll = -token_log_probs(states.hidden_TD, layer, states.targets_T, layer.vocabulary).mean()
-        gradients = torch.autograd.grad(nll, parameters, allow_unused=True)
-        norms.append(torch.stack([g.double().norm() for g in gradients if g is not None]).norm().item())
-    for p, needed in before.items():
-        p.requires_grad_(needed)
-    return np.array(norms)

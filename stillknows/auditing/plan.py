@@ -17,8 +17,8 @@ from stillknows.auditing.prepared import Prepared
 from stillknows.auditing.verdict import Policy
 from stillknows.errors import UserError
 from stillknows.gate.candidates import COUNT, Placebos
-from stillknows.model import checkpoints
 from stillknows.model.encoding import LongItems
+from stillknows.model.ref import LoadOptions, ModelRef, require_same_shapes
 from stillknows.progress import log, warn
 from stillknows.registry import Bound, bind, bind_all
 from stillknows.specs import Specs, spelled
@@ -93,13 +93,13 @@ def plan(request: AuditConfig, out: Path) -> Plan:
     metrics = bind_all("metric", request.metrics, "example")
     figures = bind_all("metric", request.figures, "model")
     _check_request(request, metrics)
-    suppressions, sources = _find(request)
-    require_outside(out, [source.folder for source in sources.values()])
+    suppressions, refs = _find(request)
+    require_outside(out, [ref.folder for ref in refs.values()])
     fields = _fields(request, [*metrics.values(), *figures.values()])
-    prepared, reader, questions = _prepare(request, fields, suppressions, sources)
+    prepared, reader, questions = _prepare(request, fields, suppressions, refs)
     _check_models(prepared)
     subjects = [model for model in prepared if model.label not in (ORIGINAL, CONTROL)]
-    if request.variants == spelled(defaults.VARIANTS) and subjects and all(model.source.form for model in subjects):
+    if request.variants == spelled(defaults.VARIANTS) and subjects and all(model.ref.packing for model in subjects):
         named, wanted_variants = expand(FULL)
         log("quantized files are measured as they are; `variants` names what is done to them, and to the controls, too")
     variants, left_out = _fitted(request, prepared[0], wanted_variants, named)
@@ -152,11 +152,11 @@ def _check_models(prepared: Sequence[Prepared]) -> None:
     """Check what concerns all models together."""
     original = prepared[0]
     for model in prepared[1:]:
-        built = checkpoints.require_same_shapes(original.source, model.source)
-        asking.require_same_settings(original.source, model.source, built)
+        require_same_shapes(original.ref, model.ref)
+        asking.require_same_settings(original.ref, model.ref)
         if model.label == CONTROL and model.fingerprint == original.fingerprint:
             raise UserError(
-                f"{original.source.name} and {model.source.name} are the same model, given as original and as control",
+                f"{original.ref.name} and {model.ref.name} are the same model, given as original and as control",
                 "the control must never have been taught the forget split; leave out `controls` if there is none",
             )
 
@@ -171,37 +171,34 @@ def _fields(request: AuditConfig, measures: Sequence[Bound]) -> dict[str, frozen
     return {s.name: forget if s.role == "forget" else read for s in request.benchmark.splits}
 
 
-def _find(request: AuditConfig) -> tuple[dict[str, Suppression], dict[str, checkpoints.Source]]:
+def _find(request: AuditConfig) -> tuple[dict[str, Suppression], dict[str, ModelRef]]:
     """Return by label the suppressions, and the models as far as their files tell, before torch is imported."""
-    allowed = {
-        "allow_pickle": request.allow_pickle,
-        "trust_remote_code": request.trust_remote_code,
-        "quantized": True,
-    }
-    read = {label: defences.read(Path(name)) for label, name in request.subjects.items()}
+    options = LoadOptions(
+        request.device, allow_pickle=request.allow_pickle, trust_remote_code=request.trust_remote_code
+    )
+    read = {label: defences.read(Path(name), request.device) for label, name in request.subjects.items()}
     suppressions = {label: found for label, found in read.items() if found}
     models = request.models | {label: found.model for label, found in suppressions.items()}
-    return suppressions, {label: checkpoints.find(name, **allowed) for label, name in models.items()}
+    return suppressions, {label: ModelRef.open(name, options, packed=True) for label, name in models.items()}
 
 
 def _prepare(
     request: AuditConfig,
     fields: dict[str, frozenset[str]],
     suppressions: Mapping[str, Suppression],
-    sources: Mapping[str, checkpoints.Source],
+    refs: Mapping[str, ModelRef],
 ) -> tuple[list[Prepared], Reader, Questions]:
     """Return the models with their items, which all of them read in the same way, the original's reader and what it was
     given."""
-    checkpoints.check_device(request.device)
-    for source in sources.values():
-        checkpoints.understood(source)
-    readers = {label: Reader.of(source) for label, source in sources.items()}
+    for ref in refs.values():
+        ref.check()
+    readers = {label: Reader.of(ref) for label, ref in refs.items()}
     original = readers[ORIGINAL]
     questions = Questions(
         request.benchmark,
         request.long_items,
-        context=min(map(checkpoints.context_length, sources.values())),
-        tokens=min(map(checkpoints.vocabulary_size, sources.values())),
+        context=min(ref.context_length for ref in refs.values()),
+        tokens=min(ref.vocabulary_size for ref in refs.values()),
         lowered=frozenset(name for name, read in fields.items() if "lowered_log_probs" in read),
     )
     if any("placebo_log_probs" in read for read in fields.values()):
@@ -218,7 +215,7 @@ def _prepare(
         found = suppressions.get(label)
         asking.require_same_vocabulary(original, reader)
         asking.require_same_tokens(questions, original, reader, items)
-        model = Prepared(label, sources[label], reader.fingerprint, items, decoding, fields)
+        model = Prepared(label, refs[label], reader.fingerprint, items, decoding, fields)
         model = model._replace(
             notes=asking.notes(original, reader, in_chat=questions.in_chat),
             beside=() if reader.identity == original.identity else (original.identity,),
@@ -259,8 +256,8 @@ def _fitted(
     with options. One that is not possible is left out, and told, unless the user named it: then UserError is raised.
     """
     skeleton, calibrated = (
-        checkpoints.skeleton(original.source),
-        calibration_tokens(request.benchmark, request.calibration, original.source),
+        original.ref.skeleton,
+        calibration_tokens(request.benchmark, request.calibration, original.ref),
     )
     variants, left_out = {}, []
     for name, variant in wanted.items():

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from stillknows.auditing.asking import Items
 from stillknows.lazy import nn
-from stillknows.model import checkpoints
 from stillknows.model.encoding import Asked, Encoded
+from stillknows.model.ref import ModelRef
 from stillknows.types import Decoding
 from stillknows.variants.defences import Suppression
 from stillknows.variants.variant import Variant
@@ -25,7 +25,7 @@ class Prepared(NamedTuple):
     """
 
     label: str
-    source: checkpoints.Source
+    ref: ModelRef
     fingerprint: str
     splits: Items
     decoding: dict[str, Decoding]

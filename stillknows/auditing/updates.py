@@ -22,7 +22,7 @@ def updates(
     Of a layer that has no update there is no number, and none is asked for.
     """
     for variant, form in variants.items():
-        on_disk = model.source.form or original.source.form
+        on_disk = model.ref.packing or original.ref.packing
         unknown = on_disk or form.ids_NL is not None
         whole, layers = (None, {}) if unknown else _damage(load, original, model, variant, form, out)
         for name in ("crossing", "surviving"):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from stillknows.auditing import audit
 from stillknows.experiments import tiny_models
-from stillknows.model import checkpoints
+from stillknows.model import loading
 from stillknows.progress import log
 from stillknows.registry import bind
 from stillknows.reporting import report
@@ -51,7 +51,7 @@ METRICS = "answer_probability,exact_memorisation,extraction_strength"
 def run_demo(out: Path, seed: int, command: str) -> AuditReport:
     """Train, unlearn, audit and write the report into `out`; return the report. Finished steps are not repeated."""
     with locked(out):
-        checkpoints.quiet()
+        loading.quiet()
         benchmark = bind("benchmark", f"world:seed={seed}")()
         log("a fictional world: " + ", ".join(f"{len(s.examples)} questions to {s.role}" for s in benchmark.splits))
         subjects = {name: out / "models" / name for name in (ORIGINAL, CONTROL, *SUBJECTS)}

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from stillknows.errors import UserError
 from stillknows.experiments import tiny_models
-from stillknows.model import checkpoints
+from stillknows.model import modelfiles
 from stillknows.progress import log
 from stillknows.registry import bind
 from stillknows.store import build_once
@@ -205,7 +205,7 @@ def unlearn_models(out: Path, world: FactGroups, models: Sequence[UnlearnedModel
     for model in models:
         original = model_folder(out, model.original)
         request = unlearn.UnlearnConfig(str(original), world.benchmark, model.method, model.settings)
-        plan = asdict(replace(request, model=checkpoints.fingerprint(original)))  # a moved folder is not made again
+        plan = asdict(replace(request, model=modelfiles.fingerprint(original)))  # a moved folder is not made again
         with build_once(model_folder(out, model.name), plan) as folder:
             if folder:
                 log(f"{model.name}, from {model.original}")

@@ -37,8 +37,9 @@ from stillknows.experiments.known_models import (
     unlearn_models,
 )
 from stillknows.formatting import code, markdown_table, number, percent
-from stillknows.model import checkpoints
+from stillknows.model import loading
 from stillknows.model.encoding import Asked, encode_split
+from stillknows.model.ref import ModelRef
 from stillknows.progress import log, progress
 from stillknows.registry import Bound, Plugin, bind, bind_all, plugins
 from stillknows.reporting import ranking
@@ -87,7 +88,7 @@ def validate_metrics(
     unlearned = models_to_unlearn(trained, models, seed)
     with locked(out):
         require_new(out / JSON, overwrite=overwrite)
-        checkpoints.quiet()
+        loading.quiet()
         train(out, world, trained)
         unlearn_models(out, world, unlearned)
         trial = Trial(
@@ -116,8 +117,8 @@ class _Questions(NamedTuple):
     relearned: tuple[Any, ...]
 
 
-def _questions(world: FactGroups, source: checkpoints.Source) -> _Questions:
-    tokenizer, context = checkpoints.load_tokenizer(source), checkpoints.context_length(source)
+def _questions(world: FactGroups, source: ModelRef) -> _Questions:
+    tokenizer, context = source.tokenizer, source.context_length
 
     def asked(examples: Sequence[Example]) -> list[Asked]:
         split = Split("facts", "forget", tuple(examples))
@@ -144,8 +145,8 @@ def _observe(
     judged: Sequence[Plugin],
 ) -> Seen:
     """Observe every model as it is, and the control and the unlearned ones in every format and relearned as well."""
-    control = checkpoints.locate(str(model_folder(out, CONTROL)))
-    load, keys = Loader("cpu", Reader.of(control), ()), Keys()
+    control = ModelRef.open(str(model_folder(out, CONTROL)))
+    load, keys = Loader(Reader.of(control), ()), Keys()
     every, plain = states(), {FULL: parse_variant(FULL)}
     stressed = {CONTROL, *(model.name for model in unlearned)}
     seen: dict[tuple[str, str, str], Observations] = {}
@@ -174,7 +175,7 @@ def _prepared(
     taught = {model.name: questions.taught[model.kind] for model in trained if model.pool == KNOWING}
     relearning = parse_variant(RELEARNING).asking
     for name in [*(model.name for model in trained), *(model.name for model in unlearned)]:
-        source = checkpoints.locate(str(model_folder(out, name)))
+        source = ModelRef.open(str(model_folder(out, name)))
         splits = questions.splits | ({"taught": taught[name]} if name in taught else {})
         yield Prepared(
             name,

@@ -13,7 +13,7 @@ from typing import Any
 
 from stillknows.auditing import audit
 from stillknows.formatting import number
-from stillknows.model import checkpoints
+from stillknows.model import modelfiles
 from stillknows.progress import log
 from stillknows.reporting import report
 from stillknows.reporting.build import build
@@ -45,7 +45,7 @@ def sample(split: Split, count: int = KEPT_SAMPLE) -> Split:
 def unlearn_once(run: Run, original: Path, benchmark: Benchmark, folder: Path, *, device: str = "cpu") -> Path:
     """Return the folder of the unlearned model, which is made unless it is there from the same run."""
     request = unlearn.UnlearnConfig(str(original), benchmark, run.method, run.settings, device=device)
-    plan = [checkpoints.fingerprint(original), asdict(benchmark), run.method, chosen(run.settings)]
+    plan = [modelfiles.fingerprint(original), asdict(benchmark), run.method, chosen(run.settings)]
     with build_once(folder, plan) as unmade:
         if unmade:
             log(f"{run.name}: {run.method}")

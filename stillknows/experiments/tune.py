@@ -17,7 +17,7 @@ from stillknows.auditing import audit
 from stillknows.auditing.plan import plan
 from stillknows.errors import UserError, did_you_mean
 from stillknows.formatting import markdown_table, number, significant
-from stillknows.model import checkpoints
+from stillknows.model.ref import LoadOptions, ModelRef
 from stillknows.options import convert
 from stillknows.progress import log
 from stillknows.registry import Bound
@@ -131,10 +131,8 @@ def _require_optuna() -> None:
 def _plan(request: TuneConfig) -> str:
     """Identify a search by what its trials depend on; their number may grow."""
     wanted = request.unlearn
-    source = checkpoints.find(
-        wanted.model, allow_pickle=wanted.allow_pickle, trust_remote_code=wanted.trust_remote_code
-    )
-    return digest(repr(replace(request, trials=0)), checkpoints.fingerprint(source.folder))
+    options = LoadOptions(allow_pickle=wanted.allow_pickle, trust_remote_code=wanted.trust_remote_code)
+    return digest(repr(replace(request, trials=0)), ModelRef.open(wanted.model, options).fingerprint)
 
 
 def _done(request: TuneConfig, out: Path, overwrite: bool) -> list[Json]:

@@ -33,8 +33,8 @@ BUFFERS = 2**28  # numbers that a model may make besides its weights: masks and 
 PICKLED_TENSOR = 100  # bytes at least that a tensor takes in a pickled checkpoint, with what says where it lies
 
 
-def require_readable(folder: Path) -> dict[str, Any]:
-    """Read the small files of a model's folder that libraries read, and return what its config.json holds.
+def require_readable(folder: Path) -> dict[str, dict[str, Any]]:
+    """Read the small files of a model's folder that libraries read, and return what the JSON files hold, by name.
 
     Raises UserError that names the file: one that is no file, no UTF-8 or no JSON object, and as `store.parse_json`.
     """
@@ -53,7 +53,7 @@ def require_readable(folder: Path) -> dict[str, Any]:
             raise UserError(f"{path} does not hold a JSON object", AGAIN)
     if CONFIG not in found:
         raise UserError(f"{folder} is not a model: it has no {CONFIG}", f"give the folder that holds {CONFIG}")
-    return found[CONFIG]
+    return found
 
 
 def require_layers(config: Mapping[str, Any], files: Sequence[Path], place: str) -> None:

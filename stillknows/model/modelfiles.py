@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -32,30 +33,88 @@ def read_object(path: Path) -> dict[str, Any]:
     return value
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """Return the files that a folder's weights are loaded from, in a fixed order; some that are named may be missing.
+class ModelFiles:
+    """The files that a model is read from: a folder, or one .gguf file, which holds everything.
 
-    The same choice as transformers makes: what config.json names, else safetensors before pickles, one file before
-    shards; other files are ignored.
+    What its small JSON files say is read once, when it is first needed.
     """
-    entry = _entry(folder)
-    if entry is None or entry.suffix != ".json":
-        return [entry] if entry else []
-    shards = read_object(entry).get("weight_map")
-    if not isinstance(shards, dict) or not shards:
-        raise UserError(f"{entry} names no weight files", AGAIN)
-    return sorted({_inside(folder, name, entry) for name in shards.values()})
 
+    def __init__(self, path: Path, said: Mapping[str, dict[str, Any]] | None = None) -> None:
+        """`said`: what JSON files in the folder hold, by name, of those that were read already."""
+        self.path = path
+        self._said = dict(said or {})
 
-def _entry(folder: Path) -> Path | None:
-    """Return the file by which the weights are found: the weights themselves, or an index of them."""
-    config = folder / CONFIG
-    named = read_object(config).get(NAMED) if config.is_file() else None
-    if named is None:
-        return next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
-    if not str(named).endswith((".safetensors", ".safetensors.index.json")):
-        raise UserError(f"{config}: {NAMED} is {named!r}, which is no safetensors file", f"correct or remove {NAMED}")
-    return _inside(folder, named, config)
+    def said(self, name: str) -> dict[str, Any]:
+        """Return the JSON object in a file of the folder; {} where there is no such file."""
+        return self._read(name) if (self.path / name).is_file() else {}
+
+    def _read(self, name: str) -> dict[str, Any]:
+        if name not in self._said:
+            self._said[name] = read_object(self.path / name)
+        return self._said[name]
+
+    @cached_property
+    def weights(self) -> list[Path]:
+        """The files that the weights are loaded from, in a fixed order; some that are named may be missing.
+
+        The same choice as transformers makes: what config.json names, else safetensors before pickles, one file before
+        shards; other files are ignored.
+        """
+        if self.path.is_file():
+            return [self.path]
+        entry = self._entry
+        if entry is None or entry.suffix != ".json":
+            return [entry] if entry else []
+        shards = self._read(entry.relative_to(self.path).as_posix()).get("weight_map")
+        if not isinstance(shards, dict) or not shards:
+            raise UserError(f"{entry} names no weight files", AGAIN)
+        return sorted({_inside(self.path, name, entry) for name in shards.values()})
+
+    @cached_property
+    def _entry(self) -> Path | None:
+        """The file by which the weights are found: the weights themselves, or an index of them."""
+        named = self.said(CONFIG).get(NAMED)
+        if named is None:
+            return next((self.path / name for name in WEIGHTS if (self.path / name).is_file()), None)
+        place = self.path / CONFIG
+        if not str(named).endswith((".safetensors", ".safetensors.index.json")):
+            raise UserError(
+                f"{place}: {NAMED} is {named!r}, which is no safetensors file", f"correct or remove {NAMED}"
+            )
+        return _inside(self.path, named, place)
+
+    @property
+    def pickled(self) -> list[Path]:
+        """The weight files that are pickles, which can run code when they are loaded."""
+        return [file for file in self.weights if file.suffix not in (".safetensors", ".gguf")]
+
+    @cached_property
+    def code_asked_by(self) -> Path | None:
+        """The file in which the model asks for Python code of its own, None where it does not."""
+        names = (CONFIG, "tokenizer_config.json")
+        return next((self.path / name for name in names if self.said(name).get("auto_map")), None)
+
+    def all(self) -> list[Path]:
+        """Return every file that the model is read from, in a fixed order, as they lie there now.
+
+        Python code counts where the model asks for it. Raises UserError where an adapter lies beside the weights.
+        """
+        if self.path.is_file():
+            return [self.path]
+        require_no_adapter(self.path)
+        code = _found(self.path, ("**/*.py",)) if self.code_asked_by else set()
+        entry = self._entry
+        index = [entry] if entry is not None and entry.suffix == ".json" else []
+        return [*sorted({*_found(self.path, COMPANIONS), *code}), *index, *self.weights]
+
+    def fingerprint(self) -> str:
+        """Return a hash of everything that the model's answers depend on: weights, configuration, tokenizer, code."""
+        return file_digest(*self.all())
+
+    def states(self) -> list[tuple[Path, int, int, int]]:
+        """Return size, date and number of every file: they change when one is written or replaced."""
+        found = [(file, file.stat()) for file in self.all()]
+        return [(file, state.st_size, state.st_mtime_ns, state.st_ino) for file, state in found]
 
 
 def _inside(folder: Path, name: Any, named_by: Path) -> Path:
@@ -77,58 +136,29 @@ def require_no_adapter(folder: Path) -> None:
         )
 
 
-def files(path: Path) -> list[Path]:
-    """Return every file that a model, a folder or a .gguf file, is read from, in a fixed order.
-
-    Python code counts where the model asks for it. Raises UserError where an adapter lies beside the weights.
-    """
-    if path.is_file():
-        return [path]
-    require_no_adapter(path)
-    companions = {*_found(path, COMPANIONS), *(_found(path, ("**/*.py",)) if has_code(path) else ())}
-    entry = _entry(path)
-    index = [entry] if entry is not None and entry.suffix == ".json" else []
-    return [*sorted(companions), *index, *weight_files(path)]
-
-
-def has_code(folder: Path) -> bool:
-    """Tell whether a model asks for Python code that comes with it."""
-    return code_asked_by(folder) is not None
-
-
-def code_asked_by(folder: Path) -> Path | None:
-    """Return the file in which a model asks for Python code of its own, None where it does not."""
-    candidates = (folder / name for name in (CONFIG, "tokenizer_config.json"))
-    return next((path for path in candidates if path.is_file() and read_object(path).get("auto_map")), None)
-
-
 def _found(folder: Path, patterns: tuple[str, ...]) -> set[Path]:
     return {file for pattern in patterns for file in folder.glob(pattern) if file.is_file()}
 
 
 def fingerprint(path: Path) -> str:
-    """Return a hash of everything that a model's answers depend on: weights, configuration, tokenizer and code.
-
-    path: a folder, or a .gguf file, which holds all of that.
-    """
-    return file_digest(*files(path))
+    """Return the fingerprint of the model in a folder or a .gguf file; see `ModelFiles.fingerprint`."""
+    return ModelFiles(path).fingerprint()
 
 
 @contextlib.contextmanager
 def unchanged(*folders: Path) -> Iterator[None]:
     """Raise UserError at the end of the block when a model's files were written meanwhile, as their dates tell."""
-
-    def dates() -> list[tuple[Path, int, int, int]]:
-        states = [(file, file.stat()) for folder in folders for file in files(folder)]
-        return [(file, state.st_size, state.st_mtime_ns, state.st_ino) for file, state in states]
-
-    before = dates()
+    before = _states(folders)
     yield
-    changed = {file for file, *_ in {*before} ^ {*dates()}}
+    changed = {file for file, *_ in before ^ _states(folders)}
     if changed:
         raise UserError(
             f"{min(changed)} changed while it was read", "leave the files alone meanwhile, and run it again"
         )
+
+
+def _states(folders: Iterable[Path]) -> set[tuple[Path, int, int, int]]:
+    return {state for folder in folders for state in ModelFiles(folder).states()}
 
 
 def present(folder: Path) -> list[Path]:
@@ -137,12 +167,12 @@ def present(folder: Path) -> list[Path]:
     return sorted(_found(folder, patterns))
 
 
-def differ(folder: Path, first: Iterable[str], second: Iterable[str]) -> bool:
-    """Tell whether safetensors files hold two matrices, each under one of its names, with different weights."""
+def differ(files: Sequence[Path], first: Iterable[str], second: Iterable[str]) -> bool:
+    """Tell whether weight files hold two matrices, each under one of its names, with different weights."""
     from safetensors import safe_open
 
     places: dict[str, Path] = {}
-    for file in weight_files(folder):
+    for file in files:
         if file.suffix != ".safetensors":
             return False
         with safe_open(file, framework="np") as tensors:

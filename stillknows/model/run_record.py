@@ -8,7 +8,8 @@ from typing import Any
 
 from stillknows.errors import UserError
 from stillknows.lazy import nn, torch
-from stillknows.model import checkpoints, modelfiles, tokens
+from stillknows.model import modelfiles, saving, tokens
+from stillknows.model.ref import LoadOptions, ModelRef
 from stillknows.store import RECORD, atomic_folder, read_sealed, write_sealed
 
 
@@ -32,19 +33,19 @@ def save(
     Returns the record as it was written.
     """
     with atomic_folder(out, modelfiles.present(out)) as folder:
-        checkpoints.save(model.to(dtype or torch.float32), tokenizer, folder)
+        saving.save(model.to(dtype or torch.float32), tokenizer, folder)
         _require_written(model, tokenizer, folder)
         return write_sealed(folder / RECORD, record)
 
 
 def _require_written(model: nn.Module, tokenizer: Any, folder: Path) -> None:
     """Read a checkpoint back. Raises UserError unless it holds these weights, bit by bit, and this tokenizer."""
-    source = checkpoints.locate(str(folder), trust_remote_code=True)  # code that came with the model has just run
-    subject = checkpoints.load(source)
-    wanted, found = model.state_dict(), subject.model.state_dict()
+    ref = ModelRef.open(str(folder), LoadOptions(trust_remote_code=True))  # code that came with the model has just run
+    target = ref.load()
+    wanted, found = model.state_dict(), target.model.state_dict()
     wrong = [key for key in wanted if key not in found or not torch.equal(found[key].cpu(), wanted[key].float().cpu())]
     wrong += [key for key in found if key not in wanted]
-    different = wrong or tokens.differences(tokenizer, subject.tokenizer)
+    different = wrong or tokens.differences(tokenizer, target.tokenizer)
     if different:
         raise UserError(
             f"the checkpoint was not written as it should be: {len(different)} parts differ, the first: {different[0]}",

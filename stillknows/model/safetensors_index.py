@@ -10,8 +10,8 @@ from safetensors import safe_open
 
 from stillknows.errors import UserError
 from stillknows.lazy import Tensor, nn
-from stillknows.model import checkpoints
 from stillknows.model.layers import Linear
+from stillknows.model.ref import LoadOptions, ModelRef
 
 STORED_TYPES = ("BF16", "F16", "F32")
 
@@ -35,27 +35,26 @@ class StoredWeights(NamedTuple):
         return weight.T if self.transposed else weight
 
 
-def locate(name: str, trust_remote_code: bool) -> checkpoints.Source:
+def locate(name: str, trust_remote_code: bool) -> ModelRef:
     """Find, by its files alone, a model whose weights can be read one by one; UserError if it is absent or pickled."""
     is_here = Path(name).expanduser().is_dir()  # of the hub's files only safetensors are downloaded
-    source = checkpoints.find(name, allow_pickle=is_here, trust_remote_code=trust_remote_code)
-    files = checkpoints.weight_files(source.folder)
-    if any(file.suffix != ".safetensors" for file in files):
+    ref = ModelRef.open(name, LoadOptions(allow_pickle=is_here, trust_remote_code=trust_remote_code))
+    if ref.files.pickled:
         raise UserError(
-            f"{name} has only pickled weights ({files[0].name}), which cannot be read one by one",
+            f"{name} has only pickled weights ({ref.files.pickled[0].name}), which cannot be read one by one",
             "save it as safetensors: save_pretrained writes them",
         )
-    return source
+    return ref
 
 
-def stored(source: checkpoints.Source, model: nn.Module, layers: Iterable[Linear]) -> dict[str, StoredWeights]:
+def stored(ref: ModelRef, model: nn.Module, layers: Iterable[Linear]) -> dict[str, StoredWeights]:
     """Find each layer's matrix in a checkpoint. UserError for one that is missing, of another shape, or quantized.
 
     model: the checkpoint's own skeleton; `layers` may be those of another with the same names, which share less.
 
     A checkpoint names a matrix that two layers share after one of them, and may leave out the base model's prefix.
     """
-    found, headers = {}, _headers(source)
+    found, headers = {}, _headers(ref)
     aliases: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         aliases.setdefault(id(parameter), []).append(name)
@@ -65,29 +64,29 @@ def stored(source: checkpoints.Source, model: nn.Module, layers: Iterable[Linear
         key = next((k for name in names for k in (name, name.removeprefix(prefix)) if k in headers), None)
         if key is None:
             raise UserError(
-                f"{source.name} holds no weights {layer.name}.weight, which its config.json describes",
+                f"{ref.name} holds no weights {layer.name}.weight, which its config.json describes",
                 "load it with transformers and save it again, which gives weights their present names",
             )
         file, shape, dtype = headers[key]
         expected = list(layer.module.weight.shape)  # type: ignore[union-attr]
         if shape != expected:
             raise UserError(
-                f"{source.name}: the weights {key} have the shape {shape}, not {expected}",
+                f"{ref.name}: the weights {key} have the shape {shape}, not {expected}",
                 "use the config.json and all the weight files of one model",
             )
         if dtype not in STORED_TYPES:
             raise UserError(
-                f"{source.name}: the weights {key} are kept as {dtype}",
+                f"{ref.name}: the weights {key} are kept as {dtype}",
                 f"give the model in full precision: {', '.join(STORED_TYPES)}",
             )
-        found[layer.name] = StoredWeights(source.name, file, key, layer.transposed)
+        found[layer.name] = StoredWeights(ref.name, file, key, layer.transposed)
     return found
 
 
-def _headers(source: checkpoints.Source) -> dict[str, tuple[Path, list[int], str]]:
+def _headers(ref: ModelRef) -> dict[str, tuple[Path, list[int], str]]:
     """Return file, shape and type of every tensor in a checkpoint."""
     headers = {}
-    for path in checkpoints.weight_files(source.folder):
+    for path in ref.files.weights:
         with safe_open(path, framework="pt") as file:
             for key in file.keys():  # noqa: SIM118 (not a mapping)
                 part = file.get_slice(key)

@@ -49,7 +49,7 @@ def _subject(audit: Audit, verdict: Verdict, lead: str) -> Json:
     return {
         "name": label,
         "path": audit.sources[label].name,
-        "quantized": audit.sources[label].form or None,
+        "quantized": audit.sources[label].packing or None,
         "suppression": audit.suppressions.get(label),
         "fingerprint": audit.fingerprints[label],
         "verdict": verdict.name,

@@ -9,8 +9,9 @@ from typing import Any
 
 from stillknows import __version__
 from stillknows.lazy import nn
-from stillknows.model import checkpoints, run_record
+from stillknows.model import run_record
 from stillknows.model.encoding import Encoded, encode
+from stillknows.model.ref import ModelRef
 from stillknows.registry import bind
 from stillknows.store import RECORD, locked, require_new, require_outside
 from stillknows.training.loop import Fit, Settings, fit
@@ -43,34 +44,31 @@ def finetune(
 
 
 def write_finetuned(
-    source: checkpoints.Source,
+    ref: ModelRef,
     examples: Sequence[Example],
     template: str,
     settings: Settings,
     out: Path,
     *,
-    device: str = "cpu",
     overwrite: bool = False,
 ) -> dict[str, Any]:
     """Fine-tune a model on the examples' answers, write it in float32 with run.json, and return that record.
 
     Raises UserError for bad input, for an `out` in the model's folder and for one that holds a run already.
     """
-    require_outside(out, [source.folder])
-    tokenizer = checkpoints.load_tokenizer(source)
-    context, vocabulary = checkpoints.context_length(source), checkpoints.vocabulary_size(source)
-    items = encode(examples, tokenizer, template, context, vocabulary=vocabulary)
+    require_outside(out, [ref.folder])
+    items = encode(examples, ref.check().tokenizer, template, ref.context_length, vocabulary=ref.vocabulary_size)
     with locked(out):
         require_new(out / RECORD, overwrite=overwrite)
-        model = checkpoints.load(source, device=device).model
-        outcome = finetune(model, items, settings, label=f"fine-tuning {source.name}")
+        model = ref.load().model
+        outcome = finetune(model, items, settings, label=f"fine-tuning {ref.name}")
         record = {
             "stillknows": __version__,
-            "model": source.name,
+            "model": ref.name,
             "fine-tuned on": f"{len(items)} examples",
             "settings": asdict(settings),
             "fit": outcome.to_json(),
             "versions": run_record.versions(),
         }
-        run_record.save(model, tokenizer, out, record)
+        run_record.save(model, ref.tokenizer, out, record)
     return record

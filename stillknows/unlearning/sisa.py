@@ -22,8 +22,9 @@ from typing import Any, NamedTuple
 from stillknows import __version__
 from stillknows.errors import UserError
 from stillknows.lazy import Tensor, nn, parametrize
-from stillknows.model import checkpoints, run_record
+from stillknows.model import run_record
 from stillknows.model.encoding import Encoded, encode
+from stillknows.model.ref import LoadOptions, ModelRef
 from stillknows.registry import Bound, bind
 from stillknows.store import (
     RECORD,
@@ -77,39 +78,35 @@ def train(
     been trained already.
     """
     require_new(folder / LEDGER, overwrite=False, fix="choose another folder")
-    source = checkpoints.find(base)
-    require_outside(folder, [source.folder])
+    ref = ModelRef.open(base, LoadOptions(device))
+    require_outside(folder, [ref.folder])
     _require_disjoint(shards)
     for examples in (examples for slices in shards for examples in slices):
         settings.steps(len(examples))
-    checkpoints.check_device(device)
-    checkpoints.understood(source)
-    tokenizer, context = checkpoints.load_tokenizer(source), checkpoints.context_length(source)
-    tokens = checkpoints.vocabulary_size(source)
+    tokenizer, context, tokens = ref.check().tokenizer, ref.context_length, ref.vocabulary_size
     encoded = [
         [encode(examples, tokenizer, template, context, vocabulary=tokens) for examples in slices] for slices in shards
     ]
-    base_entry = {"event": "base", "model": source.fingerprint, "name": base, "template": template}
+    base_entry = {"event": "base", "model": ref.fingerprint, "name": base, "template": template}
     with locked(folder):
         require_new(folder / LEDGER, overwrite=False, fix="choose another folder")
         head = _append(folder, base_entry)
-        return _learn(source, encoded, folder, settings, rank, device) or head
+        return _learn(ref, encoded, folder, settings, rank) or head
 
 
 def _learn(
-    source: checkpoints.Source,
+    ref: ModelRef,
     encoded: Sequence[Sequence[Sequence[Encoded]]],
     folder: Path,
     settings: Settings,
     rank: int,
-    device: str,
 ) -> str:
     """Train an adapter on each slice of each shard, save and log it; return the last digest, "" without slices."""
     from safetensors.torch import save_file
 
     head = ""
     for i, slices in enumerate(encoded):
-        model = checkpoints.load(source, device=device).model
+        model = ref.load().model
         for place, items in ((Slice(i, j), items) for j, items in enumerate(slices)):
             found: dict[str, nn.Module] = {}
             adapter = _kept(bind("step", f"lora:rank={rank}"), found)
@@ -192,19 +189,19 @@ def merge(folder: Path, out: Path, *, overwrite: bool = False) -> dict[str, Any]
 def _merge(folder: Path, out: Path) -> dict[str, Any]:
     head = verify(folder)
     entries = _entries(folder)
-    base = checkpoints.find(entries[0]["name"])
+    base = ModelRef.open(entries[0]["name"])
     if base.fingerprint != entries[0]["model"]:
         raise UserError(f"{base.name} is not the model that {folder} was trained on", "put that one in its place")
     require_outside(out, [base.folder, folder])
     from safetensors.torch import load_file
 
-    subject = checkpoints.load(base)
-    weights = dict(subject.model.named_parameters())
+    target = base.load()
+    weights = dict(target.model.named_parameters())
     for place in _alive(entries):
         for name, (a, b) in _pairs(load_file(folder / place.file)):
             weights[f"{name}.weight"].data.add_(b @ a)
     record = {"stillknows": __version__, "ledger": head, "versions": run_record.versions()}
-    return run_record.save(subject.model, subject.tokenizer, out, record)
+    return run_record.save(target.model, target.tokenizer, out, record)
 
 
 def _require_disjoint(shards: Sequence[Sequence[Sequence[Example]]]) -> None:

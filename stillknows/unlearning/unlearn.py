@@ -11,9 +11,12 @@ from typing import Any, NamedTuple
 from stillknows import __version__, defaults
 from stillknows.errors import UserError
 from stillknows.lazy import nn, torch
-from stillknows.model import checkpoints, modelfiles, parameters, run_record
+from stillknows.model import modelfiles, parameters, run_record
 from stillknows.model.encoding import Encoded, LongItems, encode_split, without_end
+from stillknows.model.finding import local_folders
 from stillknows.model.layers import layer_number, matching
+from stillknows.model.ref import LoadOptions, ModelRef
+from stillknows.model.saving import require_finite_result
 from stillknows.progress import warn
 from stillknows.store import RECORD, digest, locked, require_new, require_outside
 from stillknows.training import step_pipeline
@@ -75,7 +78,7 @@ def _check_request(request: UnlearnConfig) -> Method:
 
 def _require_free(request: UnlearnConfig, out: Path, overwrite: bool, resume: bool) -> None:
     """Raise UserError for an `out` that lies in a model's folder, or holds a run or a model that is to be kept."""
-    require_outside(out, checkpoints.here(request.model, *([] if request.after is None else [str(request.after)])))
+    require_outside(out, local_folders(request.model, *([] if request.after is None else [str(request.after)])))
     checkpoint = out / CHECKPOINT
     require_new(out / RECORD, overwrite=overwrite)
     require_new(checkpoint, overwrite=overwrite or resume, fix="continue it with `resume`, or add `overwrite`")
@@ -87,8 +90,8 @@ class _Prepared(NamedTuple):
     """Everything that a run needs besides the weights. It starts from `source`; the first request did from `base`."""
 
     method: Method
-    base: checkpoints.Source
-    source: checkpoints.Source
+    base: ModelRef
+    source: ModelRef
     earlier: sequence.Earlier
     answering: alternative_answers.Answering
     forget: list[Encoded]
@@ -100,11 +103,9 @@ def _prepare(request: UnlearnConfig, chosen: Method) -> _Prepared:
     """Check everything else that can be checked without the weights."""
     benchmark = request.benchmark
     base, source, earlier = _start(request)
-    checkpoints.check_device(request.device)
-    skeleton = checkpoints.skeleton(source)
+    skeleton = copy.deepcopy(source.skeleton)  # adapters change it
     _check_names(chosen, skeleton)
-    tokenizer = checkpoints.load_tokenizer(source)
-    context, vocabulary = checkpoints.context_length(source), checkpoints.vocabulary_size(source)
+    tokenizer, context, vocabulary = source.tokenizer, source.context_length, source.vocabulary_size
     forget, retain = (
         []
         if split is None
@@ -133,17 +134,19 @@ def _refusals(benchmark: Benchmark, chosen: Method) -> tuple[str, ...]:
     return benchmark.refusals or defaults.REFUSALS
 
 
-def _start(request: UnlearnConfig) -> tuple[checkpoints.Source, checkpoints.Source, sequence.Earlier]:
+def _start(request: UnlearnConfig) -> tuple[ModelRef, ModelRef, sequence.Earlier]:
     """Return the model that the first request began with, the one to start from, and the requests between them."""
-    allowed = {"allow_pickle": request.allow_pickle, "trust_remote_code": request.trust_remote_code}
-    base = checkpoints.find(request.model, **allowed)
-    source = base if request.after is None else checkpoints.find(str(request.after), **allowed)
+    options = LoadOptions(
+        request.device, allow_pickle=request.allow_pickle, trust_remote_code=request.trust_remote_code
+    )
+    base = ModelRef.open(request.model, options)
+    source = base if request.after is None else ModelRef.open(str(request.after), options)
     original = base.fingerprint
     earlier = sequence.Earlier(original)
     if request.after is not None:
         earlier = sequence.follow(request.after, original, base.name)
     earlier.require_compatible(request.benchmark)
-    return checkpoints.understood(base), checkpoints.understood(source), earlier
+    return base.check(), source.check(), earlier
 
 
 def _companions(chosen: Method, role: str) -> frozenset[str]:
@@ -192,23 +195,23 @@ def _split(benchmark: Benchmark, role: Role) -> Split | None:
 
 def _run(request: UnlearnConfig, prepared: _Prepared, out: Path, checkpoint: Path, resume: bool) -> dict[str, Any]:
     chosen, settings = prepared.method, request.settings
-    subject = checkpoints.load(prepared.source, device=request.device)
+    target = prepared.source.load()
     if not resume:
         checkpoint.unlink(missing_ok=True)
     plan = {
-        "model": subject.fingerprint,
+        "model": target.fingerprint,
         "method": [part.identity for part in chosen.parts],
         "settings": asdict(settings) | {"save_seconds": 0},
         "items": digest([[(item.ids, item.start) for item in items] for items in (prepared.forget, prepared.retain)]),
     }
     if prepared.refusals:
         plan["refusals"] = digest(prepared.refusals)
-    outcome = _train(request, prepared, subject.model, checkpoint, digest(plan))
+    outcome = _train(request, prepared, target.model, checkpoint, digest(plan))
     items = [*prepared.forget, *prepared.retain]
     record = _record(request, plan, outcome, truncated=sum(item.truncated for item in items))
     record["request"] = prepared.earlier.record(request.benchmark, outcome)
     dtype = torch.float32 if settings.weights == "float32" else torch.bfloat16
-    written = run_record.save(subject.model, prepared.answering.tokenizer, out, record, dtype)
+    written = run_record.save(target.model, prepared.answering.tokenizer, out, record, dtype)
     checkpoint.unlink(missing_ok=True)
     return written
 
@@ -238,7 +241,7 @@ def _train(request: UnlearnConfig, prepared: _Prepared, model: nn.Module, checkp
             plan_key=plan_key,
             label=f"unlearning {request.method}",
         )
-        checkpoints.check_result(model)
+        require_finite_result(model)
     with Meter(model) as editing:
         for edit in chosen.edits:
             edit(**{name: given[name] for name in edit.plugin.needs})

@@ -16,10 +16,9 @@ from typing import Any
 from stillknows import __version__
 from stillknows.errors import UserError
 from stillknows.lazy import nn
-from stillknows.model import checkpoints
-from stillknows.model.checkpoints import Source
 from stillknows.model.encoding import Asked, preceded
 from stillknows.model.forward import question_states
+from stillknows.model.ref import LoadOptions, ModelRef
 from stillknows.registry import Bound, bind
 from stillknows.store import digest, read_json, read_text, require_new, write_json
 from stillknows.types import Benchmark, Example, Role, Split
@@ -45,7 +44,7 @@ class Suppression:
 
     bound: Bound
     model: str
-    helpers: Mapping[str, Source]
+    helpers: Mapping[str, ModelRef]
     forget: tuple[Example, ...]
     retain: tuple[Example, ...]
     passages: tuple[str, ...] = ()
@@ -53,7 +52,7 @@ class Suppression:
     @cached_property
     def identity(self) -> str:
         """Text that is equal for suppressions that do the same."""
-        models = {name: source.fingerprint for name, source in self.helpers.items()}
+        models = {name: ref.fingerprint for name, ref in self.helpers.items()}
         return digest(self.bound.identity, models, [asdict(e) for e in (*self.forget, *self.retain)], self.passages)
 
     @property
@@ -104,11 +103,11 @@ class Suppression:
         pairs = zip(bare, retrieved, strict=True)
         return [with_passage if flags.get(i) else alone for i, (alone, with_passage) in enumerate(pairs)]
 
-    def wrap(self, model: nn.Module, device: str) -> nn.Module:
+    def wrap(self, model: nn.Module) -> nn.Module:
         """Return what answers in the model's place: the model itself where only its questions change."""
         if self.rewrites:
             return model
-        helpers = {name: checkpoints.load(source, device=device).model for name, source in self.helpers.items()}
+        helpers = {name: ref.load().model for name, ref in self.helpers.items()}
         return self.bound(model=model, **helpers)
 
 
@@ -146,12 +145,11 @@ def write(
     items = {role: _items(benchmark, role) for role in _roles(bound)}
     if "forget" in items:
         bound(**items)
-    for name in (model, *helpers.values()):
-        checkpoints.find(name)
-    vocabulary = checkpoints.load_tokenizer(checkpoints.locate(model)).get_vocab()
-    for name in helpers.values():
-        if checkpoints.load_tokenizer(checkpoints.locate(name)).get_vocab() != vocabulary:
-            raise UserError(f"{name} has another tokenizer than {model}", "their logits cannot be added")
+    served, *others = [ModelRef.open(name) for name in (model, *helpers.values())]
+    vocabulary = served.tokenizer.get_vocab()
+    for other in others:
+        if other.tokenizer.get_vocab() != vocabulary:
+            raise UserError(f"{other.name} has another tokenizer than {model}", "their logits cannot be added")
     content = {
         "stillknows": __version__,
         "suppression": spec,
@@ -164,7 +162,7 @@ def write(
     return content
 
 
-def read(path: Path) -> Suppression | None:
+def read(path: Path, device: str = "cpu") -> Suppression | None:
     """Return the suppression that a file holds, None for anything but a .json file. Raises UserError for bad ones."""
     if path.suffix != ".json" or not path.is_file():
         return None
@@ -181,7 +179,7 @@ def read(path: Path) -> Suppression | None:
     for role in _roles(bound):
         if not content[role]:
             raise UserError(f"{path} holds no items to {role}, which {bound.plugin.name} needs", ANEW)
-    helpers = {name: checkpoints.locate(model) for name, model in content["helpers"].items()}
+    helpers = {name: ModelRef.open(model, LoadOptions(device)).check() for name, model in content["helpers"].items()}
     return Suppression(bound, content["model"], helpers, forget, retain, tuple(content["passages"]))
 
 

@@ -12,18 +12,19 @@ from typing import TYPE_CHECKING, Any, Protocol
 from stillknows import __version__
 from stillknows.errors import UserError
 from stillknows.lazy import Tensor, no_grad, torch
-from stillknows.model import checkpoints, modelfiles, run_record, tokens
+from stillknows.model import modelfiles, run_record, saving, tokens
 from stillknows.model.architecture import placed
+from stillknows.model.finding import local_folders
 from stillknows.model.layers import Linear, linears
 from stillknows.model.packed import Kept, bitsandbytes, compressed_tensors, library
 from stillknows.model.packed.gguf_writer import GgufWriter, check_architecture
+from stillknows.model.ref import LoadOptions, ModelRef
 from stillknows.progress import progress
 from stillknows.registry import Bound
 from stillknows.store import (
     RECORD,
     atomic_folder,
     locked,
-    read_json,
     read_text,
     require_new,
     require_outside,
@@ -90,20 +91,19 @@ def export(request: ExportConfig, out: Path, *, overwrite: bool = False) -> dict
     _check_kinds(chain, request.spec)
     _check_calibration(request, chain)
     _require_free(request, out, overwrite)
-    source = checkpoints.find(
-        request.model, allow_pickle=request.allow_pickle, trust_remote_code=request.trust_remote_code
+    options = LoadOptions(
+        request.device, allow_pickle=request.allow_pickle, trust_remote_code=request.trust_remote_code
     )
+    source = ModelRef.open(request.model, options)
     if compress.is_placed(chain[-1]):  # which its files tell without torch
         library(GgufWriter.package)
-        check_architecture(str(read_json(source.folder / CONFIG).get("model_type")), source.name)
+        check_architecture(str(source.files.said(CONFIG).get("model_type")), source.name)
     writer = _writer(storage_type(chain, request.spec), chain, source)
     library(writer.package.replace("-", "_"))
-    checkpoints.check_device(request.device)
-    checkpoints.understood(source)
-    skeleton, tokenizer = checkpoints.skeleton(source), checkpoints.load_tokenizer(source)
+    skeleton, tokenizer = source.check().skeleton, source.tokenizer
     writer.check(skeleton, tokenizer, source.name)
     compress.check(skeleton, chain, request.spec)
-    ids_NL = _calibration(request, tokenizer, checkpoints.context_length(source))
+    ids_NL = _calibration(request, tokenizer, source.context_length)
     require_outside(out, [source.folder])
     with locked(out):
         _require_free(request, out, overwrite)
@@ -112,7 +112,7 @@ def export(request: ExportConfig, out: Path, *, overwrite: bool = False) -> dict
 
 def _require_free(request: ExportConfig, out: Path, overwrite: bool) -> None:
     """Raise UserError for an `out` that lies in the model's folder, or holds a model that is to be kept."""
-    require_outside(out, checkpoints.here(request.model))
+    require_outside(out, local_folders(request.model))
     for path in (out / RECORD, *modelfiles.present(out)):
         require_new(path, overwrite=overwrite)
 
@@ -161,15 +161,15 @@ def storage_type(chain: compress.Chain, spec: str) -> str:
     return stored.type
 
 
-def _writer(kind: str, chain: compress.Chain, source: checkpoints.Source) -> Writer:
+def _writer(kind: str, chain: compress.Chain, source: ModelRef) -> Writer:
     if compress.is_placed(chain[-1]):
         return GgufWriter(str(chain[-1].options["file"]), Path(source.name).resolve().name)
     return FolderWriter(kind, torch.bfloat16 if kind in IN_BFLOAT16 else _dtype(source))
 
 
-def _dtype(source: checkpoints.Source) -> torch.dtype:
+def _dtype(source: ModelRef) -> torch.dtype:
     """Return the type that a checkpoint says its weights have, float32 where it says none."""
-    config = read_json(source.folder / CONFIG)
+    config = source.files.said(CONFIG)
     return getattr(torch, str(config.get("dtype") or config.get("torch_dtype")), torch.float32)
 
 
@@ -200,12 +200,12 @@ def _calibration(request: ExportConfig, tokenizer: Any, context: int) -> Tensor 
 def _run(
     request: ExportConfig,
     chain: compress.Chain,
-    source: checkpoints.Source,
+    source: ModelRef,
     writer: Writer,
     ids_NL: Tensor | None,
     out: Path,
 ) -> dict[str, Any]:
-    subject = checkpoints.load(source, device=request.device)
+    subject = source.load()
     with atomic_folder(out, modelfiles.present(out)) as folder:
         digests = _pack(subject.model, chain, ids_NL, writer, request.spec)
         rest = _rest(subject.model, digests)
@@ -248,8 +248,8 @@ def _rest(model: PreTrainedModel, digests: Mapping[str, str]) -> dict[str, str]:
 
 def _compare(path: Path, digests: Mapping[str, str], rest: Mapping[str, str], tokenizer: Any) -> str:
     """Read a file as an audit does; return its form in words. Anything that is not what was measured is a fault."""
-    source = checkpoints.locate(str(path), quantized=True, trust_remote_code=True)  # whose code has just run
-    subject = checkpoints.load(source)
+    source = ModelRef.open(str(path), LoadOptions(trust_remote_code=True), packed=True)  # whose code has just run
+    subject = source.load()
     model = subject.model
     found = {layer.name: layer for layer in (*linears(model), *(layer for layer, _ in placed(model)))}
     wrong = [name for name, digest in digests.items() if _digest(found[name].read()) != digest]
@@ -257,12 +257,12 @@ def _compare(path: Path, digests: Mapping[str, str], rest: Mapping[str, str], to
     wrong += tokens.differences(tokenizer, subject.tokenizer)
     if wrong:
         raise RuntimeError(f"{len(wrong)} parts were not written as they were measured, the first: {wrong[0]}")
-    return source.form
+    return source.packing
 
 
 def _record(
     request: ExportConfig,
-    source: checkpoints.Source,
+    source: ModelRef,
     writer: Writer,
     form: str,
     path: Path,
@@ -330,7 +330,7 @@ class FolderWriter:
             if key not in quantized | shared
         }
         model.config.quantization_config = config  # type: ignore[reportAttributeAccessIssue]
-        checkpoints.save_model(model.to(self.dtype), folder, state_dict=rest | self.tensors)  # type: ignore[reportArgumentType]
+        saving.save_model(model.to(self.dtype), folder, state_dict=rest | self.tensors)  # type: ignore[reportArgumentType]
         tokenizer.save_pretrained(folder)
         return folder
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,93 +21,106 @@ ROTATIONS = "rope_freqs.weight"  # what rotation frequencies are divided by
 AGAIN = "copy or download the file again"
 
 
-def describe(path: Path) -> str:
-    """Say in words how a file's weights are quantized. UserError for a file that is damaged or not read here."""
-    reader = _open(path)
-    with blamed_on(f"{path} is no GGUF file, or it is damaged", AGAIN):
-        return _describe(path, reader)
+class GgufFile:
+    """A .gguf file, opened once: making a reader takes seconds.
 
-
-def _describe(path: Path, reader: Any) -> str:
-    architecture = _field(reader, "general.architecture")
-    if architecture not in ARCHITECTURES.values():
-        known = ", ".join(dict.fromkeys(ARCHITECTURES.values()))
-        raise UserError(f"{path} holds a model of the architecture {architecture}", f"read are {known}")
-    if _field(reader, "split.count", 1) > 1:
-        raise UserError(f"{path} is one of several parts", "merge them with llama.cpp's llama-gguf-split")
-    scaling = _field(reader, f"{architecture}.rope.scaling.type", "none")
-    if scaling != "none":
-        raise UserError(f"{path} scales its rotations ({scaling}), which is not read here", "give a model without that")
-    if not reader.tensors:
-        raise UserError(f"{path} holds no tensors", AGAIN)
-    number = _field(reader, "general.file_type")
-    types = library("gguf").LlamaFileType
-    kind = types(number).name if number in list(types) else "of unknown types"
-    return f"GGUF {kind.removeprefix('MOSTLY_').removeprefix('ALL_')}"
-
-
-def config(path: Path) -> Any:
-    """Return the plain model's configuration, as transformers makes it of the file; what ends a text is the file's."""
-    reader = _open(path)
-    with blamed_on(f"{path} describes no model that can be built", AGAIN):
-        return _config(path, reader)
-
-
-def _config(path: Path, reader: Any) -> Any:
-    from transformers import AutoConfig
-
-    architecture = _field(reader, "general.architecture")
-    found = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
-    ends = gguf_tokenizer.ends(functools.partial(_field, reader))
-    found.eos_token_id = ends[0] if len(ends) == 1 else ends or None
-    width = _field(reader, f"{architecture}.attention.key_length")
-    if width is not None:
-        found.head_dim = width
-    factors = next((tensor for tensor in reader.tensors if tensor.name == ROTATIONS), None)
-    if factors is not None:  # the one kind of rotation in transformers that is told its factors
-        numbers = factors.data.astype(np.float64).tolist()
-        found.rope_parameters = {
-            "rope_type": "longrope",
-            "rope_theta": found.rope_parameters["rope_theta"],
-            "short_factor": numbers,
-            "long_factor": numbers,
-            "attention_factor": 1.0,
-            "factor": 1.0,
-            "original_max_position_embeddings": found.max_position_embeddings,
-        }
-    return found
-
-
-def tokenizer(path: Path) -> Any:
-    """Return the file's tokenizer; see gguf_tokenizer."""
-    reader = _open(path)
-    with blamed_on(f"{path} has no tokenizer that can be loaded", AGAIN):
-        return gguf_tokenizer.read(functools.partial(_field, reader), str(path))
-
-
-def weights(path: Path, model: PreTrainedModel) -> dict[str, Tensor]:
-    """Return the weights that a file stands for, in float32, by their names in the plain model.
-
-    Raises UserError for tensors that the plain model has no place for, and for types that gguf cannot read.
+    Raises UserError for a file that is damaged.
     """
-    dequantize = library("gguf.quants").dequantize
-    reader = _open(path)
-    architecture = _field(reader, "general.architecture")
-    places = {place: name for name, place in names(model, architecture).items()}
-    found = {}
-    for tensor in reader.tensors:
-        if tensor.name == ROTATIONS:
-            continue
-        if tensor.name not in places:
-            raise UserError(f"{path}: the plain model has no place for {tensor.name}", "give another file of the model")
-        try:
-            values = torch.from_numpy(np.array(dequantize(tensor.data, tensor.tensor_type), dtype=np.float32))
-        except (NotImplementedError, ValueError) as error:
-            raise UserError(f"{path}: {tensor.name} cannot be read: {error}", AGAIN) from error
-        name = places[tensor.name]
-        heads = rotated_heads(name, model, architecture)
-        found[name] = in_halves(values, heads) if heads else values
-    return found
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with blamed_on(f"{path} is no GGUF file, or it is damaged", AGAIN):
+            reader = library("gguf").GGUFReader
+            gguf_header.check(path)
+            self.reader = reader(path)
+
+    def describe(self) -> str:
+        """Say in words how the weights are quantized. UserError for a file that is not read here."""
+        with blamed_on(f"{self.path} is no GGUF file, or it is damaged", AGAIN):
+            return self._description()
+
+    def _description(self) -> str:
+        architecture = self.field("general.architecture")
+        if architecture not in ARCHITECTURES.values():
+            known = ", ".join(dict.fromkeys(ARCHITECTURES.values()))
+            raise UserError(f"{self.path} holds a model of the architecture {architecture}", f"read are {known}")
+        if self.field("split.count", 1) > 1:
+            raise UserError(f"{self.path} is one of several parts", "merge them with llama.cpp's llama-gguf-split")
+        scaling = self.field(f"{architecture}.rope.scaling.type", "none")
+        if scaling != "none":
+            raise UserError(
+                f"{self.path} scales its rotations ({scaling}), which is not read here", "give a model without that"
+            )
+        if not self.reader.tensors:
+            raise UserError(f"{self.path} holds no tensors", AGAIN)
+        number = self.field("general.file_type")
+        types = library("gguf").LlamaFileType
+        kind = types(number).name if number in list(types) else "of unknown types"
+        return f"GGUF {kind.removeprefix('MOSTLY_').removeprefix('ALL_')}"
+
+    def config(self) -> Any:
+        """Return the plain model's configuration, as transformers makes it of the file; what ends a text is the
+        file's."""
+        with blamed_on(f"{self.path} describes no model that can be built", AGAIN):
+            return self._config()
+
+    def _config(self) -> Any:
+        from transformers import AutoConfig
+
+        found = AutoConfig.from_pretrained(self.path.parent, gguf_file=self.path.name)
+        ends = gguf_tokenizer.ends(self.field)
+        found.eos_token_id = ends[0] if len(ends) == 1 else ends or None
+        width = self.field(f"{self.field('general.architecture')}.attention.key_length")
+        if width is not None:
+            found.head_dim = width
+        factors = next((tensor for tensor in self.reader.tensors if tensor.name == ROTATIONS), None)
+        if factors is not None:  # the one kind of rotation in transformers that is told its factors
+            numbers = factors.data.astype(np.float64).tolist()
+            found.rope_parameters = {
+                "rope_type": "longrope",
+                "rope_theta": found.rope_parameters["rope_theta"],
+                "short_factor": numbers,
+                "long_factor": numbers,
+                "attention_factor": 1.0,
+                "factor": 1.0,
+                "original_max_position_embeddings": found.max_position_embeddings,
+            }
+        return found
+
+    def tokenizer(self) -> Any:
+        """Return the file's tokenizer; see gguf_tokenizer."""
+        with blamed_on(f"{self.path} has no tokenizer that can be loaded", AGAIN):
+            return gguf_tokenizer.read(self.field, str(self.path))
+
+    def weights(self, model: PreTrainedModel) -> dict[str, Tensor]:
+        """Return the weights that the file stands for, in float32, by their names in the plain model.
+
+        Raises UserError for tensors that the plain model has no place for, and for types that gguf cannot read.
+        """
+        dequantize = library("gguf.quants").dequantize
+        architecture = self.field("general.architecture")
+        places = {place: name for name, place in names(model, architecture).items()}
+        found = {}
+        for tensor in self.reader.tensors:
+            if tensor.name == ROTATIONS:
+                continue
+            if tensor.name not in places:
+                raise UserError(
+                    f"{self.path}: the plain model has no place for {tensor.name}", "give another file of the model"
+                )
+            try:
+                values = torch.from_numpy(np.array(dequantize(tensor.data, tensor.tensor_type), dtype=np.float32))
+            except (NotImplementedError, ValueError) as error:
+                raise UserError(f"{self.path}: {tensor.name} cannot be read: {error}", AGAIN) from error
+            name = places[tensor.name]
+            heads = rotated_heads(name, model, architecture)
+            found[name] = in_halves(values, heads) if heads else values
+        return found
+
+    def field(self, key: str, default: Any = None) -> Any:
+        """Return what the header says under a name."""
+        field = self.reader.get_field(key)
+        return default if field is None else field.contents()
 
 
 def names(model: PreTrainedModel, architecture: str) -> dict[str, str]:
@@ -144,22 +156,3 @@ def in_pairs(rows: Tensor, heads: int) -> Tensor:
 def in_halves(rows: Tensor, heads: int) -> Tensor:
     """Undo `in_pairs`."""
     return rows.reshape(heads, -1, 2, *rows.shape[1:]).transpose(1, 2).reshape(rows.shape)
-
-
-def _open(path: Path) -> Any:
-    """Return a reader. The latest is kept: making one takes seconds, and a file is opened for each thing it holds."""
-    with blamed_on(f"{path} is no GGUF file, or it is damaged", AGAIN):
-        state = path.stat()
-        return _reader(path, (state.st_mtime_ns, state.st_size, state.st_ino))
-
-
-@functools.lru_cache(maxsize=1)
-def _reader(path: Path, state: tuple[int, ...]) -> Any:
-    reader = library("gguf").GGUFReader
-    gguf_header.check(path)
-    return reader(path)
-
-
-def _field(reader: Any, key: str, default: Any = None) -> Any:
-    field = reader.get_field(key)
-    return default if field is None else field.contents()

@@ -62,7 +62,7 @@ class GgufWriter:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / self.name
             _finish(self._begin(model, tokenizer, path))
-            differing = _differing(config, gguf.config(path).to_dict())
+            differing = _differing(config, gguf.GgufFile(path).config().to_dict())
         if differing:
             raise UserError(f"{name}: a GGUF file cannot say that {', '.join(differing)}", "ship another format")
 
