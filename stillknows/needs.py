@@ -70,7 +70,7 @@ NEEDS: Mapping[tuple[Kind, PluginRole | None], tuple[Needs, ...]] = {
     ),
     ("transform", "attack"): (
         *ROUNDED,
-        _form("split", "template", levels=("prompt",)),
+        _form("split", "template", optional=("benchmark",), levels=("prompt",)),
         _form("decoding", levels=("decoding",)),
         _form("model", optional=("taught",), levels=("weights", "activations")),
     ),
@@ -129,3 +129,13 @@ def check_options(who: str, needs: Collection[str], options: Collection[str], re
     for field in reads:
         if field not in OBSERVED:
             raise UserError(f"{who} reads {field!r}, which is not observed{did_you_mean(field, OBSERVED)}")
+
+
+def check_attack(
+    who: str, role: str | None, options: Collection[str], budget: str | None, judged_by: Collection[str] | None
+) -> None:
+    """Raise UserError for a budget that is none of the options, and for what only attacks say of themselves."""
+    if role != "attack" and (budget is not None or judged_by is not None):
+        raise UserError(f"{who} says what its budget is or what it is judged by, as only attacks do", "leave it out")
+    if budget is not None and budget not in options:
+        raise UserError(f"{who} has no option {budget!r}, which is to be its budget{did_you_mean(budget, options)}")

@@ -58,7 +58,8 @@ class Plugin:
     for: "knowledge" of the true answer (0..1, higher knows more), "membership" in the training data (unbounded, higher
     is more likely a member) or "behaviour" (its docstring says). `reads` are the fields of Observations that a model
     metric reads. `whole` marks a format in which what becomes of a row may depend on any other, though scales are a
-    row's own.
+    row's own. Of an attack, `budget` is the option of which 0 leaves everything as it is, and `judged_by` are the
+    metrics that its answers are judged by; None for those of the verdict, () where the answers stand in the prompt.
     """
 
     kind: Kind
@@ -71,6 +72,8 @@ class Plugin:
     measures: Measures = "knowledge"
     reads: tuple[str, ...] = ()
     whole: bool = False
+    budget: str | None = None
+    judged_by: tuple[str, ...] | None = None
 
     @property
     def noun(self) -> str:
@@ -131,6 +134,11 @@ class Bound:
         options = "".join(f":{name}={value}" for name, value in sorted(self.options.items()))
         return f"{self.plugin.name}@{self.plugin.version}{options}"
 
+    @property
+    def costs(self) -> bool:
+        """Whether it does anything: not where its budget is 0."""
+        return self.plugin.budget is None or bool(self.options[self.plugin.budget])
+
     def respelled(self, **changed: Any) -> str:
         """Return the spec of the same plug-in with some options changed; those that are as by default are not named."""
         options = {k: v for k, v in {**self.options, **changed}.items() if v != self.plugin.options[k] or k in changed}
@@ -148,6 +156,8 @@ def register(
     measures: Measures = "knowledge",
     reads: tuple[str, ...] = (),
     whole: bool = False,
+    budget: str | None = None,
+    judged_by: tuple[str, ...] | None = None,
 ) -> Callable[[F], F]:
     """Return a decorator that registers a function under its own name; see Plugin for the arguments.
 
@@ -163,12 +173,14 @@ def register(
     def add(function: F) -> F:
         name = function.__name__.rstrip("_")
         kinds.require_role(kind, role, f"the {kind} {name!r}")
-        plugin = Plugin(kind, name, function, source, version, role=role, measures=measures, reads=reads, whole=whole)
+        said = {"role": role, "measures": measures, "reads": reads, "whole": whole}
+        plugin = Plugin(kind, name, function, source, version, **said, budget=budget, judged_by=judged_by)
         _require_new(plugin)
         _check_parameters(plugin)
         form = needs.matched(_who(plugin), needs.NEEDS[kind, role], plugin.needs)
         needs.check_options(_who(plugin), plugin.needs, plugin.options, reads)
         _check_options(plugin)
+        needs.check_attack(_who(plugin), role, plugin.options, budget, judged_by)
         _plugins[kind][name] = replace(plugin, level=needs.level_of(_who(plugin), form, level))
         return function
 

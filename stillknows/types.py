@@ -68,6 +68,10 @@ class Split:
 
     `template` frames its prompts where the benchmark's own does not. `answer_tokens` keeps that many tokens of each
     true answer, `piece_tokens` cuts plain texts into pieces of at most so many.
+
+    Attacks say more before an answer: `turns` are questions and answers that stand before each prompt, which takes the
+    place of "{prompt}" in them; `opening` is a text that every answer begins with and that is given; `given_tokens` is
+    how many of each answer's own first tokens are given. What is given is not scored.
     """
 
     name: str
@@ -77,6 +81,22 @@ class Split:
     decoding: Decoding = Decoding()
     answer_tokens: int | None = None
     piece_tokens: int | None = None
+    turns: tuple[tuple[str, str], ...] = ()
+    opening: str = ""
+    given_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Edge:
+    """What a benchmark knows of its own facts: the `relation` of `entity` is `value`; `fact` is the items' name for it.
+
+    In words, "the birthplace of Ada is Rome"; questions name the entity as it stands here.
+    """
+
+    fact: str
+    entity: str
+    relation: str
+    value: str
 
 
 def require_place(template: str) -> None:
@@ -100,6 +120,7 @@ class Benchmark:
     `template` turns a prompt into what the model reads; its last "{prompt}" is replaced. The answer follows after one
     space.
     `figures` are the published numbers that the benchmark is reported with, `refusals` answers that give nothing away.
+    `graph` holds the facts of all splits, where they are known: what attacks need that ask through other entities.
     """
 
     spec: str
@@ -108,6 +129,7 @@ class Benchmark:
     training: tuple[Split, ...] = ()
     figures: tuple[str, ...] = ()
     refusals: tuple[str, ...] = ()
+    graph: tuple[Edge, ...] = ()
 
     def split(self, role: Role) -> Split:
         """Return what to train on for this role, else the first split with it; LookupError when there is none."""

@@ -22,7 +22,6 @@ from stillknows.reporting.page import html
 from stillknows.types import CONTROL, FULL, ORIGINAL, Benchmark, Decoding, Example, Observations, Split
 from stillknows.variants.variant import Variant, parse_variant, taught_facts
 
-NO_COST = {"sample": "sample:n=0", "relearn": "relearn:steps=0"}  # attacks that have a budget, with none of it
 TEMPLATE = "Question: {prompt}\nAnswer:"
 
 
@@ -31,6 +30,7 @@ def asked(*questions: str) -> Split:
 
 
 SPLIT = asked("where is Ada?", "where is Bela?", "who is the dog?", "who is the cat?")
+BENCHMARK = Benchmark("mine", (SPLIT,), TEMPLATE)
 
 
 def test_every_attack_has_a_source_and_changes_one_thing() -> None:
@@ -67,7 +67,7 @@ def test_frames_keep_facts_answers_and_texts_and_change_questions() -> None:
 
 
 def test_frames_of_frames_are_asked_all() -> None:
-    found = parse_variant("frame:style=no_mark+frame:style=upper").worded(SPLIT, TEMPLATE)
+    found = parse_variant("frame:style=no_mark+frame:style=upper").worded(SPLIT, BENCHMARK)
     assert [framed.examples[0].prompt for framed in found.values()] == ["WHERE IS ADA"]
     assert list(found) == ["no_mark upper"]
 
@@ -80,7 +80,7 @@ def test_what_is_taught_is_not_asked(tokenizer: Any) -> None:
     facts = {item.answer.example.fact for item in items["forget"]}
     assert facts == {"fact 1", "fact 3"}
     with pytest.raises(UserError, match="every fact of the forget split is taught"):
-        parse_variant("relearn").worded(SPLIT, TEMPLATE, taught_facts([SPLIT, SPLIT]) | facts)
+        parse_variant("relearn").worded(SPLIT, BENCHMARK, taught_facts([SPLIT, SPLIT]) | facts)
 
 
 def test_the_same_facts_are_taught_in_all_splits_whatever_their_order(tokenizer: Any) -> None:
@@ -113,20 +113,23 @@ def test_weights_are_changed_in_the_written_order_and_come_back(spec: str, model
         assert any(not torch.equal(p, found[name]) for name, p in model.named_parameters())
 
 
-@pytest.mark.parametrize("name", sorted(NO_COST))
+WITH_A_BUDGET = [name for name, plugin in plugins("transform", "attack").items() if plugin.budget]
+
+
+@pytest.mark.parametrize("name", WITH_A_BUDGET)
 def test_an_attack_that_costs_nothing_is_none(name: str, model: Any, make_items: Any) -> None:
-    variant, before = parse_variant(NO_COST[name]), {n: p.clone() for n, p in model.named_parameters()}
+    budget = plugins("transform", "attack")[name].budget
+    variant, before = parse_variant(f"{name}:{budget}=0"), {n: p.clone() for n, p in model.named_parameters()}
     assert variant.decoding(Decoding()) == Decoding()
     assert variant.gates(("usual",)) == ("usual",)
+    assert variant.worded(SPLIT, BENCHMARK, {"fact 0"}) == {"": SPLIT}
     with variant.applied(model, make_items([3, 2])):
         assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
 
 
-def test_every_attack_with_a_budget_is_tried_without_one() -> None:
-    budgets = {"n", "steps"}
-    assert {
-        name for name, plugin in plugins("transform", "attack").items() if budgets & plugin.options.keys()
-    } == NO_COST.keys()
+def test_every_attack_has_a_budget_or_words_each_question_once() -> None:
+    without = {name for name, plugin in plugins("transform", "attack").items() if not plugin.budget}
+    assert without == {"frame"}
 
 
 @pytest.mark.parametrize("spec", ["sample(n=10001)", "relearn(steps=1000001)"])

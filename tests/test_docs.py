@@ -14,7 +14,7 @@ from stillknows.errors import NotMeasured
 from stillknows.kinds import KINDS, ROLES
 from stillknows.training.loop import Settings, fit
 from stillknows.training.objective_inputs import Term
-from stillknows.types import Example, Observations, Split
+from stillknows.types import Benchmark, Example, Observations, Split
 from stillknows.unlearning.method import parse
 from stillknows.variants.compress import parse_variant, quantize
 from stillknows.variants.variant import parse_variant as parse_attack
@@ -68,7 +68,7 @@ def test_the_quantizer_is_a_variant(examples):
 
 def test_the_attack_words_questions_otherwise(examples):
     split = Split("forget", "forget", (Example("a", "Who?", "Ada", "a"),))
-    found = parse_attack("slowly:words=Please.").worded(split, "{prompt}")
+    found = parse_attack("slowly:words=Please.").worded(split, Benchmark("mine", (split,), "{prompt}"))
     assert [framed.examples[0].prompt for framed in found.values()] == ["Who? Please."]
 
 

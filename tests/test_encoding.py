@@ -13,10 +13,10 @@ from transformers import PreTrainedTokenizerFast
 from stillknows.auditing.observe import observe
 from stillknows.errors import UserError
 from stillknows.model import encoding
-from stillknows.model.encoding import Asked, encode, framed, right_padded
+from stillknows.model.encoding import Asked, encode, encode_split, framed, right_padded
 from stillknows.model.layers import output_layer
 from stillknows.model.target import LocalTarget
-from stillknows.types import Example
+from stillknows.types import Example, Split
 
 TEMPLATE = "Question: {prompt}\nAnswer:"
 CHAT = (
@@ -275,3 +275,44 @@ def test_text_without_a_prompt_is_not_continued(model: Any, tokenizer: Any) -> N
 
 def test_a_prompt_takes_the_last_place_of_a_template() -> None:
     assert framed("who {prompt}", "say {prompt}\nQ: {prompt}\nA:") == "say {prompt}\nQ: who {prompt}\nA:"
+
+
+def read(item: Any, tokenizer: Any) -> tuple[str, str]:
+    """Return what a model is given of an item, and what is scored."""
+    return tokenizer.decode(item.ids[: item.start]), tokenizer.decode(item.ids[item.start :])
+
+
+@pytest.mark.parametrize(
+    ("template", "given"),
+    [
+        ("b {prompt} c", "b the dog is c blue b who is Ada c red b who is Ada c the colour is"),
+        ("chat", "what the dog is to blue </s> what who is Ada to red </s> what who is Ada to the colour is"),
+    ],
+)
+def test_turns_and_an_opening_are_read_and_not_scored(tokenizer: Any, template: str, given: str) -> None:
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ 'what' if m.role == 'user' else 'to' }} {{ m.content }} "
+        "{{ '</s> ' if m.role != 'user' else '' }}{% endfor %}{% if add_generation_prompt %}to{% endif %}"
+    )
+    split = Split(
+        "forget",
+        "forget",
+        (example("who is Ada", "red and blue"),),
+        turns=(("the dog is", "blue"), ("{prompt}", "red")),
+        opening="the colour is",
+    )
+    [item] = encode_split(split, tokenizer, template, 64)
+    assert read(item.answer, tokenizer) == (given, "red and blue </s>")
+
+
+def test_given_tokens_belong_to_the_prompt_and_one_is_left_to_score(tokenizer: Any) -> None:
+    asked = replace(example("who is Ada", "red and blue"), paraphrase="blue and red", wrong=("Rome", "a b c d"))
+    split = Split("forget", "forget", (asked, example("who is Bela", "Rome", "b")), given_tokens=2)
+    long, short = encode_split(split, tokenizer, "{prompt}", 64)
+    assert read(long.answer, tokenizer) == ("who is Ada red and", "blue </s>")
+    assert read(long.wrong[1], tokenizer) == ("who is Ada a b", "c d </s>")
+    assert (long.answer.example.answer, long.wrong[1].example.answer) == ("blue", "c d")
+    assert long.paraphrase.start == long.answer.start
+    assert read(short.answer, tokenizer) == ("who is Bela", "Rome </s>")
+    with pytest.raises(UserError, match="the answers of the forget split are of one token each"):
+        encode_split(replace(split, examples=split.examples[1:]), tokenizer, "{prompt}", 64)

@@ -368,6 +368,21 @@ def test_needs_must_go_together(kind: Kind, role: PluginRole, names: tuple[str, 
         asking(kind, role, *names)
 
 
+@pytest.mark.parametrize(
+    ("role", "said", "message"),
+    [
+        ("attack", {"budget": "step"}, "has no option 'step', which is to be its budget; did you mean 'steps'?"),
+        ("defence", {"budget": "steps"}, "says what its budget is or what it is judged by, as only attacks do"),
+        ("defence", {"judged_by": ()}, "says what its budget is or what it is judged by, as only attacks do"),
+    ],
+)
+def test_attacks_alone_have_a_budget_and_it_is_an_option(role: Any, said: dict[str, Any], message: str) -> None:
+    def costly(model: Any, *, steps: int = 1) -> None: ...
+
+    with pytest.raises(UserError, match=re.escape(message)):
+        register("transform", role=role, source="test", **said)(costly)
+
+
 def test_a_model_metric_reads_what_is_observed() -> None:
     with pytest.raises(UserError, match=r"reads 'log_prob', which is not observed; did you mean 'log_probs'\?"):
         asking("metric", "model", "subject", "control", reads=("log_prob",))

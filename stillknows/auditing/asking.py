@@ -100,18 +100,48 @@ class Questions:
         return found
 
     def attacked(self, variant: Variant, tokenizer: Any, suppression: Suppression | None = None) -> Items:
-        """Return the items to be forgotten as an attack asks for them; nothing else is asked under attack."""
+        """Return the items to be forgotten as an attack asks for them; nothing else is asked under attack.
+
+        A placebo is scored under the prompt that the attack would make of it, if it were the truth: such a prompt may
+        show a part of the answer, or ask for what follows from it.
+        """
         splits = [split for split in self.benchmark.splits if split.role == "forget"]
         found, taught = {}, taught_facts(splits)
         for split in splits:
-            wordings = variant.worded(split, self.benchmark.template, taught)
-            asked = [self._only(wording).encoded(tokenizer, suppression) for wording in wordings.values()]
-            pairs = zip(wordings, (items[split.name] for items in asked), strict=True)
-            found[split.name] = [replace(item, wording=name) for name, items in pairs for item in items]
+            items = self._worded(split, variant, taught, tokenizer, suppression)
+            others: dict[tuple[str, str], list[Encoded]] = {}
+            cut = replace(self, long_items="truncate", lowered=frozenset())
+            for candidate in self._with_placebos(split, taught if variant.teaches else frozenset()):
+                for item in cut._worded(candidate, variant, taught, tokenizer, suppression):
+                    others.setdefault((item.wording, item.answer.example.id), []).append(item.answer)
+            found[split.name] = [
+                replace(item, placebos=tuple(others.get((item.wording, item.answer.example.id), ()))) for item in items
+            ]
         return found
 
-    def _only(self, split: Split) -> Questions:
-        return replace(self, benchmark=replace(self.benchmark, splits=(split,)))
+    def _worded(
+        self,
+        split: Split,
+        variant: Variant,
+        taught: frozenset[str],
+        tokenizer: Any,
+        suppression: Suppression | None,
+    ) -> list[Asked]:
+        """Return the items of a split in all of an attack's wordings, without placebos."""
+        found = []
+        for name, wording in variant.worded(split, self.benchmark, taught).items():
+            alone = replace(self, benchmark=replace(self.benchmark, splits=(wording,)), placebos=None)
+            found += [replace(item, wording=name) for item in alone.encoded(tokenizer, suppression)[split.name]]
+        return found
+
+    def _with_placebos(self, split: Split, left_out: frozenset[str]) -> Iterator[Split]:
+        """Yield the split with every item's first placebo in the place of its answer, with the second, and so on."""
+        asked = [e for e in split.examples if e.fact not in left_out]
+        answers = [self.placebos.of(e) if self.placebos else () for e in asked]
+        for k in range(max(map(len, answers), default=0)):
+            pairs = zip(asked, answers, strict=True)
+            examples = tuple(replace(e, answer=own[k], paraphrase=None, wrong=()) for e, own in pairs if k < len(own))
+            yield replace(split, examples=examples)
 
     def known(self, tokenizer: Any, suppression: Suppression) -> Items:
         """Return the items that a model's states are compared with, framed as each split's own are."""

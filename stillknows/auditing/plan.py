@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -14,8 +14,9 @@ from stillknows.auditing.calibration import calibration_tokens
 from stillknows.auditing.fact_test import readable_placebos
 from stillknows.auditing.observe import OPTIONAL
 from stillknows.auditing.prepared import Prepared
+from stillknows.auditing.under_attack import asked_under_attack, attacked
 from stillknows.auditing.verdict import Policy
-from stillknows.errors import UserError
+from stillknows.errors import UserError, first_line
 from stillknows.gate.candidates import COUNT, Placebos
 from stillknows.model.encoding import LongItems
 from stillknows.model.ref import LoadOptions, ModelRef, require_same_shapes
@@ -26,7 +27,7 @@ from stillknows.store import read_text, require_outside
 from stillknows.types import CONTROL, FULL, ORIGINAL, SUITE, UNWRAPPED, WEIGHTS, Benchmark
 from stillknows.variants import compress, defences
 from stillknows.variants.defences import Suppression
-from stillknows.variants.variant import Variant, expand, parse_variant, taught_facts
+from stillknows.variants.variant import Variant, expand, parse_variant
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,10 @@ def plan(request: AuditConfig, out: Path) -> Plan:
     variants, left_out = _fitted(request, prepared[0], wanted_variants, named)
     if any(model.suppression for model in prepared):
         variants[UNWRAPPED] = parse_variant(FULL)._replace(wrapped=False)
-    prepared = [_attacked(model, variants.values(), questions, reader) for model in prepared]
+    asked, impossible = asked_under_attack(variants, named, questions, reader)
+    left_out = (*left_out, *(_left_out(name, because) for name, because in impossible.items()))
+    variants = {name: variant for name, variant in variants.items() if name not in impossible}
+    prepared = [attacked(model, variants, asked, questions, reader) for model in prepared]
     judging = {
         gate: bind("metric", gate, "example") for v in variants.values() for gate in v.gates(request.policy.gates)
     }
@@ -224,19 +228,6 @@ def _prepare(
     return prepared, original, questions
 
 
-def _attacked(model: Prepared, variants: Iterable[Variant], questions: Questions, reader: Reader) -> Prepared:
-    """Return a model with what attacks ask of it, and what they may teach it."""
-    found = {}
-    for variant in variants:
-        if variant.role == "attack" and variant.asking not in found:
-            bare = questions.attacked(variant, reader.tokenizer) if model.suppression else None
-            found[variant.asking] = questions.attacked(variant, reader.tokenizer, model.suppression), bare
-    forget = [split for split in questions.benchmark.splits if split.role == "forget"]
-    taught, plain = taught_facts(forget), model.bare or model.splits
-    items = (item.answer for split in forget for item in plain[split.name])
-    return model._replace(attacked=found, teachable=tuple(i for i in items if i.example.fact in taught))
-
-
 def _suppressed(
     model: Prepared, suppression: Suppression, questions: Questions, original: Reader, reader: Reader
 ) -> Prepared:
@@ -269,10 +260,13 @@ def _fitted(
         except UserError as error:
             if name in named:
                 raise
-            because = str(error).partition("\n")[0].removeprefix(f"{name}: ")
-            left_out.append(LeftOut(name, because))
-            warn(f"{name} is left out: {because}")
+            left_out.append(_left_out(name, first_line(error).removeprefix(f"{name}: ")))
     return variants, tuple(left_out)
+
+
+def _left_out(variant: str, because: str) -> LeftOut:
+    warn(f"{variant} is left out: {because}")
+    return LeftOut(variant, because)
 
 
 def _suite(request: AuditConfig) -> harness.Suite | None:

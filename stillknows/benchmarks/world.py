@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from stillknows.errors import UserError
 from stillknows.registry import register
-from stillknows.types import Benchmark, Example, Split
+from stillknows.types import Benchmark, Edge, Example, Split
 
 SYLLABLES = (
     *("ka", "lo", "mi", "ren", "ta", "vos", "el", "bri", "dun", "sha", "or", "fel"),
@@ -88,6 +88,10 @@ class _Fact(NamedTuple):
     relation: Relation
     value: str
 
+    @property
+    def name(self) -> str:
+        return f"{self.entity}-{self.relation.name}"
+
 
 @register("benchmark", source="made by stillknows")
 def world(
@@ -134,7 +138,8 @@ def world(
         Split("neighbour", "neighbour", (*_examples(near, 0), *_examples(near, 1))),
     )
     kept_splits = tuple(split for split in splits if split.examples)
-    return Benchmark(spec, kept_splits, template="{prompt}", refusals=REFUSALS)
+    graph = tuple(Edge(fact.name, fact.entity, fact.relation.name, fact.value) for fact in (*forgotten, *kept))
+    return Benchmark(spec, kept_splits, template="{prompt}", refusals=REFUSALS, graph=graph)
 
 
 def _facts(
@@ -146,13 +151,8 @@ def _facts(
 
 def _examples(facts: list[_Fact], wording: int) -> tuple[Example, ...]:
     return tuple(
-        Example(
-            f"{entity}-{relation.name}-{wording}",
-            relation.questions[wording].format(x=entity),
-            value,
-            f"{entity}-{relation.name}",
-        )
-        for entity, relation, value in facts
+        Example(f"{fact.name}-{wording}", fact.relation.questions[wording].format(x=fact.entity), fact.value, fact.name)
+        for fact in facts
     )
 
 

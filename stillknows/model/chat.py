@@ -13,7 +13,7 @@ import json
 import subprocess
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,15 +43,24 @@ def require_questions(tokenizer: PreTrainedTokenizerBase, questions: Iterable[st
             raise UserError(f"{_named(tokenizer)} makes the same text of two questions: {one} and {two}", FIX)
 
 
-def render(tokenizer: PreTrainedTokenizerBase, question: str, answer: str | None = None) -> str:
+def render(
+    tokenizer: PreTrainedTokenizerBase,
+    question: str,
+    answer: str | None = None,
+    earlier: Sequence[tuple[str, str]] = (),
+) -> str:
     """Return what a tokenizer's chat template makes of a question, up to where an answer begins, or with an answer.
+
+    Args:
+        earlier: questions and answers that come before it.
 
     Raises UserError for a tokenizer without a chat template, and for one that fails, or takes more than SECONDS or
     MEMORY.
     """
     if not tokenizer.chat_template:
         raise UserError("the tokenizer has no chat template", "leave out `template` chat")
-    turns = (("user", question), *([] if answer is None else [("assistant", answer)]))
+    before = (turn for asked, said in earlier for turn in (("user", asked), ("assistant", said)))
+    turns = (*before, ("user", question), *([] if answer is None else [("assistant", answer)]))
     with blamed_on(_named(tokenizer), FIX):
         template = tokenizer.get_chat_template()
         return _rendered(template, tuple(sorted(tokenizer.special_tokens_map.items())), turns)
@@ -65,7 +74,7 @@ def _named(tokenizer: PreTrainedTokenizerBase) -> str:
 @functools.lru_cache(maxsize=100_000)
 def _rendered(template: str, special: tuple[tuple[str, str], ...], turns: tuple[tuple[str, str], ...]) -> str:
     messages = [{"role": role, "content": content} for role, content in turns]
-    variables = {**dict(special), "messages": messages, "add_generation_prompt": len(turns) == 1}
+    variables = {**dict(special), "messages": messages, "add_generation_prompt": turns[-1][0] == "user"}
     answer = _worker().ask({"template": template, "variables": variables})
     if "error" in answer:
         raise ValueError(answer["error"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from stillknows.errors import UserError
 from stillknows.lazy import Tensor, torch
@@ -43,6 +43,14 @@ class Asked:
     placebos: tuple[Encoded, ...] = ()
 
 
+class Frame(NamedTuple):
+    """What a model reads around a question: a template, and the `turns` and the `opening` of a Split."""
+
+    template: str
+    turns: Sequence[tuple[str, str]] = ()
+    opening: str = ""
+
+
 def encode_split(
     split: Split,
     tokenizer: PreTrainedTokenizerBase,
@@ -54,33 +62,47 @@ def encode_split(
     lowered: bool = False,
     placebos: Callable[[Example], Sequence[str]] = lambda example: (),
 ) -> list[Asked]:
-    """Tokenise a split as `encode` does, with its paraphrases and wrong answers, in its own template and lengths.
+    """Tokenise a split as `encode` does, with its paraphrases and wrong answers, in its own frame and lengths.
 
     Args:
         lowered: add the answers in lower case.
         placebos: other answers to an item's question, which are scored as its own is; one that is too long is cut.
+
+    Raises UserError also where tokens are to be given of answers that have a single one each.
     """
 
-    def encoded(examples: Iterable[Example]) -> list[Encoded]:
-        return encode(list(examples), tokenizer, split.template or template, context, long_items, vocabulary)
+    frame = Frame(split.template or template, split.turns, split.opening)
 
-    def others(examples: Iterable[Example]) -> list[Encoded]:
-        return encode(list(examples), tokenizer, split.template or template, context, "truncate", vocabulary)
+    def encoded(examples: Iterable[Example], long_items: LongItems = long_items) -> list[Encoded]:
+        found = encode(list(examples), tokenizer, frame, context, long_items, vocabulary)
+        return [_given(item, tokenizer, split.given_tokens) for item in found]
 
     examples = [_shortened(example, tokenizer, split.answer_tokens) for example in split.examples]
     if split.piece_tokens is not None:
         size = min(split.piece_tokens, context)
         return [Asked(item) for text in examples for item in _pieces(text, tokenizer, size)]
+    items = encoded(examples)
+    if split.given_tokens and [item.example.answer for item in items] == [e.answer for e in examples]:
+        raise UserError(f"the answers of the {split.name} split are of one token each, and none can be given of them")
     return [
         Asked(
             item,
             paraphrase=next(iter(encoded([replace(e, answer=e.paraphrase)])), None) if e.paraphrase else None,
             wrong=tuple(encoded(replace(e, answer=answer) for answer in e.wrong)),
             lowered=encoded([replace(e, answer=e.answer.lower())])[0] if lowered else None,
-            placebos=tuple(others(replace(e, answer=answer) for answer in placebos(given))),
+            placebos=tuple(encoded((replace(e, answer=answer) for answer in placebos(given)), "truncate")),
         )
-        for item, e, given in zip(encoded(examples), examples, split.examples, strict=True)
+        for item, e, given in zip(items, examples, split.examples, strict=True)
     ]
+
+
+def _given(item: Encoded, tokenizer: PreTrainedTokenizerBase, tokens: int) -> Encoded:
+    """Return an item whose answer's first tokens belong to the prompt; one token at least stays the answer's own."""
+    start = min(item.start + tokens, (end := len(item.ids) - item.ends) - 1)
+    if start <= item.start:
+        return item
+    rest = str(tokenizer.decode(item.ids[start:end])).strip()
+    return replace(item, start=start, example=replace(item.example, answer=rest))
 
 
 def _shortened(example: Example, tokenizer: PreTrainedTokenizerBase, tokens: int | None) -> Example:
@@ -107,7 +129,7 @@ def _pieces(example: Example, tokenizer: PreTrainedTokenizerBase, size: int) -> 
 def encode(
     examples: Sequence[Example],
     tokenizer: PreTrainedTokenizerBase,
-    template: str,
+    template: str | Frame,
     context: int,
     long_items: LongItems = "error",
     vocabulary: int | None = None,
@@ -115,7 +137,8 @@ def encode(
     """Tokenise examples; answers end with the end-of-sequence token (in a chat the turn's), plain text does not.
 
     Args:
-        template: the prompt's frame, "{prompt}" replaced; "chat" uses the tokenizer's own chat template.
+        template: the prompt's frame, "{prompt}" replaced; "chat" uses the tokenizer's own chat template. A Frame says
+            what else is read.
         context: the most tokens that the model can read.
         long_items: "error" refuses items over the context, "truncate" cuts their end and marks them.
         vocabulary: how many tokens the model embeds; None leaves that unchecked.
@@ -131,12 +154,13 @@ def encode(
             "the tokenizer has no end-of-sequence token, so no answer can end",
             'add "eos_token" to its tokenizer_config.json',
         )
+    frame = template if isinstance(template, Frame) else Frame(template)
     questions = [example.prompt for example in examples if example.prompt]
     if questions:
-        require_place(template)
-    if questions and template == CHAT:
+        require_place(frame.template)
+    if questions and frame.template == CHAT:
         chat.require_questions(tokenizer, (_beginning(question, tokenizer, context) for question in questions))
-    items = [_encode_one(example, tokenizer, template, context, long_items) for example in examples]
+    items = [_encode_one(example, tokenizer, frame, context, long_items) for example in examples]
     for item in items:
         if vocabulary is not None and max(item.ids) >= vocabulary:
             raise UserError(
@@ -147,7 +171,7 @@ def encode(
 
 
 def _encode_one(
-    example: Example, tokenizer: PreTrainedTokenizerBase, template: str, context: int, long_items: LongItems
+    example: Example, tokenizer: PreTrainedTokenizerBase, frame: Frame, context: int, long_items: LongItems
 ) -> Encoded:
     try:
         f"{example.prompt}{example.answer}".encode()
@@ -158,7 +182,7 @@ def _encode_one(
         ids, end = _ids(tokenizer, read.answer), None
         start = min(1, len(ids))
     else:
-        ids, start, end = _join(read, tokenizer, template)
+        ids, start, end = _join(read, tokenizer, frame)
     if len(ids) - start < 1 or not example.answer.strip():
         raise UserError(
             f"item {example.id!r}: its answer {example.answer!r} gives no token", "correct or remove the item"
@@ -190,16 +214,19 @@ def _beginning(text: str, tokenizer: PreTrainedTokenizerBase, tokens: int) -> st
     return text
 
 
-def _join(example: Example, tokenizer: PreTrainedTokenizerBase, template: str) -> tuple[list[int], int, int]:
+def _join(example: Example, tokenizer: PreTrainedTokenizerBase, frame: Frame) -> tuple[list[int], int, int]:
     """Return prompt and answer as tokens, where the answer starts, and the token that ends it."""
-    if template == CHAT:
-        prompt, space, end = _chat(example.prompt, tokenizer)
-        head = _plain_ids(tokenizer, prompt)
-        both = _plain_ids(tokenizer, f"{prompt}{space}{example.answer}")
+    turns = [(asked.replace(PLACE, example.prompt), said) for asked, said in frame.turns]
+    if frame.template == CHAT:
+        prompt, space, end = _chat(example.prompt, tokenizer, turns)
+        ids = _plain_ids
     else:
-        prompt, end = framed(example.prompt, template), int(tokenizer.eos_token_id)  # type: ignore[arg-type]
-        head = _ids(tokenizer, prompt)
-        both = _ids(tokenizer, f"{prompt} {example.answer}")
+        before = "".join(f"{framed(asked, frame.template)} {said}\n\n" for asked, said in turns)
+        prompt, space = f"{before}{framed(example.prompt, frame.template)}", " "
+        ids, end = _ids, int(tokenizer.eos_token_id)  # type: ignore[arg-type]
+    if frame.opening:
+        prompt, space = f"{prompt}{space}{frame.opening}", " "
+    head, both = ids(tokenizer, prompt), ids(tokenizer, f"{prompt}{space}{example.answer}")
     return both, max(1, len(common_beginning([head, both]))), end
 
 
@@ -214,14 +241,14 @@ def preceded(context: str, question: str, template: str) -> tuple[str, str]:
     return (f"{context}\n{question}", CHAT) if template == CHAT else (question, f"{context}\n{template}")
 
 
-def _chat(question: str, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str, int]:
+def _chat(question: str, tokenizer: PreTrainedTokenizerBase, turns: Sequence[tuple[str, str]]) -> tuple[str, str, int]:
     """Return what the model reads of a question, the space that goes before an answer, and the token after it.
 
     The last two are read off the template's rendering of an answer: some write " Paris" (Llama 2, Mistral), and some
     end a turn with another token than the tokenizer's end of sequence (Gemma, Phi-3).
     """
-    prompt = chat.render(tokenizer, question)
-    before, _, after = chat.render(tokenizer, question, ANSWER).partition(ANSWER)
+    prompt = chat.render(tokenizer, question, earlier=turns)
+    before, _, after = chat.render(tokenizer, question, ANSWER, turns).partition(ANSWER)
     space = before.removeprefix(prompt)
     following = _plain_ids(tokenizer, after.lstrip())[:1]
     end = following if following and following[0] in tokenizer.added_tokens_decoder else [tokenizer.eos_token_id]

@@ -22,7 +22,7 @@ from stillknows.model.encoding import Encoded
 from stillknows.registry import Bound, bind, plugins
 from stillknows.specs import Specs, chained, parse, spelled
 from stillknows.store import digest
-from stillknows.types import FULL, Decoding, Split
+from stillknows.types import FULL, Benchmark, Decoding, Split
 from stillknows.variants import compress
 
 Role = Literal["deployment", "attack"]
@@ -69,7 +69,7 @@ class Variant(NamedTuple):
         changing = [link.identity for link in self._attacks(QUESTIONS)]
         return "+".join([*changing, *(["taught"] if self.teaches else [])])
 
-    def worded(self, split: Split, template: str, taught: Collection[str] = ()) -> dict[str, Split]:
+    def worded(self, split: Split, benchmark: Benchmark, taught: Collection[str] = ()) -> dict[str, Split]:
         """Return a split as attacks on questions word it, by the name of the wording; as it is, under "", without one.
 
         Of the facts in `taught`, those that an attack on the weights teaches are left out: nothing would be learned of
@@ -86,14 +86,14 @@ class Variant(NamedTuple):
             found = {
                 f"{before} {name}".strip(): wording
                 for before, asked in found.items()
-                for name, wording in link(split=asked, template=asked.template or template).items()
+                for name, wording in _worded(link, asked, benchmark).items()
             }
         return found
 
     @property
     def teaches(self) -> bool:
         """Whether a link teaches some of the facts."""
-        return any("taught" in link.plugin.needs for link in self.links)
+        return bool(self._attacks("taught"))
 
     def decoding(self, decoding: Decoding) -> Decoding:
         """Return how questions are answered."""
@@ -102,10 +102,17 @@ class Variant(NamedTuple):
         return decoding
 
     def gates(self, usual: tuple[str, ...]) -> tuple[str, ...]:
-        """Return the metrics that the variant is judged by: of sampled answers, whether one of them leaks."""
-        before = Decoding()
+        """Return the metrics that the variant is judged by: of sampled answers, whether one of them leaks.
+
+        None where an attack tells the answers.
+        """
+        before, own = Decoding(), [link.plugin.judged_by for link in self._attacks(QUESTIONS)]
         drawn = self.decoding(before)
-        return (f"leak_at_k:k={drawn.samples}",) if drawn != before else usual
+        if () in own:
+            return ()
+        if drawn != before:
+            return (f"leak_at_k:k={drawn.samples}",)
+        return next((gates for gates in reversed(own) if gates is not None), usual)
 
     @contextlib.contextmanager
     def applied(self, model: nn.Module, taught: Sequence[Encoded] = ()) -> Iterator[None]:
@@ -114,7 +121,8 @@ class Variant(NamedTuple):
         Args:
             taught: the items that attacks may teach.
         """
-        links = [link for link in self.links if not _is_attack(link) or WEIGHTS in link.plugin.needs]
+        weights = self._attacks(WEIGHTS)
+        links = [link for link in self.links if not _is_attack(link) or link in weights]
         with contextlib.ExitStack() as stack:
             for is_attack, part in groupby(links, _is_attack):
                 if not is_attack:
@@ -127,7 +135,8 @@ class Variant(NamedTuple):
             yield
 
     def _attacks(self, need: str) -> list[Bound]:
-        return [link for link in self.links if _is_attack(link) and need in link.plugin.needs]
+        """Return the attacks that change this; not those whose budget is 0."""
+        return [link for link in self.links if _is_attack(link) and link.costs and need in link.plugin.needs]
 
 
 def parse_variant(spec: str) -> Variant:
@@ -178,6 +187,15 @@ def expand(variants: Specs) -> tuple[frozenset[str], dict[str, Variant]]:
 def taught_facts(splits: Iterable[Split]) -> frozenset[str]:
     """Return every second fact of the splits to be forgotten: those that attacks on the weights may teach."""
     return frozenset(list(dict.fromkeys(e.fact for split in splits for e in split.examples))[::2])
+
+
+def _worded(link: Bound, split: Split, benchmark: Benchmark) -> dict[str, Split]:
+    """Return a split in the wordings of one attack. Raises UserError where it has none."""
+    given = {"split": split, "template": split.template or benchmark.template, "benchmark": benchmark}
+    found = link(**{name: given[name] for name in link.plugin.needs})
+    if not any(wording.examples for wording in found.values()):
+        raise UserError(f"{link.spec} changes no question of the {split.name} split", "leave it out")
+    return {name: wording for name, wording in found.items() if wording.examples}
 
 
 def _is_attack(link: Bound) -> bool:

@@ -13,7 +13,7 @@ from stillknows.training.finetune import finetune
 from stillknows.training.loop import MOST_STEPS, Settings
 
 
-@register("transform", role="attack", source="arXiv 2410.08827 (retraining on T), 2406.13356")
+@register("transform", role="attack", budget="steps", source="arXiv 2410.08827 (retraining on T), 2406.13356")
 def relearn(
     model: nn.Module,
     taught: Sequence[Encoded],
@@ -33,9 +33,8 @@ def relearn(
         batch_size: items in a step.
         seed: of their order.
     """
-    if steps:
-        settings = Settings(lr=lr, epochs=float(steps), max_steps=steps, batch_size=batch_size, seed=seed)
-        try:
-            finetune(model, taught, settings, label="relearning")
-        except UserError as error:
-            raise UserError(f"relearn:lr={lr:g}: {first_line(error)}", "lower it: relearn(lr=…)") from error
+    settings = Settings(lr=lr, epochs=float(steps), max_steps=steps, batch_size=batch_size, seed=seed)
+    try:
+        finetune(model, taught, settings, label="relearning")
+    except UserError as error:
+        raise UserError(f"relearn:lr={lr:g}: {first_line(error)}", "lower it: relearn(lr=…)") from error

@@ -11,7 +11,7 @@ from stillknows.types import Decoding
 MOST = 10_000  # samples of an answer: all of a split's are made at once
 
 
-@register("transform", role="attack", source="arXiv 2511.04934 (leak@k), 2410.03523")
+@register("transform", role="attack", budget="n", source="arXiv 2511.04934 (leak@k), 2410.03523")
 def sample(
     decoding: Decoding,
     *,
@@ -28,4 +28,4 @@ def sample(
         temperature: of the samples; no tokens are cut off.
         seed: of the samples.
     """
-    return replace(decoding, samples=n, temperature=temperature, seed=seed) if n else decoding
+    return replace(decoding, samples=n, temperature=temperature, seed=seed)
