@@ -27,6 +27,7 @@ from stillknows.types import (
     Benchmark,
     Finding,
     FindingKind,
+    Interval,
     Outcome,
     Verdict,
     VerdictName,
@@ -119,7 +120,7 @@ def judge(
         + ([] if variant in attacks else list(_damage(table, subject, variant, policy)))
         for variant in variants
     }
-    names = {variant: variant_verdict(found) for variant, found in findings.items()}
+    names: dict[str, VerdictName] = {variant: variant_verdict(found) for variant, found in findings.items()}
     shown = {variant for variant, found in findings.items() if _shows(found)}
     first = [] if FULL in variants else [Finding("full_not_measured", "undecided")]
     everything = (*first, *(finding for found in findings.values() for finding in found))
@@ -153,19 +154,16 @@ def _knowledge(
     if isinstance(kept, str):
         yield Finding("not_compared", "undecided", place.variant, place.split, gate, detail=kept)
         return
-    leaks = p is not None and p < policy.alpha
-    for kind, interval, p_value in (("knowledge_kept", kept.kept, p), ("facts_known", kept.known, None)):
+    tests: tuple[tuple[FindingKind, Interval, float | None], ...] = (
+        ("knowledge_kept", kept.kept, p),
+        ("facts_known", kept.known, None),
+    )
+    for kind, interval, p_value in tests:
         outcome: Outcome = "pass" if interval.high <= policy.tolerance else "undecided"
-        yield Finding(
-            kind,
-            "leak" if leaks and kind == "knowledge_kept" else outcome,
-            place.variant,
-            place.split,
-            gate,
-            **interval._asdict(),
-            threshold=policy.tolerance,
-            p=p_value,
-        )
+        if p_value is not None and p_value < policy.alpha:
+            outcome = "leak"
+        where = {"variant": place.variant, "split": place.split, "metric": gate}
+        yield Finding(kind, outcome, **where, **interval._asdict(), threshold=policy.tolerance, p=p_value)
 
 
 def _no_score(table: Table, models: Sequence[str], place: CellKey, metric: str) -> Iterator[Finding]:

@@ -216,7 +216,8 @@ def lead_of(metrics: Sequence[str], gates: Sequence[str]) -> str:
 
 def worst(verdicts: Iterable[tuple[str, VerdictName]]) -> VerdictName:
     """Return the worst of (model, verdict) pairs without the controls; UNDECIDED without any."""
-    return max((verdict for name, verdict in verdicts if name not in EXPECTED), key=SEVERITY.index, default="UNDECIDED")
+    judged: list[VerdictName] = [verdict for name, verdict in verdicts if name not in EXPECTED]
+    return max(judged, key=SEVERITY.index) if judged else "UNDECIDED"
 
 
 def parsed(content: Json, place: str) -> AuditReport:
