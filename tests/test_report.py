@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from html.parser import HTMLParser
 from importlib.resources import files
 from pathlib import Path
@@ -53,10 +53,12 @@ from stillknows.types import (
     Finding,
     Interval,
     Observations,
+    Outcome,
     Role,
     Split,
 )
 
+ROOT = Path(__file__).parents[1]
 FACTS = 40
 LEAKING = (7, 3, 21)  # the facts that "brittle" gives away most under int4, the worst first
 NASTY = "<script>alert('x')</script> & \"more\" | http://elsewhere.example"
@@ -350,6 +352,34 @@ def test_page_is_well_formed_and_fetches_nothing(built: AuditReport) -> None:
     assert "@import" not in text
 
 
+def test_every_table_scrolls_with_a_sign_that_is_not_printed(built: AuditReport) -> None:
+    text = report.html(built)
+    assert text.count("<table") == len(re.findall(r'<div class="scroll[^>]*>\s*<table', text)) > 3
+    sign = re.search(r"\.scroll::after \{[^}]*position: sticky[^}]*opacity: 0;", text)  # seen only where it scrolls
+    assert sign
+    assert "animation-timeline: scroll(nearest inline)" in text
+    assert ".scroll::after { display: none; }" in text[text.index("@media print") :]
+
+
+def test_the_page_says_how_to_read_it_and_links_within_itself(built: AuditReport) -> None:
+    page = Page(report.html(built))
+    targets = {attributes["id"] for _, attributes in page.tags if "id" in attributes}
+    links = [str(attributes["href"]) for _, attributes in page.tags if "href" in attributes]
+    assert "#reasons" in links
+    assert {link.removeprefix("#") for link in links} <= targets
+    guide = "docs/reading-a-report.md"
+    assert guide in report.html(built)
+    for file in (guide, "docs/report.png"):
+        assert (ROOT / file).is_file()
+    assert guide in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_guide_names_all_verdicts_and_every_field_of_a_finding() -> None:
+    text = (ROOT / "docs/reading-a-report.md").read_text(encoding="utf-8")
+    for name in (*SEVERITY, *get_args(Outcome), *(field.name for field in fields(Finding) if field.name != "model")):
+        assert f"`{name}`" in text or f"| {name} |" in text, name
+
+
 def test_text_from_models_and_users_is_escaped(built: AuditReport) -> None:
     text = report.html(built)
     assert "<script" not in text
@@ -519,6 +549,12 @@ def test_a_report_whose_findings_do_not_make_its_verdict_is_refused(built: Audit
     leaks[0]["outcome"] = "pass"
     with pytest.raises(UserError, match="its findings on brittle do not make int4 STILL KNOWS"):
         parsed(content, "it")
+
+
+def test_the_order_of_entries_in_json_does_not_matter(built: AuditReport) -> None:
+    shuffled = parsed(json.loads(json.dumps(built.to_json(), sort_keys=True)), "it")
+    assert list(shuffled.subjects[0].variants) != list(shuffled.variants)
+    assert report.markdown(shuffled) == report.markdown(built)
 
 
 def test_report_needs_neither_torch_nor_transformers() -> None:

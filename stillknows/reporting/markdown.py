@@ -24,7 +24,7 @@ TITLES = {
 
 def markdown(report: AuditReport) -> str:
     """Return the verdicts, the main tables and what the verdicts rest on."""
-    verdicts = [[s.name, s.verdict, *s.variants.values()] for s in report.subjects]
+    verdicts = [[s.name, s.verdict, *(s.variants[variant] for variant in report.variants)] for s in report.subjects]
     parts = [f"# stillknows: {report.verdict}", summary(report), f"Benchmark: {code(report.benchmark)}"]
     parts += ["## Verdict by variant", table_of_texts(["model", "verdict", *report.variants], verdicts)]
     found = grids(report)

@@ -201,7 +201,7 @@ class AuditReport(Part):
         if self.verdict != worst((subject.name, subject.verdict) for subject in self.subjects):
             raise ValueError("its verdict is not the worst of its models'")
         for subject in self.subjects:
-            if tuple(subject.variants) != self.variants:
+            if sorted(subject.variants) != sorted(self.variants):
                 raise ValueError("its models were judged in other variants")
             for variant, verdict in subject.variants.items():
                 if variant_verdict(f for f in subject.findings if f.variant == variant) != verdict:
