@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from stillknows.lazy import nn, no_grad, torch
-from stillknows.model.parameters import Weights, copies
+from stillknows.lazy import nn, torch
+from stillknows.model.parameters import Weights, copies, update
 
 PARTS = 16  # shares that are tried, from 1 downwards
 HALVINGS = 4  # of the distance between a share that is good and one that is not
 
 
-@no_grad
 def mix(model: nn.Module, original: Weights, unlearned: Weights, alpha: float) -> None:
     """Set a model's weights to (1 − α)·θo + α·θu: bit by bit θo at α = 0 and θu at α = 1."""
-    for name, p in model.named_parameters():
-        p.copy_(torch.lerp(original[name].to(p), unlearned[name].to(p), alpha))
+    update(model, lambda name, p: torch.lerp(original[name].to(p), unlearned[name].to(p), alpha))
 
 
 def largest_share(is_good: Callable[[float], bool]) -> float:

@@ -21,6 +21,7 @@ from stillknows.lazy import Tensor, nn, torch
 from stillknows.model.encoding import Encoded
 from stillknows.model.forward import mean_probability, score_items
 from stillknows.model.layers import output_layer
+from stillknows.model.parameters import copies, write
 from stillknows.progress import progress
 from stillknows.registry import Bound, bind
 from stillknows.training.checkpoint import open_checkpoint, write_checkpoint
@@ -312,13 +313,11 @@ class _Loop:
 
     def _keep(self) -> None:
         if self.settings.retain_floor:
-            self.good = {name: p.detach().to("cpu", copy=True) for name, p in self.parameters.items()}
+            self.good = copies(self.parameters, "cpu")
             self.good_step = self.done.steps
 
     def _fall_back(self) -> None:
-        with torch.no_grad():
-            for name, p in self.parameters.items():
-                p.copy_(self.good[name])
+        write(self.parameters, self.good)
         self.done.steps = self.good_step
 
     def save(self, path: Path, plan_key: str) -> None:
@@ -336,7 +335,7 @@ class _Loop:
             for key, value in tensors:
                 group, _, name = key.partition("/")
                 if group == "weights":
-                    self.parameters[name].copy_(value)
+                    write({name: self.parameters[name]}, {name: value})
                 elif group == "rest":
                     self.storage.rest[name].copy_(value)
                 elif group == "state":

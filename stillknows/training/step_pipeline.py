@@ -15,8 +15,9 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from stillknows.errors import UserError
-from stillknows.lazy import Tensor, nn, no_grad, parametrize, torch
+from stillknows.lazy import Tensor, nn, parametrize, torch
 from stillknows.model.encoding import Encoded
+from stillknows.model.parameters import update
 from stillknows.needs import OF_SCRAMBLED, OF_TERMS
 from stillknows.registry import Bound
 from stillknows.training.objective_inputs import Term
@@ -134,12 +135,10 @@ class StepPipeline:
         elif not bool(allowed.all()):
             self.held[name] = (allowed, p.detach().clone())
 
-    @no_grad
     def hold(self) -> None:
         """Put weights that may not move back to what they were: momentum and rounding have moved them."""
-        for name, (allowed, start) in self.held.items():
-            p = self.parameters[name]
-            p.copy_(torch.where(allowed, p, start))
+        held = {name: self.parameters[name] for name in self.held}
+        update(held, lambda name, p: torch.where(self.held[name][0], p, self.held[name][1]))
 
     def optimizer(self, lr: float, beta2: float) -> torch.optim.Optimizer:
         """Return the optimizer of the trained parameters: AdamW without decay, or the one that was asked for."""

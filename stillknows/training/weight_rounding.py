@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 from stillknows.lazy import Tensor, no_grad, torch
+from stillknows.model.parameters import update
 
 WeightStorage = Literal["float32", "bfloat16", "stochastic", "compensated"]
 MIX = 1_000_003  # combines a seed with a counter into another seed
@@ -26,26 +27,27 @@ class Storage:
         self.parameters, self.how, self.seed = parameters, how, seed
         self.rest: dict[str, Tensor] = {}
         if how != "float32":
-            with torch.no_grad():
-                for p in parameters.values():
-                    p.copy_(p.bfloat16())
+            update(parameters, lambda _, p: p.bfloat16())
         if how == "compensated":
             self.rest = {name: torch.zeros_like(p, dtype=torch.bfloat16) for name, p in parameters.items()}
 
     @no_grad
     def keep(self, step: int) -> None:
         """Round the weights as they are after a step; the random bits depend on seed and step alone."""
-        generator = None
-        for name, p in self.parameters.items():
-            if self.how == "bfloat16":
-                p.copy_(p.bfloat16())
-            elif self.how == "stochastic":
-                generator = generator or torch.Generator(p.device).manual_seed((self.seed * MIX + step) % 2**63)
-                p.copy_(stochastic_bfloat16(p, generator))
-            elif self.how == "compensated":
-                wanted = p + self.rest[name]
-                p.copy_(wanted.bfloat16())
-                self.rest[name].copy_(wanted - p)
+        if self.how == "bfloat16":
+            update(self.parameters, lambda _, p: p.bfloat16())
+        elif self.how == "stochastic":
+            device = next(iter(self.parameters.values())).device
+            generator = torch.Generator(device).manual_seed((self.seed * MIX + step) % 2**63)
+            update(self.parameters, lambda _, p: stochastic_bfloat16(p, generator))
+        elif self.how == "compensated":
+            update(self.parameters, self._compensated)
+
+    def _compensated(self, name: str, p: Tensor) -> Tensor:
+        wanted = p + self.rest[name]
+        kept = wanted.bfloat16().to(p)
+        self.rest[name].copy_(wanted - kept)
+        return kept
 
 
 def stochastic_bfloat16(values: Tensor, generator: torch.Generator) -> Tensor:

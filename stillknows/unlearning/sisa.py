@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from stillknows import __version__
 from stillknows.errors import UserError
 from stillknows.lazy import Tensor, nn, parametrize
-from stillknows.model import run_record
+from stillknows.model import parameters, run_record
 from stillknows.model.encoding import Encoded, encode
 from stillknows.model.ref import LoadOptions, ModelRef
 from stillknows.registry import Bound, bind
@@ -196,10 +196,9 @@ def _merge(folder: Path, out: Path) -> dict[str, Any]:
     from safetensors.torch import load_file
 
     target = base.load()
-    weights = dict(target.model.named_parameters())
     for place in _alive(entries):
         for name, (a, b) in _pairs(load_file(folder / place.file)):
-            weights[f"{name}.weight"].data.add_(b @ a)
+            parameters.add(target.model, [(f"{name}.weight", b @ a)])
     record = {"stillknows": __version__, "ledger": head, "versions": run_record.versions()}
     return run_record.save(target.model, target.tokenizer, out, record)
 

@@ -15,6 +15,7 @@ from stillknows.errors import UserError
 from stillknows.lazy import Tensor, nn, no_grad, torch
 from stillknows.model.architecture import MatrixRole, placed
 from stillknows.model.layers import Linear, linears
+from stillknows.model.parameters import restored
 from stillknows.progress import log
 from stillknows.registry import Bound, bind
 from stillknows.specs import chained
@@ -274,19 +275,13 @@ def compressed(model: nn.Module, chain: Chain, ids_NL: Tensor | None = None) -> 
 
     The model's `matrices` are quantized; then what linear maps and attention are given is rounded as it flows.
     """
-    kept: list[tuple[Tensor, Tensor]] = []
-    try:
+    with contextlib.ExitStack() as stack:
         with torch.no_grad():
             for layer, form in forms(model, chain, ids_NL):
-                weight_OI = layer.read()
-                kept.append((weight_OI, weight_OI.clone()))
+                stack.enter_context(restored({layer.name: layer.read()}))
                 layer.write(form.values_OI)
-        with _running(model, chain):
-            yield
-    finally:
-        with torch.no_grad():
-            for weight_OI, original_OI in kept:
-                weight_OI.copy_(original_OI)
+        stack.enter_context(_running(model, chain))
+        yield
 
 
 @contextlib.contextmanager

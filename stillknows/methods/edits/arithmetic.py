@@ -24,9 +24,9 @@ def task_vector(model: nn.Module, original: Mapping[str, Tensor], reinforced: nn
     Args:
         alpha: scale α of what is taken away. MUSE's code leaves it to the user, with 1 if none is given.
     """
-    taught = dict(reinforced.named_parameters())
-    for name, p in model.named_parameters():
-        p.sub_(taught[name].to(p) - original[name].to(p), alpha=alpha)
+    taught = parameters.named(reinforced)
+    steps = ((name, taught[name].to(p) - original[name].to(p)) for name, p in model.named_parameters())
+    parameters.add(model, steps, -alpha)
 
 
 @register("edit", source="arXiv 2406.09179 (UWC, model mixing)")

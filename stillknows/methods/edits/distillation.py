@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated
 
-from stillknows.lazy import nn, no_grad, torch
+from stillknows.lazy import Tensor, nn, torch
 from stillknows.model.encoding import Encoded
+from stillknows.model.parameters import update
 from stillknows.registry import Limits, register
 from stillknows.training.finetune import finetune
 from stillknows.training.loop import Settings
@@ -46,15 +47,18 @@ def undo(
     finetune(model, retain, own, objective="kl", start=damage, label="distilling")
 
 
-@no_grad
 def noise(model: nn.Module, alpha: float, beta: float, seed: int) -> None:
     """Shrink and perturb, in place: θ ← (1 − α)·θ + α·β·N.
 
     N is drawn evenly from ±√(6/(O + I)) for a matrix (Glorot); it is 0 for vectors, that is norms and biases.
     """
     generator = torch.Generator().manual_seed(seed)
-    for p in model.parameters():
-        p.mul_(1 - alpha)
-        if p.dim() > 1:
-            drawn = nn.init.xavier_uniform_(torch.empty(p.shape), generator=generator)
-            p.add_(drawn.to(p), alpha=alpha * beta)
+
+    def noised(_: str, p: Tensor) -> Tensor:
+        shrunk = p * (1 - alpha)
+        if p.dim() <= 1:
+            return shrunk
+        drawn = nn.init.xavier_uniform_(torch.empty(p.shape), generator=generator)
+        return shrunk.add_(drawn.to(p), alpha=alpha * beta)
+
+    update(model, noised)

@@ -9,6 +9,7 @@ from stillknows.errors import UserError
 from stillknows.lazy import Tensor, nn, torch
 from stillknows.model.encoding import Encoded
 from stillknows.model.layers import matching, output_layer
+from stillknows.model.parameters import add, named
 from stillknows.registry import Limits, bind, register
 from stillknows.training.objective_inputs import Inputs, Term
 
@@ -40,14 +41,12 @@ def influence(
         damping: λ, in means of H over all of these weights, > 0.
         names: patterns of the tensors that move, separated by "|".
     """
-    chosen = matching((name for name, _ in model.named_parameters()), names)
-    parameters = {name: p for name, p in model.named_parameters() if name in chosen}
+    every = named(model)
+    parameters = {name: every[name] for name in matching(every, names)}
     gradients = _mean(_gradients(model, forget, parameters), parameters, squared=False)
     curvature = _mean(_gradients(model, retain, parameters), parameters, squared=True)
     step = newton_step(gradients, curvature, scale * len(forget) / len(retain), radius, damping)
-    with torch.no_grad():
-        for name, p in parameters.items():
-            p.add_(step[name].to(p))
+    add(parameters, step.items())
 
 
 def newton_step(gradients: Values, curvature: Values, rate: float, radius: float, damping: float) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ from stillknows.model.encoding import Encoded, batches
 from stillknows.model.forward import answer_states
 from stillknows.model.layers import OutputLayer, blocks, decoder, layer_number
 from stillknows.model.logprobs import token_log_probs
+from stillknows.model.parameters import add, restored
 from stillknows.registry import Limits, Names, register
 from stillknows.specs import alternatives
 from stillknows.variants.compress import WEIGHTS, Chain, check, compressed, is_calibrated, parse_variant
@@ -38,16 +39,9 @@ def sam(
     norm = torch.stack([g.square().sum() for g in first.values()]).sum().sqrt()
     if not norm > 0:
         return first
-    before = {name: p.detach().clone() for name, p in parameters.items()}
-    with torch.no_grad():
-        for name, p in parameters.items():
-            p.add_(first[name], alpha=float(rho / norm))
-    try:
+    with restored(parameters):
+        add(parameters, first.items(), float(rho / norm))
         return gradients()
-    finally:
-        with torch.no_grad():
-            for name, p in parameters.items():
-                p.copy_(before[name])
 
 
 @register("step", role="perturbation", source="arXiv 1308.3432 (straight-through); for unlearning arXiv 2605.02196")
