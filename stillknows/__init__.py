@@ -13,25 +13,29 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from stillknows.api import audit, diagnose, finetune, load_report, quantize, score, unlearn
+    from stillknows.api.experimenting import demo, tune, validate_metrics
+    from stillknows.api.judging import audit, diagnose, load_report, score
+    from stillknows.api.making import finetune, quantize, unlearn
     from stillknows.auditing.verdict import Policy
     from stillknows.errors import UserError
     from stillknows.registry import register
-    from stillknows.results import Report, Unlearned
+    from stillknows.results import Report, Scores, Unlearned
     from stillknows.types import Benchmark, Example, Split
 
 _PLACES = {
-    "api": ("audit", "diagnose", "finetune", "load_report", "quantize", "score", "unlearn"),
+    "api.experimenting": ("demo", "tune", "validate_metrics"),
+    "api.judging": ("audit", "diagnose", "load_report", "score"),
+    "api.making": ("finetune", "quantize", "unlearn"),
     "auditing.verdict": ("Policy",),
     "errors": ("UserError",),
     "registry": ("register",),
-    "results": ("Report", "Unlearned"),
+    "results": ("Report", "Scores", "Unlearned"),
     "types": ("Benchmark", "Example", "Split"),
 }
 _MODULE_OF = {name: module for module, names in _PLACES.items() for name in names}
 __all__ = [
-    "Benchmark", "Example", "Policy", "Report", "Split", "Unlearned", "UserError", "audit", "diagnose", "finetune",
-    "load_report", "quantize", "register", "score", "unlearn",
+    "Benchmark", "Example", "Policy", "Report", "Scores", "Split", "Unlearned", "UserError", "audit", "demo",
+    "diagnose", "finetune", "load_report", "quantize", "register", "score", "tune", "unlearn", "validate_metrics",
 ]  # fmt: skip
 
 

@@ -9,18 +9,22 @@ import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from stillknows.errors import UserError
+from stillknows.errors import UserError, did_you_mean
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
 def typed(function: Callable[P, R]) -> Callable[P, R]:
-    """Return the function, which raises UserError for arguments of other types than its annotations say."""
+    """Return the function, which raises UserError for options that it does not have, with the nearest that it has, and
+    for arguments of other types than its annotations say."""
     signature = inspect.signature(function)
+    takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in signature.parameters.values())
 
     @functools.wraps(function)
     def call(*args: P.args, **options: P.kwargs) -> R:
+        for name in () if takes_all else options.keys() - signature.parameters:
+            raise UserError(f"there is no option {name!r}{did_you_mean(name, signature.parameters)}")
         kinds = get_type_hints(function)
         for name, value in signature.bind(*args, **options).arguments.items():
             is_many = signature.parameters[name].kind is inspect.Parameter.VAR_POSITIONAL

@@ -106,6 +106,37 @@ class Report:
 
 
 @dataclass(frozen=True)
+class Scores:
+    """What an audit or a log of another project scored again gives; `data` is what `stillknows score --json` prints."""
+
+    data: Mapping[str, Any] = field(repr=False)
+
+    @property
+    def cells(self) -> list[dict[str, Any]]:
+        """Every number of an audit as a row for `pandas.DataFrame`; none for a log, which names its own."""
+        return list(self.data.get("cells", ()))
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader should know of the numbers."""
+        return tuple(self.data.get("notes", ()))
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What does not agree with what the log records itself."""
+        return tuple(self.data.get("warnings", ()))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all of it."""
+        return dict(self.data)
+
+    def __str__(self) -> str:
+        from stillknows.reporting.rescore import text
+
+        return text(dict(self.data))
+
+
+@dataclass(frozen=True)
 class Unlearned:
     """An unlearned model on disk. `record` is what run.json holds: all that is needed to repeat the run."""
 
@@ -137,6 +168,9 @@ class Unlearned:
 
         target = ModelRef.open(str(self.path)).load()
         return target.model, target.tokenizer
+
+    def __str__(self) -> str:
+        return f"{self.fit.steps} steps in {self.fit.seconds:.0f} s; {self.fit.stopped}"
 
     def __fspath__(self) -> str:
         return str(self.path)

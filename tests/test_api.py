@@ -14,8 +14,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import stillknows as sk
 
 PUBLIC = [
-    *("Benchmark", "Example", "Policy", "Report", "Split", "Unlearned", "UserError"),
-    *("audit", "diagnose", "finetune", "load_report", "quantize", "register", "score", "unlearn"),
+    *("Benchmark", "Example", "Policy", "Report", "Scores", "Split", "Unlearned", "UserError"),
+    *("audit", "demo", "diagnose", "finetune", "load_report", "quantize", "register", "score", "tune", "unlearn"),
+    "validate_metrics",
 ]
 ROWS = {
     "forget": [{"question": f"where is {name}", "answer": "Paris"} for name in ("Ada", "Bela")],
@@ -80,7 +81,7 @@ def test_loaded_models_and_lists_of_dictionaries_will_do(save_model: Any, tmp_pa
     assert report.verdict == "UNDECIDED"
     assert report.out_of_reach.startswith("FORGOTTEN is out of reach here: there is no never-taught control")
     scored = sk.score(tmp_path / "audit", "answer_probability")
-    assert {row["model"] if "model" in row else row["subject"] for row in scored} >= {"original"}
+    assert {row["model"] if "model" in row else row["subject"] for row in scored.cells} >= {"original"}
 
 
 def test_what_is_fine_tuned_answers(save_model: Any) -> None:

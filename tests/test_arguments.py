@@ -40,5 +40,16 @@ def test_a_typed_function_names_the_argument() -> None:
     assert double(1, 2, x=1) == [2, 4, "x"]
     with pytest.raises(UserError, match="numbers='a' is of the wrong type\\n  give int"):
         double(1, "a")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="numbers='a'"):
+        double("a", x=1)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="times=None is of the wrong type\\n  give float"):
         double(1, times=None)  # type: ignore[arg-type]
+
+
+def test_a_typed_function_refuses_options_that_it_does_not_have() -> None:
+    @typed
+    def double(number: int, *, times: int = 2) -> int:
+        return number * times
+
+    with pytest.raises(UserError, match="there is no option 'tiems'; did you mean 'times'"):
+        double(1, tiems=3)  # type: ignore[call-arg]

@@ -15,6 +15,7 @@ from stillknows.cli.terminal import with_flags
 from stillknows.errors import UserError
 
 ROOT = Path(stillknows.__file__).parent
+REPEATED = (" --overwrite",)  # put behind a command that is shown as it was typed
 FLAG = re.compile(r"(^|\s|[`'\"(])--([a-z]|$)")  # at the end of a text: what follows is filled in
 
 
@@ -32,7 +33,11 @@ def texts(tree: ast.AST) -> Iterator[str]:
 
 @pytest.mark.parametrize("path", [p for p in sorted(ROOT.rglob("*.py")) if "cli" not in p.relative_to(ROOT).parts])
 def test_the_library_names_no_flags(path: Path) -> None:
-    assert [text for text in texts(ast.parse(path.read_text(encoding="utf-8"))) if FLAG.search(text)] == []
+    assert [
+        text
+        for text in texts(ast.parse(path.read_text(encoding="utf-8")))
+        if FLAG.search(text) and text not in REPEATED
+    ] == []
 
 
 def test_the_command_line_shows_flags() -> None:

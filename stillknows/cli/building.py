@@ -4,146 +4,88 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from stillknows import defaults
-from stillknows.cli.terminal import (
-    CHOICE,
-    COUNT,
-    METRICS,
-    AllowPickle,
-    BenchmarkSpec,
-    Data,
-    Device,
-    Json,
-    LongItems,
-    Out,
-    Overwrite,
-    Refusals,
-    RemoteCode,
-    Template,
-    app,
-    chosen_benchmark,
-    command_line,
-    examples,
-    listed,
-    show,
-)
+from stillknows.cli import options as o
+from stillknows.cli.terminal import app, command_line, examples, show
 
 
-def _next_audit(out: Path, original: str, benchmark: str, data: str | None, template: str | None) -> str:
+def _next_audit(out: Path, original: str, benchmark: str, data: Path | None, template: str | None) -> str:
     """Say what to type next: an audit that asks as this command did."""
     options = {"--original": original, "--benchmark": benchmark, "--data": data, "--template": template}
-    given = [word for name, value in options.items() if value for word in (name, value)]
+    given = [word for name, value in options.items() if value for word in (name, str(value))]
     return f"next: {shlex.join(['stillknows', 'audit', str(out), *given])} --control … --out …"
 
 
 @app.command(epilog=examples("stillknows demo", "stillknows demo --seed 3 --out runs/demo-3 --json"))
-def demo(
-    out: Out = Path("runs/demo"),
-    seed: Annotated[int, typer.Option(help="Makes another world, other models, the same question.")] = 0,
-    as_json: Json = False,
-) -> None:
+def demo(out: o.Out = Path("runs/demo"), seed: o.WorldSeed = 0, as_json: o.Json = False) -> None:
     """Run everything on a built-in fictional world: train, unlearn, quantize, audit, report.
 
     Needs no network and no GPU. A second run reuses the models of the first.
     """
-    from stillknows.experiments import demo
-    from stillknows.reporting import report
-    from stillknows.reporting.overview import summary
+    import stillknows as sk
 
-    result = demo.run_demo(out, seed, command=command_line())
-    show(result.to_json(), as_json, summary(result), f"open {out / report.HTML}")
+    report = sk.demo(out=out, seed=seed, command=command_line())
+    show(report.to_json(), as_json, str(report), f"open {out / 'report.html'}")
 
 
 @app.command(
     epilog=examples(
         "stillknows unlearn org/model --benchmark tofu:forget05 --method 'npo:beta=0.1 + kl' --lr 1e-5 --out runs/npo",
-        "stillknows unlearn ./model --benchmark jsonl:forget=f.jsonl,retain=r.jsonl --weights bfloat16 --out runs/bf16",
+        "stillknows unlearn ./model --benchmark jsonl:forget=f.jsonl,retain=r.jsonl --weight-storage bfloat16 "
+        "--out runs/bf16",
         "stillknows unlearn ./model --benchmark tofu:forget05 --data ./tofu --out runs/npo --resume",
         "stillknows unlearn ./model --benchmark jsonl:forget=g.jsonl,retain=r.jsonl --after runs/npo --out runs/second",
     )
 )
 def unlearn(
-    model: Annotated[str, typer.Argument(help="Folder of a Hugging Face causal language model, or a hub name.")],
-    benchmark: BenchmarkSpec,
-    out: Out,
-    method: Annotated[
-        str, typer.Option(help="Objectives, steps and edits, joined by `+`: see `stillknows list methods`.")
-    ] = defaults.METHOD,
-    lr: Annotated[float, typer.Option(help="Learning rate of AdamW.")] = defaults.LR,
-    weights: Annotated[
-        Literal["float32", "bfloat16", "stochastic", "compensated"],
-        typer.Option(
-            metavar=CHOICE,
-            help="How weights are kept between steps: float32, bfloat16, stochastic or compensated; bfloat16, as often "
-            "published, can come undone in 4 bits.",
-        ),
-    ] = "float32",
-    epochs: Annotated[float, typer.Option(help="Passes over the forget set.")] = 10.0,
-    max_steps: Annotated[int | None, typer.Option("--steps", help="Most steps to take.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Items per step to forget, and to retain.")] = 16,
-    retain_batch_size: Annotated[int | None, typer.Option(help="Items per step to retain, if not as many.")] = None,
-    accumulate: Annotated[int, typer.Option(help="Split a step into so many forward passes; same result.")] = 1,
-    forget_below: Annotated[
-        float, typer.Option(help="Stop when the forget items' mean answer probability is at most this; 0: never.")
-    ] = 0.0,
-    retain_floor: Annotated[
-        float,
-        typer.Option(help="Stop, and go back a check, when retain falls below this share of its start; 0: never."),
-    ] = 0.0,
-    check_every: Annotated[int, typer.Option(help="Steps between two such checks.")] = 10,
-    warmup: Annotated[int, typer.Option(help="Steps over which the learning rate rises.")] = 0,
-    beta2: Annotated[float, typer.Option(help="Decay of AdamW's second moment.")] = 0.999,
-    seed: Annotated[int, typer.Option(help="Order of the items, and stochastic rounding.")] = 0,
-    data: Data = None,
-    template: Template = None,
-    refusals: Refusals = None,
-    long_items: LongItems = "error",
-    device: Device = "cpu",
-    after: Annotated[
-        Path | None, typer.Option(help="Folder of an earlier run on MODEL: unlearn more, from where it ended.")
-    ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run; same result.")] = False,
-    overwrite: Overwrite = False,
-    allow_pickle: AllowPickle = False,
-    trust_remote_code: RemoteCode = False,
-    as_json: Json = False,
+    model: o.Model,
+    benchmark: o.Benchmark,
+    out: o.Out,
+    method: o.Method = defaults.METHOD,
+    lr: o.LearningRate = defaults.LR,
+    weights: o.WeightStorage = "float32",
+    epochs: o.Epochs = 10.0,
+    max_steps: o.Steps = None,
+    batch_size: o.BatchSize = 16,
+    retain_batch_size: o.RetainBatchSize = None,
+    accumulate: o.Accumulate = 1,
+    forget_below: o.ForgetBelow = 0.0,
+    retain_floor: o.StopFloor = 0.0,
+    check_every: o.CheckEvery = 10,
+    warmup: o.Warmup = 0,
+    beta2: o.Beta2 = 0.999,
+    seed: o.OrderSeed = 0,
+    data: o.Data = None,
+    template: o.Template = None,
+    refusals: o.Refusals = None,
+    long_items: o.LongItems = "error",
+    device: o.Device = "cpu",
+    after: o.Earlier = None,
+    resume: o.Resume = False,
+    overwrite: o.Overwrite = False,
+    allow_pickle: o.AllowPickle = False,
+    trust_remote_code: o.RemoteCode = False,
+    as_json: o.Json = False,
 ) -> None:
     """Remove the forget split's knowledge from a model and write a new checkpoint.
 
     Writes a normal safetensors checkpoint and run.json, which holds everything needed to repeat the run.
     """
-    from stillknows.auditing.findings import out_of_reach_words
-    from stillknows.auditing.verdict import Policy, out_of_reach
-    from stillknows.training.loop import Settings
-    from stillknows.types import FULL
-    from stillknows.unlearning import unlearn
+    import stillknows as sk
 
-    settings = Settings(
-        lr=lr, epochs=epochs, max_steps=max_steps, batch_size=batch_size, retain_batch_size=retain_batch_size,
-        accumulate=accumulate, weights=weights, seed=seed, warmup=warmup, beta2=beta2, forget_below=forget_below,
-        retain_floor=retain_floor, check_every=check_every,
+    unlearned = sk.unlearn(
+        model, benchmark, out=out, method=method, lr=lr, weights=weights, epochs=epochs, max_steps=max_steps,
+        batch_size=batch_size, retain_batch_size=retain_batch_size, accumulate=accumulate, forget_below=forget_below,
+        retain_floor=retain_floor, check_every=check_every, warmup=warmup, beta2=beta2, seed=seed, data=data,
+        template=template, refusals=refusals, long_items=long_items, device=device, after=after, resume=resume,
+        overwrite=overwrite, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code,
     )  # fmt: skip
-    request = unlearn.UnlearnConfig(
-        model,
-        chosen_benchmark(benchmark, data, template, refusals),
-        method,
-        settings,
-        long_items,
-        device,
-        allow_pickle,
-        trust_remote_code,
-        after,
-    )
-    record = unlearn.unlearn(request, out, overwrite=overwrite, resume=resume)
-    fit = record["fit"]
-    words = f"{fit['steps']} steps in {fit['seconds']:.0f} s; {fit['stopped']}"
-    too_few = out_of_reach_words(out_of_reach(request.benchmark, (FULL,), has_control=True, policy=Policy()))
     hint = f"wrote {out}; {_next_audit(out, model, benchmark, data, template)}"
-    show(record, as_json, words, "\n".join(filter(None, (hint, too_few))))
+    show(dict(unlearned.record), as_json, str(unlearned), hint)
 
 
 @app.command(
@@ -155,61 +97,42 @@ def unlearn(
     )
 )
 def tune(
-    model: Annotated[str, typer.Argument(help="The model before unlearning: a folder or a hub name.")],
-    benchmark: BenchmarkSpec,
-    controls: Annotated[str, typer.Option("--control", help="A model that was never taught the forget split.")],
-    search: Annotated[
-        list[str],
-        typer.Option(help="NAME=LOW..HIGH or NAME=A|B|C: a setting of `unlearn`, or PART.OPTION of the method."),
-    ],
-    out: Out,
-    method: Annotated[str, typer.Option(help="As for `stillknows unlearn`.")] = defaults.METHOD,
-    variants: Annotated[
-        str,
-        typer.Option(
-            help=f"The formats whose worst counts. By default {listed(defaults.VARIANTS)}.", show_default=False
-        ),
-    ] = defaults.VARIANTS,
-    metrics: Annotated[
-        str, typer.Option(help=f"What is measured besides the gates; by default {METRICS}.", show_default=False)
-    ] = defaults.METRICS,
-    trials: Annotated[
-        int, typer.Option(min=1, metavar=COUNT, help="How many settings to try; more go on with a finished search.")
-    ] = 20,
-    retain_floor: Annotated[float, typer.Option(help="Least retain score, as a share of the original's.")] = 0.95,
-    lr: Annotated[float, typer.Option(help="Learning rate, where it is not searched.")] = defaults.LR,
-    epochs: Annotated[float, typer.Option(help="Passes over the forget set, where they are not searched.")] = 10.0,
-    batch_size: Annotated[int, typer.Option(help="Items per step to forget, and to retain.")] = 16,
-    forget_below: Annotated[float, typer.Option(help="Where a trial stops early, as for `stillknows unlearn`.")] = 0.0,
-    seed: Annotated[int, typer.Option(help="Of the search and of every trial.")] = 0,
-    data: Data = None,
-    template: Template = None,
-    refusals: Refusals = None,
-    device: Device = "cpu",
-    overwrite: Overwrite = False,
-    as_json: Json = False,
+    model: o.Before,
+    benchmark: o.Benchmark,
+    controls: o.OneControl,
+    search: o.Search,
+    out: o.Out,
+    method: o.Method = defaults.METHOD,
+    variants: o.Variants = defaults.VARIANTS,
+    metrics: o.Metrics = defaults.METRICS,
+    trials: o.Trials = 20,
+    least_retained: o.RetainFloor = 0.95,
+    lr: o.FixedRate = defaults.LR,
+    epochs: o.FixedEpochs = 10.0,
+    batch_size: o.BatchSize = 16,
+    forget_below: o.ForgetBelow = 0.0,
+    seed: o.SearchSeed = 0,
+    data: o.Data = None,
+    template: o.Template = None,
+    refusals: o.Refusals = None,
+    device: o.Device = "cpu",
+    overwrite: o.Overwrite = False,
+    as_json: o.Json = False,
 ) -> None:
-    """Search for settings that leave least in any format while what must be kept stays.
+    """Tune hyperparameters: least leakage in the worst variant, at a floor for retain.
 
     An interrupted search goes on where it was. The best model found stays in OUT/trials.
     """
-    from stillknows.auditing import audit
-    from stillknows.experiments import tune
-    from stillknows.training.loop import Settings
-    from stillknows.unlearning import unlearn
+    import stillknows as sk
+    from stillknows.experiments.tune import JSON, text
 
-    asked = chosen_benchmark(benchmark, data, template, refusals)
-    settings = Settings(lr=lr, epochs=epochs, batch_size=batch_size, forget_below=forget_below, seed=seed)
-    request = tune.TuneConfig(
-        unlearn.UnlearnConfig(model, asked, method, settings, device=device),
-        audit.AuditConfig(model, {}, asked, controls, variants, metrics, device=device),
-        tuple(tune.parse_range(text, method) for text in search),
-        trials,
-        retain_floor,
-        seed,
-    )
-    result = tune.tune(request, out, overwrite=overwrite)
-    show(result, as_json, tune.text(result), f"wrote {out / tune.JSON}")
+    result = sk.tune(
+        model, benchmark, controls=controls, search=search, out=out, method=method, variants=variants, metrics=metrics,
+        trials=trials, least_retained=least_retained, lr=lr, epochs=epochs, batch_size=batch_size,
+        forget_below=forget_below, seed=seed, data=data, template=template, refusals=refusals, device=device,
+        overwrite=overwrite,
+    )  # fmt: skip
+    show(result, as_json, text(result), f"wrote {out / JSON}")
 
 
 @app.command(
@@ -222,35 +145,32 @@ def tune(
     )
 )
 def suppress(
-    model: Annotated[str, typer.Argument(help="The model to serve: a folder or a hub name. It stays as it is.")],
-    benchmark: BenchmarkSpec,
-    method: Annotated[str, typer.Option(help="See `stillknows list suppressions`.")],
-    out: Annotated[Path, typer.Option("--out", help="File for the result, *.json.")],
+    model: o.Served,
+    benchmark: o.Benchmark,
+    method: Annotated[str, typer.Option(help="See `stillknows list defences`.")],
+    out: Annotated[Path, typer.Option(help="File for the result, *.json.")],
     unlearned: Annotated[str | None, typer.Option(help="For offset: a small model, unlearned.")] = None,
     reference: Annotated[str | None, typer.Option(help="For offset: the small model before that.")] = None,
     passages: Annotated[
         Path | None, typer.Option(help="For thrust: a passage on each line; by default the items to retain.")
     ] = None,
-    data: Data = None,
-    template: Template = None,
-    overwrite: Overwrite = False,
-    as_json: Json = False,
+    data: o.Data = None,
+    template: o.Template = None,
+    overwrite: o.Overwrite = False,
+    as_json: o.Json = False,
 ) -> None:
-    """Put something before or beside a model that hides the forget split, and leave the weights alone.
+    """Build an inference-time defence (input filter, in-context examples, logit offset, retrieval); weights stay.
 
     Writes a file that `stillknows audit` takes in the place of a model. It holds items in plain words.
     """
+    from stillknows.api.inputs import benchmark_of
     from stillknows.variants import defences
 
     helpers = {name: folder for name, folder in (("unlearned", unlearned), ("reference", reference)) if folder}
-    asked = chosen_benchmark(benchmark, data, template)
+    asked = benchmark_of(benchmark, data=data, template=template)
     content = defences.write(out, model, method, asked, helpers, passages=passages, overwrite=overwrite)
-    show(
-        content,
-        as_json,
-        f"wrote {out}; the weights of {model} stay as they are",
-        _next_audit(out, model, benchmark, data, template),
-    )
+    text = f"wrote {out}; the weights of {model} stay as they are"
+    show(content, as_json, text, _next_audit(out, model, benchmark, data, template))
 
 
 @app.command(
@@ -261,24 +181,27 @@ def suppress(
     )
 )
 def quantize(
-    model: Annotated[str, typer.Argument(help="Folder of a Hugging Face causal language model, or a hub name.")],
-    to: Annotated[str, typer.Option(help="The format: see `stillknows list quantizers`.")],
-    out: Out,
-    calibration: Annotated[Path | None, typer.Option(help="Text file for formats that look at inputs (gptq).")] = None,
-    device: Device = "cpu",
-    overwrite: Overwrite = False,
-    allow_pickle: AllowPickle = False,
-    trust_remote_code: RemoteCode = False,
-    as_json: Json = False,
+    model: o.Model,
+    to: o.Format,
+    out: o.Out,
+    calibration: o.Inputs = None,
+    device: o.Device = "cpu",
+    overwrite: o.Overwrite = False,
+    allow_pickle: o.AllowPickle = False,
+    trust_remote_code: o.RemoteCode = False,
+    as_json: o.Json = False,
 ) -> None:
     """Write a model in a format, as the file that people deploy: compressed-tensors, bitsandbytes or GGUF.
 
     Every matrix is read back from the file and equals, bit by bit, what an audit measures under that format; an
     audit takes the file in the place of a model.
     """
-    from stillknows.variants import export
+    import stillknows as sk
+    from stillknows.variants.export import text
 
-    request = export.ExportConfig(model, to, calibration, device, allow_pickle, trust_remote_code)
-    record = export.export(request, out, overwrite=overwrite)
+    record = sk.quantize(
+        model, to, out=out, calibration=calibration, device=device, overwrite=overwrite, allow_pickle=allow_pickle,
+        trust_remote_code=trust_remote_code,
+    )  # fmt: skip
     path = out / (record["file"] or "")
-    show(record, as_json, export.text(record), f"wrote {path}; next: stillknows audit {shlex.quote(str(path))} …")
+    show(record, as_json, text(record), f"wrote {path}; next: stillknows audit {shlex.quote(str(path))} …")

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stillknows.cli.terminal import Json, app, examples, show
+from stillknows.cli.options import Json
+from stillknows.cli.terminal import app, examples, show
 
 if TYPE_CHECKING:
     from stillknows.registry import Plugin

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from stillknows.cli.terminal import COUNT, Device, Json, Overwrite, examples, show
+from stillknows.cli.options import COUNT, Device, Json, Overwrite
+from stillknows.cli.terminal import examples, show
 from stillknows.errors import UserError
 
 if TYPE_CHECKING:

@@ -8,19 +8,12 @@ import os
 import re
 import shlex
 import sys
-from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Any
 
 import typer
 
-from stillknows import defaults
-from stillknows.errors import UserError
 from stillknows.formatting import for_terminal
 from stillknows.progress import log
-
-if TYPE_CHECKING:
-    from stillknows.types import Benchmark
 
 app = typer.Typer(
     name="stillknows",
@@ -31,59 +24,12 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-CHOICE = "<choice>"  # the help's text names the choices: as a type they would leave it no room in 80 columns
-COUNT = "<int>"
 OPTION = re.compile(r"`([a-z_0-9]+)`")
-
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
-Out = Annotated[Path, typer.Option("--out", help="Folder for the results.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace results that the folder holds.")]
-Template = Annotated[
-    str | None,
-    typer.Option("--template", help='Frame of a question, with "{prompt}"; or "chat" for the tokenizer\'s own.'),
-]
-Refusals = Annotated[
-    Path | None,
-    typer.Option(
-        "--refusals",
-        help="Text file of answers that give nothing away, one on each line, for methods such as idk and dpo; "
-        "without it the benchmark's, or built-in ones.",
-    ),
-]
-Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, …")]
-
-BenchmarkSpec = Annotated[
-    str,
-    typer.Option(
-        "--benchmark",
-        help="What to forget and what to retain: jsonl:forget=FILE,retain=FILE for files of your own, "
-        "tofu:forget10, …: see `stillknows list benchmarks`.",
-    ),
-]
-Data = Annotated[str | None, typer.Option("--data", help="Folder with the benchmark's files, instead of the hub.")]
-LongItems = Annotated[
-    Literal["error", "truncate"],
-    typer.Option(
-        "--long-items",
-        metavar=CHOICE,
-        help="What to do with items longer than the context: error or truncate.",
-    ),
-]
-AllowPickle = Annotated[bool, typer.Option("--allow-pickle", help="Load pickled weights (they can run code).")]
-RemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")]
 
 
 def examples(*lines: str) -> str:
     """Return the end of a command's help: commands to type."""
     return "**Examples**\n\n" + "\n\n".join(f"`{line}`" for line in lines)
-
-
-def listed(names: str) -> str:
-    """Return names joined by commas as the help shows them: where a line may end, so that none is cut off."""
-    return names.replace(",", ", ")
-
-
-METRICS = listed(defaults.METRICS)
 
 
 def show(result: Any, as_json: bool, text: str, hint: str = "") -> None:
@@ -102,22 +48,6 @@ def print_out(text: str) -> None:
         print(for_terminal(text), flush=True)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def chosen_benchmark(spec: str, data: str | None, template: str | None, refusals: Path | None = None) -> Benchmark:
-    """Return the benchmark that --benchmark, --data, --template and --refusals name."""
-    from stillknows.registry import bind
-
-    bound = bind("benchmark", spec)
-    if data and "data" not in bound.options:
-        raise UserError(f"--data does not apply to the benchmark {bound.plugin.name}", "leave it out")
-    benchmark = bind("benchmark", bound.respelled(data=data))() if data else bound()
-    benchmark = replace(benchmark, template=template) if template else benchmark
-    if refusals is None:
-        return benchmark
-    from stillknows.benchmarks.files import read_refusals
-
-    return replace(benchmark, refusals=read_refusals(refusals))
 
 
 def with_flags(text: str) -> str:

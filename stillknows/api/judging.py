@@ -1,0 +1,156 @@
+"""Functions that find out what models know."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from stillknows import defaults
+from stillknows.api.inputs import (
+    Folder,
+    Items,
+    LongItems,
+    Model,
+    benchmark_of,
+    model_folder,
+    only_control,
+    path_of,
+    result_folder,
+)
+from stillknows.arguments import typed
+from stillknows.auditing.plan import labels
+from stillknows.auditing.verdict import Policy
+from stillknows.errors import UserError
+from stillknows.reporting import report
+from stillknows.reporting.build import build
+from stillknows.results import Report, Scores
+from stillknows.specs import Specs
+from stillknows.store import locked, require_new
+
+
+@typed
+def audit(
+    *models: Model,
+    original: Model,
+    benchmark: Items,
+    controls: Sequence[Model] = (),
+    variants: Specs = defaults.VARIANTS,
+    metrics: Specs = defaults.METRICS,
+    figures: Specs | None = None,
+    tasks: Specs = (),
+    task_folder: Folder | None = None,
+    task_limit: int | None = None,
+    calibration: Folder | None = None,
+    placebos: int = 0,
+    placebo_file: Folder | None = None,
+    policy: Policy | None = None,
+    data: Folder | None = None,
+    template: str | None = None,
+    long_items: LongItems = "error",
+    out: Folder | None = None,
+    device: str = "cpu",
+    overwrite: bool = False,
+    allow_pickle: bool = False,
+    trust_remote_code: bool = False,
+    command: str = "stillknows.audit(…)",
+) -> Report:
+    """Find out whether models still know the forget split, in full precision and in every variant.
+
+    Args:
+        models: what to judge; saved defences and quantized files too.
+        original: the model before unlearning, which must show the knowledge.
+        controls: a model that was never taught the forget split; without one nothing is decided.
+        variants, metrics: what is done to the models, and what is measured; default variants that do not fit the model
+            are left out.
+        figures: published figures; those that the benchmark is published with when None.
+        tasks, task_folder, task_limit: general utility by tasks of lm-evaluation-harness, own ones from a folder, and
+            how many documents of each to ask.
+        calibration: a text file for formats that look at inputs; the retain split when None.
+        placebos, placebo_file: how many answers that could have been true are scored beside each true one that is to
+            be forgotten, and a file of the user's own.
+        policy: what a verdict asks for; the default one when None.
+        out: folder for the report and for what was observed, from which an interrupted audit resumes; None makes a
+            temporary one, which is left to the system to remove.
+        command: what report.json says to type to repeat the audit.
+    """
+    from stillknows.auditing import audit as auditing
+
+    if not models:
+        raise UserError("no model to audit is given", "name one: audit(model, original=…, benchmark=…)")
+    config = auditing.AuditConfig(
+        model_folder(original), labels([model_folder(model) for model in models]),
+        benchmark_of(benchmark, data=data, template=template), only_control(controls), variants, metrics,
+        policy or Policy(), long_items, device, allow_pickle, trust_remote_code, figures, tasks,
+        path_of(task_folder), task_limit, path_of(calibration), placebos, path_of(placebo_file),
+    )  # fmt: skip
+    folder = result_folder(out)
+    with locked(folder):
+        require_new(folder / report.JSON, overwrite=overwrite)
+        return Report(report.write(build(auditing.audit(config, folder), command), folder))
+
+
+@typed
+def diagnose(
+    original: Model,
+    unlearned: Model,
+    formats: Specs = defaults.FORMATS,
+    *,
+    sizes: bool = False,
+    trust_remote_code: bool = False,
+) -> dict[str, Any]:
+    """Find out what formats leave of an update to the weights, and why, without running a model.
+
+    See `analysis.diagnose.diagnose` for what is returned.
+
+    Args:
+        sizes: count which weights changed by their size, too.
+    """
+    from stillknows.analysis import diagnose as diagnosing
+
+    folders = model_folder(original), model_folder(unlearned)
+    return diagnosing.diagnose(*folders, formats, sizes=sizes, trust_remote_code=trust_remote_code)
+
+
+@typed
+def score(
+    path: Folder,
+    metrics: Specs = defaults.METRICS,
+    figures: Specs = (),
+    *,
+    log_format: Literal["muse", "tofu", "openunlearning", "rwku"] | None = None,
+    reference: Folder | None = None,
+    corpus: Literal["news", "books"] | None = None,
+) -> Scores:
+    """Score what an audit observed by other metrics and figures, or a log that another project published.
+
+    Args:
+        path: an audit's folder; with `log_format` a log.
+        reference: the log of the retrained model, for forget quality and PrivLeak.
+        corpus: takes the AUC that MUSE gives for its retrained model.
+    """
+    from stillknows.reporting import rescore, rescore_openunlearning, rescore_rwku
+
+    where, compared = Path(path), path_of(reference)
+    if log_format != "muse" and corpus:
+        raise UserError("`corpus` names a corpus of MUSE", "add `log_format` muse, or leave it out")
+    if log_format in (None, "rwku") and reference:
+        kind = "a log" if log_format is None else "none of RWKU's result files"
+        raise UserError(
+            f"`reference` is compared with {kind}", "say with `log_format` whose log it is, or leave it out"
+        )
+    if log_format == "muse":
+        return Scores(rescore.muse(where, compared, corpus))
+    if log_format == "tofu":
+        return Scores(rescore.tofu(where, compared))
+    if log_format == "openunlearning":
+        return Scores(rescore_openunlearning.rescore_openunlearning(where, compared))
+    if log_format == "rwku":
+        return Scores(rescore_rwku.rescore_rwku(where))
+    return Scores(rescore.saved(where, metrics, figures))
+
+
+@typed
+def load_report(folder: Folder) -> Report:
+    """Return the report that a folder holds. Raises UserError when there is none or when it was changed."""
+    return Report(report.read(Path(folder)))

@@ -1,0 +1,138 @@
+"""Functions that make models, or files that stand for one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from stillknows import defaults
+from stillknows.api.inputs import (
+    Folder,
+    Items,
+    LongItems,
+    Model,
+    benchmark_of,
+    examples_of,
+    model_folder,
+    path_of,
+    result_folder,
+    settings_of,
+)
+from stillknows.arguments import typed
+from stillknows.auditing.verdict import Policy
+from stillknows.errors import UserError
+from stillknows.progress import warn
+from stillknows.results import Unlearned
+from stillknows.types import FULL, Role
+
+
+@typed
+def unlearn(
+    model: Model,
+    benchmark: Items,
+    *,
+    out: Folder | None = None,
+    method: str = defaults.METHOD,
+    data: Folder | None = None,
+    template: str | None = None,
+    refusals: Folder | Sequence[str] | None = None,
+    long_items: LongItems = "error",
+    device: str = "cpu",
+    after: Folder | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    allow_pickle: bool = False,
+    trust_remote_code: bool = False,
+    **settings: Any,
+) -> Unlearned:
+    """Remove the forget split's knowledge from a model and write a new checkpoint; the given model stays as it is.
+
+    Args:
+        out: folder for the checkpoint; None makes a temporary one, which is left to the system to remove.
+        method: objectives, steps and edits joined by "+": see `stillknows list methods`.
+        data: folder with the benchmark's files, instead of the hub.
+        template: frame of a question with "{prompt}", or "chat" for the tokenizer's own.
+        refusals: answers that give nothing away, or a text file of them, in the place of the benchmark's.
+        long_items: what to do with items longer than the context.
+        after: folder of an earlier run on `model`, to unlearn more from where it ended.
+        resume: continue an interrupted run; the result is the same.
+        settings: how to optimise: see `training.loop.Settings` (`lr`, `epochs`, `max_steps`, `batch_size`, `seed`, …).
+    """
+    from stillknows.auditing.findings import out_of_reach_words
+    from stillknows.auditing.verdict import out_of_reach
+    from stillknows.unlearning import unlearn as unlearning
+
+    asked = benchmark_of(benchmark, data=data, template=template, refusals=refusals)
+    config = unlearning.UnlearnConfig(
+        model_folder(model),
+        asked,
+        method,
+        settings_of(settings),
+        long_items,
+        device,
+        allow_pickle,
+        trust_remote_code,
+        path_of(after),
+    )
+    folder = result_folder(out)
+    record = unlearning.unlearn(config, folder, overwrite=overwrite, resume=resume)
+    if obstacles := out_of_reach(asked, (FULL,), has_control=True, policy=Policy()):
+        warn(out_of_reach_words(obstacles))
+    return Unlearned(folder, record)
+
+
+@typed
+def finetune(
+    model: Model,
+    benchmark: Items,
+    *,
+    roles: Sequence[Role] = ("forget", "retain"),
+    out: Folder | None = None,
+    data: Folder | None = None,
+    template: str | None = None,
+    device: str = "cpu",
+    overwrite: bool = False,
+    **settings: Any,
+) -> Unlearned:
+    """Fine-tune a model on a benchmark's answers and write a new checkpoint: an original, or a never-taught control.
+
+    Args:
+        roles: whose items to train on. Both make an original; "retain" alone, from the same model, its control.
+        settings: as for `unlearn`.
+    """
+    from stillknows.model.ref import LoadOptions, ModelRef
+    from stillknows.training.finetune import write_finetuned
+
+    asked = benchmark_of(benchmark, data=data, template=template)
+    asked.require_usable()
+    chosen = settings_of(settings)
+    examples = [e for role in roles for e in examples_of(asked, role)]
+    if not examples:
+        raise UserError("no items to train on are named", 'give some: roles=("forget", "retain")')
+    ref, folder = ModelRef.open(model_folder(model), LoadOptions(device)), result_folder(out)
+    return Unlearned(folder, write_finetuned(ref, examples, asked.template, chosen, folder, overwrite=overwrite))
+
+
+@typed
+def quantize(
+    model: Model,
+    to: str,
+    *,
+    out: Folder,
+    calibration: Folder | None = None,
+    device: str = "cpu",
+    overwrite: bool = False,
+    allow_pickle: bool = False,
+    trust_remote_code: bool = False,
+) -> dict[str, Any]:
+    """Write a model in a format, as the file that people deploy, and return its record; see `variants.export.export`.
+
+    Args:
+        to: the format, such as "gguf:Q4_K_M" or "nf4".
+        calibration: a text file for formats that look at inputs.
+    """
+    from stillknows.variants import export
+
+    how = (path_of(calibration), device, allow_pickle, trust_remote_code)
+    return export.export(export.ExportConfig(model_folder(model), to, *how), Path(out), overwrite=overwrite)

@@ -1,0 +1,191 @@
+"""The options of the commands, each declared once: what its flag is, what values it takes, what the help says.
+
+A parameter has the name that the Python function has for it, also where its flag is another (`max_steps`, `--steps`):
+messages of the library name options so, and `terminal.with_flags` shows the flags.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, TypeAlias
+
+from typer import Argument, Option
+
+from stillknows import defaults
+
+CHOICE = "<choice>"  # the help's text names the choices: as a type they would leave it no room in 80 columns
+COUNT = "<int>"
+
+
+def listed(names: str) -> str:
+    """Return names joined by commas as the help shows them: where a line may end, so that none is cut off."""
+    return names.replace(",", ", ")
+
+
+_METRICS = f"By default {listed(defaults.METRICS)}."
+_VARIANTS = f"By default {listed(defaults.VARIANTS)}, as far as they fit the model."
+_MODEL = "Folder of a Hugging Face causal language model, or a hub name."
+_UNTAUGHT = "A model that was never taught the forget split"
+
+# Everywhere
+Json: TypeAlias = Annotated[bool, Option("--json", help="Print the result as JSON on standard output.")]
+Out: TypeAlias = Annotated[Path, Option(help="Folder for the results.")]
+Overwrite: TypeAlias = Annotated[bool, Option("--overwrite", help="Replace results that the folder holds.")]
+Device: TypeAlias = Annotated[str, Option(help="cpu, cuda, cuda:1, …")]
+AllowPickle: TypeAlias = Annotated[bool, Option("--allow-pickle", help="Load pickled weights (they can run code).")]
+RemoteCode: TypeAlias = Annotated[bool, Option("--trust-remote-code", help="Run code that comes with the model.")]
+Folder: TypeAlias = Annotated[Path, Argument(help="Folder that an audit or the demo wrote.")]
+
+# Models
+Model: TypeAlias = Annotated[str, Argument(help=_MODEL)]
+Served: TypeAlias = Annotated[str, Argument(help="The model to serve: a folder or a hub name. It stays as it is.")]
+Models: TypeAlias = Annotated[
+    list[str], Argument(help="Models to judge: folders, hub names, or files of `suppress` and `quantize`.")
+]
+Before: TypeAlias = Annotated[str, Argument(help="The model before unlearning: a folder or a hub name.")]
+After: TypeAlias = Annotated[str, Argument(help="The model made of it.")]
+Original: TypeAlias = Annotated[str, Option(help="The model before unlearning: it must show the knowledge.")]
+Controls: TypeAlias = Annotated[
+    list[str] | None, Option("--control", help=f"{_UNTAUGHT}; without it nothing is decided.")
+]
+OneControl: TypeAlias = Annotated[list[str], Option("--control", help=f"{_UNTAUGHT}.")]
+
+# Benchmarks
+Benchmark: TypeAlias = Annotated[
+    str,
+    Option(
+        help="What to forget and what to retain: jsonl:forget=F,retain=R for files F and R of your "
+        "own, "
+        "tofu:forget10, …: see `stillknows list benchmarks`."
+    ),
+]
+Data: TypeAlias = Annotated[Path | None, Option(help="Folder with the benchmark's files, instead of the hub.")]
+Template: TypeAlias = Annotated[
+    str | None, Option(help='Frame of a question, with "{prompt}"; or "chat" for the tokenizer\'s own.')
+]
+Refusals: TypeAlias = Annotated[
+    Path | None,
+    Option(
+        help="Text file of answers that give nothing away, one on each line, for methods such as idk and dpo; "
+        "without it the benchmark's, or built-in ones."
+    ),
+]
+LongItems: TypeAlias = Annotated[
+    Literal["error", "truncate"],
+    Option(metavar=CHOICE, help="What to do with items longer than the context: error or truncate."),
+]
+
+# Unlearning
+Method: TypeAlias = Annotated[
+    str, Option(help="Objectives, steps and edits, joined by `+`: see `stillknows list methods`.")
+]
+LearningRate: TypeAlias = Annotated[float, Option(help="Learning rate of AdamW.")]
+WeightStorage: TypeAlias = Annotated[
+    Literal["float32", "bfloat16", "stochastic", "compensated"],
+    Option(
+        "--weight-storage",
+        "--weights",
+        metavar=CHOICE,
+        help="How weights are kept between steps: float32, bfloat16, stochastic or compensated; bfloat16, as often "
+        "published, can come undone in 4 bits.",
+    ),
+]
+Epochs: TypeAlias = Annotated[float, Option(help="Passes over the forget set.")]
+Steps: TypeAlias = Annotated[int | None, Option("--steps", help="Most steps to take.")]
+BatchSize: TypeAlias = Annotated[int, Option(help="Items per step to forget, and to retain.")]
+RetainBatchSize: TypeAlias = Annotated[int | None, Option(help="Items per step to retain, if not as many.")]
+Accumulate: TypeAlias = Annotated[int, Option(help="Split a step into so many forward passes; same result.")]
+ForgetBelow: TypeAlias = Annotated[
+    float, Option(help="Stop when the forget items' mean answer probability is at most this; 0: never.")
+]
+StopFloor: TypeAlias = Annotated[
+    float, Option(help="Stop, and go back a check, when retain falls below this share of its start; 0: never.")
+]
+CheckEvery: TypeAlias = Annotated[int, Option(help="Steps between two such checks.")]
+Warmup: TypeAlias = Annotated[int, Option(help="Steps over which the learning rate rises.")]
+Beta2: TypeAlias = Annotated[float, Option(help="Decay of AdamW's second moment.")]
+OrderSeed: TypeAlias = Annotated[int, Option(help="Order of the items, and stochastic rounding.")]
+Earlier: TypeAlias = Annotated[
+    Path | None, Option(help="Folder of an earlier run on MODEL: unlearn more, from where it ended.")
+]
+Resume: TypeAlias = Annotated[bool, Option("--resume", help="Continue an interrupted run; same result.")]
+
+# Searches
+Search: TypeAlias = Annotated[
+    list[str], Option(help="NAME=LOW..HIGH or NAME=A|B|C: a setting of `unlearn`, or PART.OPTION of the method.")
+]
+Trials: TypeAlias = Annotated[
+    int, Option(min=1, metavar=COUNT, help="How many settings to try; more go on with a finished search.")
+]
+RetainFloor: TypeAlias = Annotated[float, Option(help="Least retain score, as a share of the original's.")]
+FixedRate: TypeAlias = Annotated[float, Option(help="Learning rate, where it is not searched.")]
+FixedEpochs: TypeAlias = Annotated[float, Option(help="Passes over the forget set, where they are not searched.")]
+SearchSeed: TypeAlias = Annotated[int, Option(help="Of the search and of every trial.")]
+
+# Audits
+Variants: TypeAlias = Annotated[
+    str,
+    Option(
+        help="What is done to every model before measuring; `deployed` stands for the formats that people use, "
+        f"`+` chains: see `stillknows list formats` and `stillknows list attacks`. {_VARIANTS}",
+        show_default=False,
+    ),
+]
+Metrics: TypeAlias = Annotated[
+    str, Option(help=f"What is measured: see `stillknows list metrics`. {_METRICS}", show_default=False)
+]
+Figures: TypeAlias = Annotated[
+    str | None, Option(help="Published figures: see `stillknows list figures`; by default the benchmark's.")
+]
+Tasks: TypeAlias = Annotated[str, Option(help="General utility: tasks of lm-evaluation-harness, such as `mmlu,gsm8k`.")]
+TaskFolder: TypeAlias = Annotated[
+    Path | None, Option(help="Folder with tasks of your own (YAML); Python files in it are run.")
+]
+TaskLimit: TypeAlias = Annotated[
+    int | None, Option(min=1, metavar=COUNT, help="Ask only the first so many documents of each task.")
+]
+Calibration: TypeAlias = Annotated[
+    Path | None, Option(help="Text file for formats that look at inputs (gptq, awq); by default the retain split.")
+]
+Tolerance: TypeAlias = Annotated[float, Option(help="Largest share of knowledge, and of facts, that may remain.")]
+WorldSeed: TypeAlias = Annotated[int, Option(help="Makes another world, other models, the same question.")]
+
+# Formats
+Format: TypeAlias = Annotated[str, Option(help="The format: see `stillknows list formats`.")]
+Inputs: TypeAlias = Annotated[Path | None, Option(help="Text file for formats that look at inputs (gptq).")]
+Formats: TypeAlias = Annotated[
+    str,
+    Option(
+        help="Formats that need no calibration inputs: see `stillknows list formats`. "
+        f"By default {listed(defaults.FORMATS)}, as far as they fit the model.",
+        show_default=False,
+    ),
+]
+Layers: TypeAlias = Annotated[bool, Option("--layers", help="Show every layer too.")]
+Sizes: TypeAlias = Annotated[bool, Option("--sizes", help="Show which weights changed, by their size.")]
+
+# Scores
+LogOrFolder: TypeAlias = Annotated[Path, Argument(help="Folder that an audit or the demo wrote; with --format, a log.")]
+LogFormat: TypeAlias = Annotated[
+    Literal["muse", "tofu", "openunlearning", "rwku"] | None,
+    Option(
+        "--format",
+        metavar=CHOICE,
+        help="Whose log it is: muse, tofu, openunlearning or rwku; without it, an audit's folder.",
+    ),
+]
+Reference: TypeAlias = Annotated[
+    Path | None, Option(help="Log of the retrained model, for forget quality and PrivLeak.")
+]
+Corpus: TypeAlias = Annotated[
+    Literal["news", "books"] | None,
+    Option(metavar=CHOICE, help="Take the AUC that MUSE gives for its retrained model: news or books."),
+]
+ScoredMetrics: TypeAlias = Annotated[
+    str, Option(help=f"For an audit: see `stillknows list metrics`. {_METRICS}", show_default=False)
+]
+ScoredFigures: TypeAlias = Annotated[str, Option(help="For an audit: see `stillknows list figures`.")]
+PoolSize: TypeAlias = Annotated[int, Option(help="Models in each pool, and unlearned ones.")]
+JudgedMetrics: TypeAlias = Annotated[
+    str | None, Option(help="What is judged; not given: all that measure knowledge or membership.")
+]
