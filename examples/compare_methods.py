@@ -29,7 +29,7 @@ from stillknows.model.ref import ModelRef
 from stillknows.progress import shown
 from stillknows.registry import bind
 from stillknows.store import digest, read_json, write_json, write_text
-from stillknows.training.loop import Settings
+from stillknows.training.settings import Settings
 from stillknows.training.weight_rounding import WeightStorage
 from stillknows.types import CONTROL, FULL, ORIGINAL, Benchmark
 

@@ -23,7 +23,7 @@ from stillknows.registry import bind
 from stillknows.reporting import report
 from stillknows.reporting.build import build
 from stillknows.store import build_once, locked
-from stillknows.training.loop import Settings
+from stillknows.training.settings import Settings
 from stillknows.types import ORIGINAL, Benchmark
 from stillknows.unlearning import unlearn
 

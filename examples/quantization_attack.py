@@ -33,7 +33,7 @@ from stillknows.model import loading
 from stillknows.progress import log, shown
 from stillknows.registry import bind
 from stillknows.store import build_once, locked, read_json, read_text, write_json, write_text
-from stillknows.training.loop import Settings
+from stillknows.training.settings import Settings
 from stillknows.types import CONTROL, ORIGINAL, SUITE, WEIGHTS, Benchmark, Example
 
 ARCHITECTURE = {

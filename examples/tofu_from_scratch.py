@@ -24,7 +24,7 @@ from stillknows.reporting import report
 from stillknows.reporting.build import build
 from stillknows.reporting.schema import AuditReport
 from stillknows.store import build_once, locked, write_text
-from stillknows.training.loop import Settings
+from stillknows.training.settings import Settings
 from stillknows.unlearning import unlearn
 
 SPLIT, RETAIN = "forget01", 160

@@ -35,7 +35,7 @@ from stillknows.progress import log, shown
 from stillknows.registry import bind
 from stillknows.stats import LEVEL, bounds
 from stillknows.store import locked, read_text, write_json, write_text
-from stillknows.training.loop import Settings
+from stillknows.training.settings import Settings
 from stillknows.types import CONTROL, FULL, ORIGINAL, WEIGHTS, Benchmark
 from stillknows.variants import compress
 from stillknows.variants.variant import Variant

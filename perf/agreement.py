@@ -24,10 +24,11 @@ from stillknows.model.generate import generate
 from stillknows.model.layers import OutputLayer, output_layer
 from stillknows.model.ref import ModelRef
 from stillknows.registry import bind
-from stillknows.training.loop import Settings, fit
-from stillknows.training.objective_inputs import Inputs, Term
+from stillknows.training.loop import fit
+from stillknows.training.objective_inputs import Draw, Inputs, Term
+from stillknows.training.settings import Settings
 from stillknows.types import Example
-from stillknows.variants import compress, export
+from stillknows.variants import compress, export, fitting
 
 TOLERANCE = 1e-4  # of ln p, in nats: float32 against float64
 CLOSE = 1e-3  # of logits: a token that is as likely as the best one but for rounding
@@ -162,8 +163,8 @@ def check_training(model: nn.Module, layer: OutputLayer, own: Own) -> float:
         loss.backward()
         losses.append(float(loss.detach()))
     trained = copy.deepcopy(model).requires_grad_(True)
-    visits = [(i, 0) for i in range(len(items))]
-    loss = term.objective(**Inputs(trained, output_layer(trained), term, {}, visits)(visits)).mean()
+    draws = [Draw(i, 0) for i in range(len(items))]
+    loss = term.objective(**Inputs(trained, output_layer(trained), term, {}, draws)(draws)).mean()
     loss.backward()
     gap = _gap(loss.detach(), torch.tensor(sum(losses)).double(), "loss of a batch")
     own.model.requires_grad_(False)
@@ -192,7 +193,7 @@ def check_format(spec: str) -> Check:
 
     def check(model: nn.Module, layer: OutputLayer, own: Own) -> float:
         chain = compress.parse_variant(spec)
-        compress.check(model, chain, spec)
+        fitting.check(model, chain, spec)
         before = {name: value.clone() for name, value in model.state_dict().items()}
         with compress.compressed(model, chain):
             changed = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}

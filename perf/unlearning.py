@@ -26,8 +26,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from stillknows.model.encoding import Encoded
 from stillknows.registry import bind
-from stillknows.training.loop import Settings, fit
+from stillknows.training.loop import fit
 from stillknows.training.objective_inputs import Term
+from stillknows.training.settings import Settings
 from stillknows.types import Example
 
 VOCABULARY, BATCH, ITEMS, BETA, RATE = 8192, 8, 64, 0.1, 1e-5

@@ -16,7 +16,8 @@ from stillknows.reporting.schema import AuditReport, ReportSplit
 from stillknows.types import VerdictName
 
 if TYPE_CHECKING:
-    from stillknows.training.loop import Fit, Settings
+    from stillknows.training.loop import FitResult
+    from stillknows.training.settings import Settings
 
 PAGE_HEIGHT = 640  # pixels of a report within a notebook
 
@@ -151,16 +152,16 @@ class Unlearned:
     @property
     def settings(self) -> Settings:
         """How it was optimised."""
-        from stillknows.training.loop import Settings
+        from stillknows.training.settings import Settings
 
         return Settings(**self.record["settings"])
 
     @property
-    def fit(self) -> Fit:
+    def fit(self) -> FitResult:
         """Steps, why they ended, what the checks saw, and the cost."""
-        from stillknows.training.loop import Fit
+        from stillknows.training.loop import FitResult
 
-        return Fit(**self.record["fit"])
+        return FitResult(**self.record["fit"])
 
     def load(self) -> tuple[Any, Any]:
         """Return the model, in float32 and evaluation mode, and its tokenizer."""

@@ -238,7 +238,7 @@ class World(NamedTuple):
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     from stillknows.experiments import tiny_models
     from stillknows.registry import bind
-    from stillknows.training.loop import Settings
+    from stillknows.training.settings import Settings
 
     folder, benchmark = tmp_path_factory.mktemp("world"), bind("benchmark", WORLD)()
     tokenizer = tiny_models.word_tokenizer(tiny_models.texts(benchmark))

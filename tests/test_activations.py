@@ -32,7 +32,7 @@ from stillknows.transforms.compression.activations import (
 from stillknows.transforms.compression.cache import kv, kv_fp8, kv_gguf
 from stillknows.transforms.compression.int8 import int8
 from stillknows.types import Example, Split
-from stillknows.variants import compress
+from stillknows.variants import fitting
 from stillknows.variants.activations import CACHED, INPUTS, attention_name, rounded
 from stillknows.variants.compress import compressed, parse_variant, quantize
 
@@ -217,7 +217,7 @@ CHAINS += ["kv:group=0", "kv_fp8", "int8+int8_activations+kv:bits=3:group=8"]
 def test_every_family_is_rounded_and_then_as_it_was(family_model: Any, chain: str) -> None:
     ids_BL = torch.randint(3, 32, (2, 12), generator=torch.Generator().manual_seed(0))
     before, attention = family_model(input_ids=ids_BL).logits, attention_name(family_model)
-    compress.check(family_model, parse_variant(chain), chain)
+    fitting.check(family_model, parse_variant(chain), chain)
 
     def look_and_fail() -> None:
         output_layer(family_model)
@@ -382,7 +382,7 @@ def test_links_of_one_kind_are_applied_from_left_to_right(model: Any) -> None:
 def test_calibrated_weights_with_rounded_inputs(model: Any) -> None:
     ids_NL = torch.randint(3, 32, (4, 24), generator=torch.Generator().manual_seed(2))
     chain = parse_variant("gptq:bits=8:group=0+int8_activations:threshold=0")
-    compress.check(model, chain, "mine")
+    fitting.check(model, chain, "mine")
     with compressed(model, parse_variant("gptq:bits=8:group=0"), ids_NL):
         written = [layer.read().clone() for layer in linears(model)]
         plain = model(input_ids=ids_NL).logits
@@ -408,7 +408,7 @@ def test_calibrated_weights_with_rounded_inputs(model: Any) -> None:
 )
 def test_what_shapes_do_not_allow_is_the_users_to_mend(model: Any, chain: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        compress.check(model, parse_variant(chain), "mine")
+        fitting.check(model, parse_variant(chain), "mine")
 
 
 def test_a_model_without_attention_by_name_has_no_cache_to_round() -> None:
@@ -417,7 +417,7 @@ def test_a_model_without_attention_by_name_has_no_cache_to_round() -> None:
     config = MambaConfig(vocab_size=32, hidden_size=16, num_hidden_layers=1, state_size=4)
     model = AutoModelForCausalLM.from_config(config)
     with pytest.raises(UserError, match=r"mine: keys and values: MambaForCausalLM has no attention whose keys"):
-        compress.check(model, parse_variant("kv_fp8"), "mine")
+        fitting.check(model, parse_variant("kv_fp8"), "mine")
 
 
 # In an audit

@@ -29,8 +29,8 @@ from stillknows.errors import UserError
 from stillknows.experiments import tiny_models
 from stillknows.model import layers, loading, modelfiles, run_record
 from stillknows.model.ref import ModelRef
-from stillknows.training import loop, objective_inputs
-from stillknows.training.loop import Settings
+from stillknows.training import loop, objective_inputs, settings
+from stillknows.training.settings import Settings
 from stillknows.types import Benchmark, Example, Role, Split
 from stillknows.unlearning import unlearn
 
@@ -528,9 +528,8 @@ def teach(folder: Path, items: Sequence[tuple[str, str]]) -> None:
     subject = ModelRef.open(str(folder)).load()
     template = "Question: {prompt}\nAnswer:"
     encoded = encode([Example(q, q, a, q) for q, a in items], subject.tokenizer, template, 64)
-    loop.fit(
-        subject.model, [objective_inputs.Term(bind("objective", "nll"), encoded)], loop.Settings(lr=0.02, max_steps=40)
-    )
+    term = objective_inputs.Term(bind("objective", "nll"), encoded)
+    loop.fit(subject.model, [term], settings.Settings(lr=0.02, max_steps=40))
     subject.model.save_pretrained(folder)
 
 
@@ -900,7 +899,7 @@ def test_weights_that_blow_up_in_training_are_not_saved(save_model: Case, run_un
 @pytest.fixture
 def save_always(monkeypatch: pytest.MonkeyPatch) -> None:
     """Save a checkpoint at every check."""
-    monkeypatch.setattr(loop, "Settings", partial(loop.Settings, save_seconds=0))
+    monkeypatch.setattr(settings, "Settings", partial(settings.Settings, save_seconds=0))
 
 
 @pytest.mark.parametrize("weights", ["float32", "stochastic"])

@@ -18,7 +18,7 @@ from stillknows.registry import bind
 from stillknows.transforms.compression import calibrated, parts
 from stillknows.transforms.compression.calibrated import awq, gptq, output_error
 from stillknows.transforms.compression.rtn import RoundingGrid, rtn
-from stillknows.variants import calibrate, compress
+from stillknows.variants import calibrate, compress, fitting
 from stillknows.variants.calibrate import sequences, statistics
 
 OUTPUTS, INPUTS = 24, 64
@@ -242,7 +242,7 @@ def test_output_error_is_the_mean_squared_error_of_the_outputs(weight_OI: Tensor
 def test_calibrated_formats_serve_every_family(family_model: Any, spec: str, ids_NL: Tensor) -> None:
     """They change the model, otherwise than rounding does, and leave it as it was."""
     chain = compress.parse_variant(spec)
-    compress.check(family_model, chain, spec)
+    fitting.check(family_model, chain, spec)
     before = family_model(input_ids=ids_NL).logits
     weights = {name: p.clone() for name, p in family_model.named_parameters()}
     with compress.compressed(family_model, chain, ids_NL):
@@ -258,7 +258,7 @@ def test_calibrated_formats_serve_every_family(family_model: Any, spec: str, ids
 @pytest.mark.parametrize("spec", ["gptq", "awq"])
 def test_shapes_are_checked_before_any_calibration(model: Any, spec: str) -> None:
     with pytest.raises(UserError, match="groups of 128 do not divide"):
-        compress.check(model, compress.parse_variant(spec), spec)
+        fitting.check(model, compress.parse_variant(spec), spec)
 
 
 # In an audit

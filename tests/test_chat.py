@@ -15,8 +15,9 @@ from stillknows.model.encoding import Asked, Encoded, encode, encode_split
 from stillknows.model.target import LocalTarget
 from stillknows.registry import bind
 from stillknows.scoring import score
-from stillknows.training.loop import Settings, fit
+from stillknows.training.loop import fit
 from stillknows.training.objective_inputs import Term
+from stillknows.training.settings import Settings
 from stillknows.types import Example, Split
 
 PAIRS = [("Where is Ada?", "in Paris"), ("Where does Bela live?", "in Rome"), ("Who end?", "end"), ("Is it?", "A")]

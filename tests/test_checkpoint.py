@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from stillknows.errors import UserError
-from stillknows.training import loop
+from stillknows.training import loop, settings
 from stillknows.training.checkpoint import open_checkpoint, write_checkpoint
 from stillknows.unlearning import unlearn
 
@@ -107,7 +107,7 @@ def test_resuming_from_a_damaged_checkpoint_is_one_message(
         return step(self, total)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "Settings", partial(loop.Settings, save_seconds=0))
+        patch.setattr(settings, "Settings", partial(settings.Settings, save_seconds=0))
         patch.setattr(loop._Loop, "step", interrupted)
         assert cli(*command).code == 130
     path = out / unlearn.CHECKPOINT

@@ -31,7 +31,7 @@ from stillknows.model.ref import ModelRef
 from stillknows.observations import load_observations
 from stillknows.registry import bind, plugins
 from stillknows.reporting import report
-from stillknows.training.loop import Settings
+from stillknows.training.settings import Settings
 from stillknows.types import Example, Interval
 from stillknows.variants import compress
 

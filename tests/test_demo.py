@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from stillknows.experiments import demo, tiny_models
-from stillknows.training.loop import Settings
+from stillknows.training.settings import Settings
 
 REPORT = Path(__file__).parents[1] / "runs" / "demo" / "report.json"
 EXPECTED = {

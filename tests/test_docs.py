@@ -12,8 +12,9 @@ import torch
 from stillknows import registry
 from stillknows.errors import NotMeasured
 from stillknows.kinds import KINDS, ROLES
-from stillknows.training.loop import Settings, fit
+from stillknows.training.loop import fit
 from stillknows.training.objective_inputs import Term
+from stillknows.training.settings import Settings
 from stillknows.types import Benchmark, Example, Observations, Split
 from stillknows.unlearning.method import parse
 from stillknows.variants.compress import parse_variant, quantize

@@ -24,8 +24,9 @@ from stillknows.model.ref import ModelRef
 from stillknows.registry import bind, plugins
 from stillknows.store import read_json
 from stillknows.training import interpolate
-from stillknows.training.loop import Settings, fit
+from stillknows.training.loop import fit
 from stillknows.training.objective_inputs import Term
+from stillknows.training.settings import Settings
 from stillknows.types import Benchmark, Example, Split
 from stillknows.unlearning import unlearn
 from stillknows.variants.compress import parse_variant, quantize

@@ -54,7 +54,7 @@ def benchmark() -> Benchmark:
 def towns(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int, tuple[int, ...]], Path]:
     """Return make(name, seed, known): a model that was taught what is kept and those of the forgotten facts."""
     from stillknows.experiments import tiny_models
-    from stillknows.training.loop import Settings
+    from stillknows.training.settings import Settings
 
     folder, made = tmp_path_factory.mktemp("towns"), benchmark()
     tokenizer = tiny_models.word_tokenizer(tiny_models.texts(made))

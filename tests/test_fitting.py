@@ -16,7 +16,7 @@ from stillknows import defaults
 from stillknows.analysis import diagnose
 from stillknows.errors import UserError
 from stillknows.registry import plugins
-from stillknows.variants import compress
+from stillknows.variants import fitting
 from stillknows.variants.compress import parse_variant
 
 # hidden and intermediate size, of published models and of none; and the largest usual group that divides both
@@ -73,11 +73,11 @@ def test_a_format_takes_the_largest_usual_group_and_is_called_after_it(widths: t
         own = chain[0].options["group"]
         if group is None:
             with pytest.raises(UserError, match=rf"mine: layer .*groups of {own} do not divide"):
-                compress.fitted(model, chain, "mine", exact=False)
+                fitting.fitted(model, chain, "mine", exact=False)
             continue
-        name, fitting = compress.fitted(model, chain, spec, exact=False)
-        assert fitting[0].options == chain[0].options | {"group": min(group, own)}
-        assert parse_variant(name)[0].identity == fitting[0].identity  # it can be typed again
+        name, found = fitting.fitted(model, chain, spec, exact=False)
+        assert found[0].options == chain[0].options | {"group": min(group, own)}
+        assert parse_variant(name)[0].identity == found[0].identity  # it can be typed again
         assert (name == spec) == (group >= own)
 
 
@@ -87,21 +87,21 @@ def test_formats_without_groups_stay_as_they_are(widths: tuple[int, int]) -> Non
     for spec in sorted(SPECS - {"kv", *GROUPED}):
         chain = parse_variant(spec)
         try:
-            assert compress.fitted(model, chain, spec, exact=False) == (spec, chain)
+            assert fitting.fitted(model, chain, spec, exact=False) == (spec, chain)
         except UserError:  # such as blocks of 32
             with pytest.raises(UserError):
-                compress.check(model, chain, spec)
+                fitting.check(model, chain, spec)
 
 
 @pytest.mark.parametrize("widths", WIDTHS)
 def test_the_default_method_rounds_to_formats_that_fit_every_model(widths: tuple[int, int]) -> None:
     assert defaults.METHOD == "robust"
     for spec in plugins("recipe")["robust"].options["formats"].split("|"):
-        compress.check(bare(*widths), parse_variant(spec), spec)
+        fitting.check(bare(*widths), parse_variant(spec), spec)
 
 
 def test_a_chain_fits_as_a_whole() -> None:
-    name, _ = compress.fitted(bare(96, 192), parse_variant("bf16+int4+kv:bits=4"), "mine", exact=False)
+    name, _ = fitting.fitted(bare(96, 192), parse_variant("bf16+int4+kv:bits=4"), "mine", exact=False)
     assert name == "bf16+int4:group=16+kv:bits=4:group=16"  # heads of 48 numbers
 
 
@@ -118,20 +118,20 @@ def test_a_chain_fits_as_a_whole() -> None:
 )
 def test_what_is_meant_as_it_is_is_refused_with_what_to_type(spec: str, hint: str) -> None:
     with pytest.raises(UserError, match=rf"mine: layer .*do not divide 576 inputs\n  {re.escape(hint)}$") as refused:
-        compress.fitted(bare(576, 1536), parse_variant(spec), "mine", exact=True)
-    compress.check(bare(576, 1536), parse_variant(str(refused.value).rpartition("use ")[2]), "typed")
+        fitting.fitted(bare(576, 1536), parse_variant(spec), "mine", exact=True)
+    fitting.check(bare(576, 1536), parse_variant(str(refused.value).rpartition("use ")[2]), "typed")
 
 
 @pytest.mark.parametrize(
-    ("spec", "fitting"),
+    ("spec", "found"),
     [
         ("bf16+int4", "bf16+int4:group=64"),
         ("rtn:bits=8:group=64+int4", "rtn:bits=8:group=64+int4:group=64"),
         ("kv:bits=4:group=0+int4", "kv:bits=4:group=0+int4:group=64"),
     ],
 )
-def test_options_of_one_link_do_not_fix_another(spec: str, fitting: str) -> None:
-    assert compress.fitted(bare(576, 1536), parse_variant(spec), spec, exact=True)[0] == fitting
+def test_options_of_one_link_do_not_fix_another(spec: str, found: str) -> None:
+    assert fitting.fitted(bare(576, 1536), parse_variant(spec), spec, exact=True)[0] == found
 
 
 def test_a_format_in_a_chain_with_an_attack_that_has_options_fits_the_model(

@@ -413,7 +413,7 @@ def test_a_collapsed_model_has_no_perplexity_and_loses_nothing_else(
     ask = {"output_type": "loglikelihood_rolling", "doc_to_text": "", "doc_to_target": "{{text}}"}
     write("texts", [{"text": "the river flows"}], **ask, metric_list=metrics)
     found = harness.measure(model, tokenizer, harness.load(["texts"], include=folder))
-    assert found["texts", "word_perplexity"] == "of 1 documents, it is beyond all numbers"
+    assert found["texts", "word_perplexity"] == "lm-eval returned infinity (n=1)"
     bits = found["texts", "bits_per_byte"]
     assert isinstance(bits, Interval)
     assert bits.value > 1e4

@@ -20,8 +20,9 @@ from stillknows.model.forward import mean_probability, score_items
 from stillknows.model.layers import output_layer
 from stillknows.registry import bind
 from stillknows.training import loop, objective_inputs
-from stillknows.training.loop import Fit, Settings, fit
+from stillknows.training.loop import FitResult, fit
 from stillknows.training.objective_inputs import Term
+from stillknows.training.settings import Settings
 from stillknows.training.weight_rounding import Storage, WeightStorage, stochastic_bfloat16
 
 Items = Callable[..., list[Any]]
@@ -292,7 +293,7 @@ def test_without_limits_all_steps_are_taken(make_model: Make, terms: list[Term])
     assert [seen["step"] for seen in outcome.history] == [2, 4, 6, 8, 10]
     assert all(math.isfinite(seen["loss"]) for seen in outcome.history)
     assert outcome.seconds > 0
-    assert Fit(**outcome.to_json()) == outcome
+    assert FitResult(**outcome.to_json()) == outcome
 
 
 def test_a_loss_that_is_not_a_number_is_the_users_to_mend(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from stillknows.training.objective_inputs import Need
+from stillknows.training.objective_inputs import InputSpec
 from stillknows.unlearning import method
 
 ROOT = Path(__file__).parents[1]
@@ -48,4 +48,4 @@ def test_options_are_described(plugin) -> None:
 def test_recipes_are_methods(spec: str) -> None:
     found = method.parse(spec)
     assert found.terms or found.edits
-    assert all(Need.of(name).field for term in found.terms for name in term.plugin.needs)
+    assert all(InputSpec.of(name).field for term in found.terms for name in term.plugin.needs)

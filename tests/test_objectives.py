@@ -20,15 +20,16 @@ from stillknows.model import forward
 from stillknows.model.encoding import Encoded, right_padded
 from stillknows.model.logprobs import Logits, answer_index
 from stillknows.registry import Plugin, bind, plugins
-from stillknows.training.loop import Settings, _Loop, fit
-from stillknows.training.objective_inputs import COMPANIONS, COMPANIONS_OR_OWN, PLAIN, Need, Term
+from stillknows.training.loop import _Loop, fit
+from stillknows.training.objective_inputs import COMPANIONS, COMPANIONS_OR_OWN, PLAIN, Draw, InputSpec, Term
+from stillknows.training.settings import Settings
 
 Items = Callable[..., list[Any]]
 Make = Callable[..., Any]
 TERMS = [  # terms on hidden states have their own contract, in test_representation.py
     plugin
     for plugin in plugins("objective").values()
-    if not any(Need.of(name).field == "hidden" for name in plugin.needs)
+    if not any(InputSpec.of(name).field == "hidden" for name in plugin.needs)
 ]
 LENGTHS = [4, 1, 7, 3]
 every_term = pytest.mark.parametrize("plugin", TERMS, ids=lambda p: p.name)
@@ -70,7 +71,7 @@ def reinforced(model: nn.Module) -> nn.Module:
 def losses(loop: _Loop, rows: list[int]) -> Tensor:
     """The objective's value for each of these items, [B]."""
     term = loop.terms[0]
-    return term.objective(**loop.inputs[0]([(i, 0) for i in rows]))
+    return term.objective(**loop.inputs[0]([Draw(i, 0) for i in rows]))
 
 
 def move(model: nn.Module, scale: float = 0.05, seed: int = 9) -> None:
@@ -116,11 +117,11 @@ def test_gradient_is_zero_exactly_where_no_answer_token_is_predicted(
     original = forward.hidden_states
     monkeypatch.setattr(forward, "hidden_states", watched)
     losses(loop, [0, 1, 2, 3]).sum().backward()
-    needs = [Need.of(name) for name in plugin.needs]
+    needs = [InputSpec.of(name) for name in plugin.needs]
     read = [c for c in COMPANIONS_OR_OWN if any(need.companion == c and need.field not in PLAIN for need in needs)]
     assert len(kept) == len(read)
     for companion, hidden_BLD in zip(read, kept, strict=True):
-        items = loop.terms[0].answers(companion, [(i, 0) for i in range(4)])
+        items = loop.terms[0].answers(companion, [Draw(i, 0) for i in range(4)])
         assert hidden_BLD.grad is not None
         reached_BL = hidden_BLD.grad.abs().amax(-1) > 0
         assert torch.equal(reached_BL, predicting(items, reached_BL.shape[1]))
@@ -407,7 +408,7 @@ STATED_FOR = {"simnpo": ":delta=3.5"}  # options with which a loss is not flat a
 def stated_loss(name: str, term: Term, models: Sequence[nn.Module], turn: int = 0) -> Tensor:
     """The mean over a term's items at a turn; models: the trained one, its reference, the reinforced one."""
     assert name in STATED, f"write {name}'s loss out in STATED"
-    asked = {Need.of(need).companion for need in term.objective.plugin.needs} | {""}
+    asked = {InputSpec.of(need).companion for need in term.objective.plugin.needs} | {""}
     values = []
     for i in range(len(term.items)):
         answers = {companion or "own": term.answers(companion, [(i, turn)])[0] for companion in asked}
@@ -477,7 +478,7 @@ def test_gradient_equals_autograd_of_the_stated_loss(plugin: Plugin, make_model:
     move(model)
     stated = stated_loss(plugin.name, loop.terms[0], models)
     expected = torch.autograd.grad(stated, list(model.parameters()))
-    assert loop._backward(loop.terms[0], loop.inputs[0], [(i, 0) for i in range(4)]) == pytest.approx(
+    assert loop._backward(loop.terms[0], loop.inputs[0], [Draw(i, 0) for i in range(4)]) == pytest.approx(
         stated.item(), rel=1e-5
     )
     for parameter, gradient in zip(model.parameters(), expected, strict=True):
@@ -495,7 +496,7 @@ def test_accumulated_gradients_equal_those_of_one_batch(
         model = make_model()
         loop = make_loop(model, plugin, make_items(LENGTHS), accumulate=parts)
         move(model)
-        value = loop._backward(loop.terms[0], loop.inputs[0], [(i, 0) for i in (3, 0, 2, 1)])
+        value = loop._backward(loop.terms[0], loop.inputs[0], [Draw(i, 0) for i in (3, 0, 2, 1)])
         found.append([torch.tensor(value), *(p.grad for p in model.parameters()), torch.tensor(loop.done.tokens)])
     for a, b in zip(*found, strict=True):
         assert a is not None

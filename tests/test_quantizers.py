@@ -23,7 +23,7 @@ from stillknows.model.layers import linears
 from stillknows.registry import Bound, Plugin, plugins
 from stillknows.transforms.compression import codebooks, parts
 from stillknows.transforms.compression.codebooks import FP4, NF4
-from stillknows.variants import compress
+from stillknows.variants import compress, fitting
 from stillknows.variants.compress import Quantized, compressed, parse_variant, quantize, weights
 
 Make = Callable[..., Any]
@@ -505,8 +505,8 @@ def test_impossible_options_are_the_users_to_mend(form: str, message: str) -> No
 def test_a_format_that_does_not_suit_a_layer_names_it(model: Any) -> None:
     """Before anything is changed: the second kind of layer has 24 inputs, which 16 does not divide."""
     with pytest.raises(UserError, match=r"mine: layer model\.layers\.0\.mlp\.down_proj \(16, 24\): .*groups of 16"):
-        compress.check(model, parse_variant("rtn:group=16"), "mine")
-    compress.check(model, parse_variant("rtn:group=8"), "mine")
+        fitting.check(model, parse_variant("rtn:group=16"), "mine")
+    fitting.check(model, parse_variant("rtn:group=8"), "mine")
 
 
 SMALL = (
@@ -646,18 +646,18 @@ def test_mixtures_of_experts_are_refused(form: str) -> None:
     with pytest.raises(
         UserError, match=r"\d\d% of the weights are in no linear map, most of them in \S+experts\.gate_up_proj"
     ):
-        compress.check(model, parse_variant(form), form)
-    compress.check(model, parse_variant("full"), "full")
+        fitting.check(model, parse_variant(form), form)
+    fitting.check(model, parse_variant("full"), "full")
 
 
 def test_many_weights_outside_linear_maps_are_refused_whatever_their_shape(make_model: Make) -> None:
     """DBRX keeps its experts below one another in one matrix; a few weights elsewhere are as in deployment."""
     model, block = make_model(), make_model().model.layers[0]
     model.model.few = torch.nn.Parameter(torch.zeros(2, 8, 8))
-    compress.check(model, parse_variant("nf4"), "nf4")
+    fitting.check(model, parse_variant("nf4"), "nf4")
     model.model.many = torch.nn.Parameter(torch.zeros(2 * sum(p.numel() for p in block.parameters()) // 16, 16))
     with pytest.raises(UserError, match=r"6\d% of the weights are in no linear map, most of them in model\.many,"):
-        compress.check(model, parse_variant("nf4"), "nf4")
+        fitting.check(model, parse_variant("nf4"), "nf4")
 
 
 @pytest.mark.parametrize("name", ["nf4", "fp4"])

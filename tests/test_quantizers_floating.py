@@ -16,7 +16,7 @@ from torch.nn.functional import pad
 
 from stillknows.errors import UserError
 from stillknows.transforms.compression.floating import E2M1, fp8, mxfp4, nvfp4
-from stillknows.variants import compress
+from stillknows.variants import fitting
 from stillknows.variants.compress import Quantized, parse_variant, quantize
 
 FP8_SCALES = ("tensor", "channel", "block")
@@ -208,8 +208,8 @@ def test_inputs_that_blocks_do_not_divide_are_refused(form: str, size: int, inpu
 
 def test_a_model_whose_layers_do_not_suit_is_refused_before_it_is_changed(model: Any) -> None:
     with pytest.raises(UserError, match=r"mine: layer .*mxfp4: its blocks of 32 do not divide 16 inputs"):
-        compress.check(model, parse_variant("mxfp4"), "mine")
-    compress.check(model, parse_variant("fp8:scale=block"), "mine")
+        fitting.check(model, parse_variant("mxfp4"), "mine")
+    fitting.check(model, parse_variant("fp8:scale=block"), "mine")
 
 
 @pytest.mark.parametrize("scale", ["floor", "even"])

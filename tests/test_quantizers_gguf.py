@@ -30,7 +30,8 @@ from stillknows.model.packed.ggml import Bytes, pack
 from stillknows.registry import plugins
 from stillknows.transforms.compression.gguf import FALLBACK, gguf, main_type, type_in_file
 from stillknows.transforms.compression.gguf_blocks import SUPER, TYPES, fill
-from stillknows.variants.compress import check, compressed, parse_variant, quantize, weights
+from stillknows.variants.compress import compressed, parse_variant, quantize, weights
+from stillknows.variants.fitting import check
 
 SIMPLE = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
 GGML_NUMBERS = {name: int(i) for name, i in zip(TYPES, (2, 3, 6, 7, 8, 10, 11, 12, 13, 14), strict=True)}

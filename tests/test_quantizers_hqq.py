@@ -19,7 +19,7 @@ from torch import Tensor
 from stillknows.errors import UserError
 from stillknows.transforms.compression import hqq as module
 from stillknows.transforms.compression.hqq import hqq
-from stillknows.variants import compress
+from stillknows.variants import fitting
 from stillknows.variants.compress import parse_variant, quantize
 
 
@@ -159,5 +159,5 @@ def test_impossible_options_are_the_users_to_mend(form: str, message: str) -> No
 
 def test_a_model_whose_layers_do_not_suit_is_refused_before_it_is_changed(model: Any) -> None:
     with pytest.raises(UserError, match=r"mine: layer .*hqq: groups of 64 do not divide 16 inputs"):
-        compress.check(model, parse_variant("hqq"), "mine")
-    compress.check(model, parse_variant("hqq:group=8"), "mine")
+        fitting.check(model, parse_variant("hqq"), "mine")
+    fitting.check(model, parse_variant("hqq:group=8"), "mine")

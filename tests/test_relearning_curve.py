@@ -10,7 +10,7 @@ import torch
 from stillknows.experiments.relearning_curve import curve, halves
 from stillknows.model.forward import mean_probability, score_items
 from stillknows.model.layers import output_layer
-from stillknows.training.loop import Settings
+from stillknows.training.settings import Settings
 
 
 def test_halves_share_no_fact(make_items: Callable[..., list[Any]]) -> None:

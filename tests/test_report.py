@@ -262,7 +262,7 @@ def test_figures_and_general_tasks_are_shown_in_their_own_units(audit: Audit) ->
     added = (
         Cell("brittle", "int4", "suite", "privleak", Interval(-99.8, -99.9, -99.61, 100)),
         Cell("brittle", "int4", "words", "perplexity", Interval(12.345, 11, math.inf, 7)),
-        Cell("brittle", FULL, "words", "perplexity", "lm-eval made no number of 7 documents"),
+        Cell("brittle", FULL, "words", "perplexity", "lm-eval returned NaN (n=7)"),
     )
     built = make_report(replace(audit, cells=(*audit.cells, *added)))
     schema().validate(built.to_json())
@@ -274,7 +274,7 @@ def test_figures_and_general_tasks_are_shown_in_their_own_units(audit: Audit) ->
         tasks = shown[shown.index(general) : shown.index(end)]
         for words in ("privleak", "−99.8", "−99.9 to −99.6"):
             assert words in suite
-        for words in ("words: perplexity", "12.3", "11 to ∞", "made no number of 7 documents"):
+        for words in ("words: perplexity", "12.3", "11 to ∞", "returned NaN (n=7)"):
             assert words in tasks
     assert {s.verdict for s in built.subjects} == {s.verdict for s in make_report(audit).subjects}
 

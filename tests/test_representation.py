@@ -14,15 +14,18 @@ from stillknows.errors import UserError
 from stillknows.model.layers import block_output, blocks
 from stillknows.model.ref import ModelRef
 from stillknows.registry import Plugin, bind, plugins
-from stillknows.training.loop import Settings, _Loop, fit
-from stillknows.training.objective_inputs import Need, Term
+from stillknows.training.loop import _Loop, fit
+from stillknows.training.objective_inputs import Draw, InputSpec, Term
+from stillknows.training.settings import Settings
 from stillknows.types import Benchmark, Example, Split
 from stillknows.unlearning import method, unlearn
 
 Items = Callable[..., list[Any]]
 Make = Callable[..., Any]
 TERMS = [
-    plugin for plugin in plugins("objective").values() if any(Need.of(name).field == "hidden" for name in plugin.needs)
+    plugin
+    for plugin in plugins("objective").values()
+    if any(InputSpec.of(name).field == "hidden" for name in plugin.needs)
 ]
 LENGTHS = [4, 1, 7, 3]
 LAYER, DEPTH = 2, 3
@@ -40,7 +43,7 @@ def make_loop(model: nn.Module, plugin: Plugin, items: list[Any], options: str =
 
 def losses(loop: _Loop, rows: list[int]) -> Tensor:
     term = loop.terms[0]
-    return term.objective(**loop.inputs[0]([(i, 0) for i in rows]))
+    return term.objective(**loop.inputs[0]([Draw(i, 0) for i in rows]))
 
 
 def move(model: nn.Module, scale: float = 0.05, seed: int = 9) -> None:
@@ -94,7 +97,7 @@ def test_loss_and_gradient_equal_autograd_of_the_stated_loss(
         [STATED[plugin.name](plain_states(model, item), plain_states(reference, item).detach()) for item in items]
     ).mean()
     expected = torch.autograd.grad(stated, list(model.parameters()), allow_unused=True)
-    assert loop._backward(loop.terms[0], loop.inputs[0], [(i, 0) for i in range(4)]) == pytest.approx(
+    assert loop._backward(loop.terms[0], loop.inputs[0], [Draw(i, 0) for i in range(4)]) == pytest.approx(
         stated.item(), rel=1e-5
     )
     for parameter, gradient in zip(model.parameters(), expected, strict=True):
@@ -144,7 +147,7 @@ def test_accumulated_gradients_equal_those_of_one_batch(plugin: Plugin, make_mod
         model = make_model(layers=DEPTH)
         loop = make_loop(model, plugin, make_items(LENGTHS), accumulate=parts)
         move(model)
-        loop._backward(loop.terms[0], loop.inputs[0], [(i, 0) for i in (3, 0, 2, 1)])
+        loop._backward(loop.terms[0], loop.inputs[0], [Draw(i, 0) for i in (3, 0, 2, 1)])
         found.append([p.grad for p in blocks(model)[0].parameters()])
     for a, b in zip(*found, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
@@ -161,7 +164,7 @@ def test_states_are_those_of_the_models_own_list(family: str, make_model: Make, 
     """The families' blocks return tensors or tuples."""
     model, items = make_model(family, layers=DEPTH), make_items(LENGTHS)
     loop = _Loop(model, [Term(bind("objective", f"steer:layer={LAYER}"), items)], setting())
-    found_BAD = loop.inputs[0]([(i, 0) for i in range(4)])["hidden"]
+    found_BAD = loop.inputs[0]([Draw(i, 0) for i in range(4)])["hidden"]
     assert isinstance(found_BAD, Tensor)
     torch.testing.assert_close(found_BAD[2], plain_states(model, items[2]), rtol=1e-5, atol=1e-5)
     assert not found_BAD[1, LENGTHS[1] :].any()

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from stillknows.auditing import audit
 from stillknows.errors import UserError
-from stillknows.training.loop import Settings
+from stillknows.training.settings import Settings
 from stillknows.types import Example
 from stillknows.unlearning import sisa
 from stillknows.unlearning.sisa import LEDGER, Slice

@@ -26,8 +26,9 @@ from stillknows.model.layers import OutputLayer, block_output, blocks, linears, 
 from stillknows.model.logprobs import token_log_probs
 from stillknows.model.ref import ModelRef
 from stillknows.registry import Bound, bind, plugins
-from stillknows.training.loop import Settings, _Loop, fit
+from stillknows.training.loop import _Loop, fit
 from stillknows.training.objective_inputs import Term
+from stillknows.training.settings import Settings
 from stillknows.training.step_pipeline import ROLES, StepPipeline, check
 from stillknows.training.weight_rounding import Storage, WeightStorage
 from stillknows.unlearning.method import CLASHES, parse

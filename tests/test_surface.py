@@ -72,7 +72,7 @@ def test_a_default_that_is_typed_out_is_as_one_that_is_left_out(
 def test_the_defaults_of_a_command_are_those_of_its_function(name: str, called: list[Any]) -> None:
     app([name, *arguments(name)], prog_name="stillknows", standalone_mode=False)
     from stillknows.api import experimenting, judging, making
-    from stillknows.training.loop import Settings
+    from stillknows.training.settings import Settings
 
     functions = vars(making) | vars(judging) | vars(experimenting)
     parameters = dict(inspect.signature(functions[FUNCTIONS.get(name, name)]).parameters)

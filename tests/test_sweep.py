@@ -14,7 +14,7 @@ from stillknows.experiments import sweep
 from stillknows.experiments.sweep import Run
 from stillknows.registry import bind
 from stillknows.store import read_json
-from stillknows.training.loop import Settings
+from stillknows.training.settings import Settings
 
 ROOT = Path(__file__).parents[1]
 

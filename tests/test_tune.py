@@ -14,7 +14,7 @@ from stillknows.errors import UserError
 from stillknows.experiments import tune
 from stillknows.experiments.tune import Range, best, configured, parse_range
 from stillknows.registry import bind
-from stillknows.training.loop import Settings
+from stillknows.training.settings import Settings
 from stillknows.unlearning import unlearn
 
 Case = Callable[..., Any]

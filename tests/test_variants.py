@@ -18,7 +18,7 @@ from stillknows.errors import UserError
 from stillknows.reporting import report
 from stillknows.transforms.compression import calibrated
 from stillknows.types import Benchmark, Example, Split
-from stillknows.variants import calibrate, compress
+from stillknows.variants import calibrate, compress, fitting
 
 FORMATS = [
     *("full", "bf16", "fp8", "int8", "nf4", "fp4", "rtn:grid=full", "gptq", "awq", "hqq", "mxfp4", "nvfp4"),
@@ -175,13 +175,13 @@ def test_checking_shapes_solves_for_no_weight(model: Any, monkeypatch: pytest.Mo
     monkeypatch.setattr(calibrated, "_round_in_order", lambda *_: pytest.fail("weights were solved for"))
     monkeypatch.setattr(calibrated, "_clipped", lambda *_: pytest.fail("weights were solved for"))
     for spec in ("gptq:group=8", "awq:group=8"):
-        compress.check(model, compress.parse_variant(spec), spec)
+        fitting.check(model, compress.parse_variant(spec), spec)
 
 
 def test_each_shape_is_tried_once(make_model: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[int] = []
-    monkeypatch.setattr(compress, "_try_shape", lambda inputs, *_: tried.append(inputs))
-    compress.check(make_model(layers=3), compress.parse_variant("rtn:group=8"), "mine")
+    monkeypatch.setattr(fitting, "_try_shape", lambda inputs, *_: tried.append(inputs))
+    fitting.check(make_model(layers=3), compress.parse_variant("rtn:group=8"), "mine")
     assert tried == [16, 24]
 
 

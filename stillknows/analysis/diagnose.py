@@ -31,7 +31,8 @@ from stillknows.model.ref import require_same_shapes
 from stillknows.model.safetensors_index import StoredWeights, locate, stored
 from stillknows.progress import progress, warn
 from stillknows.specs import Specs, spelled
-from stillknows.variants.compress import WEIGHTS, Chain, fitted, is_calibrated, links_of, matrices, parse_variant
+from stillknows.variants.compress import WEIGHTS, Chain, is_calibrated, links_of, matrices, parse_variant
+from stillknows.variants.fitting import fitted
 
 Json = dict[str, Any]
 

@@ -18,7 +18,7 @@ from stillknows.store import write_text
 from stillknows.types import Benchmark, Example, Role
 
 if TYPE_CHECKING:
-    from stillknows.training.loop import Settings
+    from stillknows.training.settings import Settings
 
 Folder: TypeAlias = str | Path
 Model: TypeAlias = str | os.PathLike[str] | tuple[Any, Any]
@@ -108,7 +108,7 @@ def examples_of(benchmark: Benchmark, role: Role) -> tuple[Example, ...]:
 
 def settings_of(chosen: Mapping[str, Any]) -> Settings:
     """Return training settings, the default ones but for these. Raises UserError for unknown names and wrong types."""
-    from stillknows.training.loop import Settings
+    from stillknows.training.settings import Settings
 
     known, kinds = [field.name for field in fields(Settings)], get_type_hints(Settings)
     for name, value in chosen.items():

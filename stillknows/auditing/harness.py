@@ -7,31 +7,28 @@ folder of one's own tasks is different: its Python files run, as lm-eval's do, s
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import importlib.util
-import io
 import json
 import logging
 import math
-import os
-import random
-import sys
-import warnings
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
 from statistics import NormalDist
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from stillknows.errors import UserError, did_you_mean
-from stillknows.lazy import torch
-from stillknows.model.lengths import restart_rotations, shared_limit
+from stillknows.auditing.harness_isolation import (
+    CountedWarnings,
+    quiet_output,
+    restored_settings,
+    seeded,
+    unlimited_perplexity,
+    without_downloaded_code,
+)
+from stillknows.errors import UserError, did_you_mean, first_line
+from stillknows.model.lengths import shared_limit
 from stillknows.progress import warn
 from stillknows.stats import LEVEL, RESAMPLES
 from stillknows.store import digest
@@ -85,7 +82,7 @@ def load(names: Sequence[str], *, include: Path | None = None) -> Suite:
     if not names:
         raise UserError("no task is named", f"name some of lm-eval's, such as {', '.join(GENERAL)}")
     check(include)
-    with _undisturbed():
+    with quiet_output():
         _require_installed()
         manager = _manager(names, include)
         unknown = [name for name in names if name not in manager.all_tasks]
@@ -131,20 +128,20 @@ def measure(
     that is asked for, and for tasks that do not fit into the model's context.
     """
     _check_run(tokenizer, limit, chat)
-    heard = _Heard()
+    heard = CountedWarnings()
     with (
-        _undisturbed(heard),
-        _restored(model),
-        _seeded(seed),
-        _without_downloaded_code("one of the tasks"),
-        _unlimited_perplexity(),
+        quiet_output(heard),
+        restored_settings(model),
+        seeded(seed),
+        without_downloaded_code("one of the tasks"),
+        unlimited_perplexity(),
     ):
         from lm_eval.evaluator import evaluate  # its simple_evaluate spends 15 s on describing the machine
 
         for task in suite.tasks.values():
             task.set_fewshot_seed(seed=seed)
         try:
-            evaluated = evaluate(
+            evaluated: Any = evaluate(  # None in a distributed run's other processes only
                 _wrap(model, tokenizer, batch_size if shared_limit(model) == math.inf else 1),
                 {"tasks": dict(suite.tasks), "groups": dict(suite.groups)},
                 limit=limit,
@@ -155,11 +152,10 @@ def measure(
             )
         except (AssertionError, ValueError) as error:  # how lm-eval and transformers refuse what a task asks for
             raise UserError(
-                f"lm-eval: {_first_line(error)}", "leave that task out, or measure a model that it fits"
+                f"lm-eval: {first_line(error)}", "leave that task out, or measure a model that it fits"
             ) from error
     for line, count in heard.lines.items():
         warn(f"  lm-eval, {count} times: {line}" if count > 1 else f"  lm-eval: {line}")
-    assert evaluated is not None, "only the other processes of a distributed run are given nothing"
     return dict(_results(evaluated, suite))
 
 
@@ -213,9 +209,9 @@ def _results(evaluated: Mapping[str, Any], suite: Suite) -> Iterator[tuple[tuple
 
 def _interval(value: Any, stderr: Any, n: int) -> Interval | str:
     if not isinstance(value, Real) or math.isnan(value):
-        return f"lm-eval made no number of {n} documents"
+        return f"lm-eval returned NaN (n={n})"
     if math.isinf(value):
-        return f"of {n} documents, it is beyond all numbers"
+        return f"lm-eval returned infinity (n={n})"
     known = isinstance(stderr, Real) and not math.isnan(stderr)
     spread = NormalDist().inv_cdf(LEVEL) * float(stderr) if known else math.inf
     return Interval(float(value), float(value) - spread, float(value) + spread, n)
@@ -244,7 +240,7 @@ def _check_folder(include: Path) -> None:
             line = error.problem_mark.line + 1 if error.problem_mark else 1
             raise UserError(f"{file}:{line} is not YAML: {error.problem}", "correct the file") from error
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UserError(f"{file} is not YAML: {_first_line(error)}", "correct the file") from error
+            raise UserError(f"{file} is not YAML: {first_line(error)}", "correct the file") from error
 
 
 def _manager(names: Sequence[str], include: Path | None) -> TaskManager:
@@ -261,7 +257,7 @@ def _manager(names: Sequence[str], include: Path | None) -> TaskManager:
 def _load_one(manager: TaskManager, name: str) -> list[Any]:
     """Return the group of this name, the task, or all tasks of the tag; their documents are read here."""
     try:
-        with _without_downloaded_code(f"task {name}"):
+        with without_downloaded_code(f"task {name}"):
             loaded = manager.load([name])
     except UserError:
         raise
@@ -277,14 +273,10 @@ def _why_not_loaded(name: str, error: Exception) -> tuple[str, str]:
         return f"task {name} needs a package that is not installed: {error.name}", f"pip install {error.name}"
     if isinstance(error, OSError):  # of `datasets`: a file, a hub or a data set that is not there
         return (
-            f"the data of task {name} is neither on this disk nor can it be downloaded: {_first_line(error)}",
+            f"the data of task {name} is neither on this disk nor can it be downloaded: {first_line(error)}",
             "check the path in its YAML file, the network, and `hf auth login` for gated data",
         )
-    return f"task {name} cannot be loaded: {type(error).__name__}: {_first_line(error)}", "correct its YAML file"
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
+    return f"task {name} cannot be loaded: {type(error).__name__}: {first_line(error)}", "correct its YAML file"
 
 
 def _check_task(name: str, task: Any) -> None:
@@ -306,117 +298,3 @@ def _identity(tasks: Mapping[str, Any]) -> str:
         shown = list(task.fewshot_docs() or []) if task.config.num_fewshot else []
         parts.append([name, task.VERSION, task.dump_config(), list(task.eval_docs), shown])
     return digest(_version(), json.dumps(parts, default=lambda value: getattr(value, "__qualname__", str(value))))
-
-
-@contextlib.contextmanager
-def _without_downloaded_code(what: str) -> Iterator[None]:
-    """Refuse `evaluate.load`, which runs code from the hub and which lm-eval turns to for metrics that it lacks.
-
-    Raises UserError at the end as well, since lm-eval goes on without such a metric.
-    """
-    import evaluate
-
-    refused: list[str] = []
-
-    def refuse(path: str, *_: Any, **__: Any) -> None:
-        refused.append(path)
-        raise RuntimeError(path)
-
-    original, evaluate.load = evaluate.load, refuse
-    try:
-        yield
-    finally:
-        evaluate.load = original
-        if refused:
-            raise UserError(
-                f"{what} measures with code from the hub ({refused[0]})", "leave it out: stillknows runs no such code"
-            )
-
-
-@contextlib.contextmanager
-def _unlimited_perplexity() -> Iterator[None]:
-    """Let the perplexity of a collapsed model be infinite, where lm-eval would stop with an OverflowError."""
-    from lm_eval.api import metrics
-
-    def exp(x: float) -> float:
-        try:
-            return math.exp(x)
-        except OverflowError:
-            return math.inf
-
-    plain, metrics.math = metrics.math, SimpleNamespace(**(vars(math) | {"exp": exp}))  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        metrics.math = plain
-
-
-class _Heard(logging.Handler):
-    """Counts lm-eval's warnings by the place in its code they come from, each with its first wording."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.lines: Counter[str] = Counter()
-        self._wording: dict[tuple[str, int], str] = {}
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.lines[self._wording.setdefault((record.pathname, record.lineno), record.getMessage())] += 1
-
-
-@contextlib.contextmanager
-def _undisturbed(heard: _Heard | None = None) -> Iterator[None]:
-    """Keep what lm-eval prints and warns of out of the output; its bars are shown on a terminal's standard error.
-
-    Its bootstrap stays in this process: copies of one that holds torch's threads can hang.
-    """
-    sink = sys.stderr if sys.stderr.isatty() else io.StringIO()
-    logger, one_process = logging.getLogger("lm_eval"), os.environ.get("DISABLE_MULTIPROC")
-    handlers, propagate = logger.handlers, logger.propagate
-    logger.handlers, logger.propagate = [heard or logging.NullHandler()], False
-    os.environ["DISABLE_MULTIPROC"] = "1"
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.handlers, logger.propagate = handlers, propagate
-        if one_process is None:
-            del os.environ["DISABLE_MULTIPROC"]
-        else:
-            os.environ["DISABLE_MULTIPROC"] = one_process
-
-
-@contextlib.contextmanager
-def _restored(model: PreTrainedModel) -> Iterator[None]:
-    """Let a model generate without settings of its own but for special tokens, and in evaluation mode; then go back.
-
-    What it has read before does not turn what it reads.
-    """
-    from transformers import GenerationConfig
-
-    own, training = model.generation_config, [module for module in model.modules() if module.training]
-    restarting = model.register_forward_pre_hook(lambda module, _: restart_rotations(module))
-    special = {name: getattr(own, name, None) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    model.generation_config = GenerationConfig(**special)
-    try:
-        yield
-    finally:
-        restarting.remove()
-        model.generation_config = own
-        for module in training:
-            module.training = True
-
-
-@contextlib.contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Seed all random generators for a block; afterwards they go on as if nothing had been drawn."""
-    states = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng():
-        random.seed(seed)
-        np.random.seed(seed)
-        torch.manual_seed(seed)
-        try:
-            yield
-        finally:
-            random.setstate(states[0])
-            np.random.set_state(states[1])

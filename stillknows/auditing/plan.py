@@ -25,7 +25,7 @@ from stillknows.registry import Bound, bind, bind_all
 from stillknows.specs import Specs, spelled
 from stillknows.store import read_text, require_outside
 from stillknows.types import CONTROL, FULL, ORIGINAL, SUITE, UNWRAPPED, WEIGHTS, Benchmark
-from stillknows.variants import compress, defences
+from stillknows.variants import defences, fitting
 from stillknows.variants.defences import Suppression
 from stillknows.variants.variant import Variant, expand, parse_variant
 
@@ -254,9 +254,9 @@ def _fitted(
     for name, variant in wanted.items():
         try:
             formats = "+".join(link.spec for link in variant.chain) or name
-            fitting = variant.with_formats(compress.fitted(skeleton, variant.chain, formats, exact=name in named)[1])
-            new_name = name if fitting == variant else "+".join(link.spec for link in fitting.links)
-            variants[new_name] = fitting._replace(ids_NL=calibrated(new_name, fitting.chain))
+            fitted = variant.with_formats(fitting.fitted(skeleton, variant.chain, formats, exact=name in named)[1])
+            new_name = name if fitted == variant else "+".join(link.spec for link in fitted.links)
+            variants[new_name] = fitted._replace(ids_NL=calibrated(new_name, fitted.chain))
         except UserError as error:
             if name in named:
                 raise

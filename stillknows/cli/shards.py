@@ -57,7 +57,7 @@ def train(
     slice that saw the item and the later ones of its shard.
     """
     from stillknows.benchmarks.jsonl import read_examples
-    from stillknows.training.loop import Settings
+    from stillknows.training.settings import Settings
     from stillknows.unlearning import sisa
 
     parts = [_sliced(path, read_examples(path), slices) for path in shard]

@@ -19,7 +19,7 @@ from stillknows.reporting import report
 from stillknows.reporting.build import build
 from stillknows.reporting.schema import AuditReport
 from stillknows.store import build_once, locked
-from stillknows.training.loop import Settings
+from stillknows.training.settings import Settings
 from stillknows.types import CONTROL, ORIGINAL, Benchmark
 from stillknows.unlearning import unlearn
 

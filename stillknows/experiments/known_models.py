@@ -19,7 +19,7 @@ from stillknows.model import modelfiles
 from stillknows.progress import log
 from stillknows.registry import bind
 from stillknows.store import build_once
-from stillknows.training.loop import Settings
+from stillknows.training.settings import Settings
 from stillknows.types import CONTROL, Benchmark, Example, Split
 from stillknows.unlearning import unlearn
 

@@ -15,7 +15,7 @@ from stillknows.model.encoding import Encoded
 from stillknows.model.forward import mean_probability, score_items
 from stillknows.model.layers import output_layer
 from stillknows.training.finetune import finetune
-from stillknows.training.loop import Settings
+from stillknows.training.settings import Settings
 
 
 def halves(items: Sequence[Encoded]) -> tuple[list[Encoded], list[Encoded]]:

@@ -18,7 +18,7 @@ from stillknows.progress import log
 from stillknows.reporting import report
 from stillknows.reporting.build import build
 from stillknows.store import build_once
-from stillknows.training.loop import Settings
+from stillknows.training.settings import Settings
 from stillknows.types import Benchmark, Split
 from stillknows.unlearning import unlearn
 

@@ -14,7 +14,7 @@ from stillknows.lazy import torch, transformers
 from stillknows.model import run_record
 from stillknows.model.encoding import encode
 from stillknows.training.finetune import finetune
-from stillknows.training.loop import Settings
+from stillknows.training.settings import Settings
 from stillknows.types import Benchmark, Example
 
 SPECIAL = {"pad_token": "<pad>", "eos_token": "<eos>", "unk_token": "<unk>"}

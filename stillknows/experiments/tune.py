@@ -23,7 +23,7 @@ from stillknows.progress import log
 from stillknows.registry import Bound
 from stillknows.reporting.build import build
 from stillknows.store import digest, locked, read_sealed, remove, require_new, sealed, write_sealed
-from stillknows.training.loop import Settings
+from stillknows.training.settings import Settings
 from stillknows.unlearning import method, unlearn
 
 JSON = "tune.json"

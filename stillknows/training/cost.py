@@ -13,10 +13,10 @@ from stillknows.model.layers import decoder
 TRAINED, FORWARD = 6, 2  # operations per weight and token: forward and backward pass, forward pass alone
 
 
-class Meter:
+class CostMeter:
     """Counts, from the start of a with block to its end, what goes through a model and through copies made of it.
 
-    tokens, forward_tokens: tokens read with and without gradients, fillers included, since they cost as much.
+    tokens, forward_tokens: tokens read with and without gradients, padding included, since they cost as much.
     flops: 6·N·tokens + 2·N·forward_tokens, with N the weights without the embedding of tokens (arXiv 2001.08361). An
         estimate: attention over the context is left out, the output layer counts at every position, and a pass that
         trains few weights counts as one that trains all.
@@ -28,7 +28,7 @@ class Meter:
         self.counts = {TRAINED: 0, FORWARD: 0}
         self.ended: float | None = None
 
-    def __enter__(self) -> Meter:
+    def __enter__(self) -> CostMeter:
         counts = self.counts  # a plain function is shared with copies of the model, a bound method is copied with it
 
         def count(module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:

@@ -14,8 +14,9 @@ from stillknows.model.encoding import Encoded, encode
 from stillknows.model.ref import ModelRef
 from stillknows.registry import bind
 from stillknows.store import RECORD, locked, require_new, require_outside
-from stillknows.training.loop import Fit, Settings, fit
+from stillknows.training.loop import FitResult, fit
 from stillknows.training.objective_inputs import Term
+from stillknows.training.settings import Settings
 from stillknows.types import Example
 
 
@@ -27,7 +28,7 @@ def finetune(
     objective: str = "nll",
     label: str = "fine-tuning",
     **how: Any,
-) -> Fit:
+) -> FitResult:
     """Fine-tune a model in place on the answers of the items, and return what was done.
 
     Nothing is to be forgotten or watched here, so the early stops of `settings` do not apply.

@@ -1,4 +1,4 @@
-"""Between two states of a model: weights mixed in proportion, and the mixture at which methods are compared fairly."""
+"""Interpolation between two states of a model, and the point at which methods are compared fairly."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Callable
 from stillknows.lazy import nn, torch
 from stillknows.model.parameters import Weights, copies, update
 
-PARTS = 16  # shares that are tried, from 1 downwards
-HALVINGS = 4  # of the distance between a share that is good and one that is not
+COARSE_STEPS = 16  # shares α that are tried first, from 1 downwards
+BISECTIONS = 4  # of the last coarse step
 
 
 def mix(model: nn.Module, original: Weights, unlearned: Weights, alpha: float) -> None:
@@ -21,25 +21,25 @@ def largest_share(is_good: Callable[[float], bool]) -> float:
 
     Looks from 1 downwards in steps of 1/16, as a score need not fall evenly, and halves the last step. 0 is good.
     """
-    for part in range(PARTS, 0, -1):
-        if is_good(part / PARTS):
+    for part in range(COARSE_STEPS, 0, -1):
+        if is_good(part / COARSE_STEPS):
             break
     else:
         part = 0
-    good, width = part / PARTS, 1 / PARTS
-    if part == PARTS:
+    good, width = part / COARSE_STEPS, 1 / COARSE_STEPS
+    if part == COARSE_STEPS:
         return good
-    for _ in range(HALVINGS):
+    for _ in range(BISECTIONS):
         width /= 2
         good += width if is_good(good + width) else 0
     return good
 
 
 def calibrate(model: nn.Module, original: Weights, score: Callable[[], float], floor: float) -> float:
-    """Mix a model with its original, in place, as far as it takes to keep a score, and return the share α.
+    """Interpolate a model towards its original, in place, until it keeps a score; return the share α in 0..1.
 
-    The fair comparison of arXiv 2406.09179 (UWC): every method is drawn back to the largest α with
-    score(θ(α)) ≥ floor·score(θo), and only then is it asked what it has forgotten.
+    The fair comparison of arXiv 2406.09179 (UWC): every method is interpolated to the largest α with
+    score(θ(α)) ≥ floor·score(θo), and only then is it measured what it has forgotten.
 
     Args:
         model: θu on entry, θ(α) afterwards.

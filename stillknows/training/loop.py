@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from stillknows.errors import UserError
 from stillknows.lazy import Tensor, nn, torch
@@ -25,89 +25,22 @@ from stillknows.model.parameters import copies, write
 from stillknows.progress import progress
 from stillknows.registry import Bound, bind
 from stillknows.training.checkpoint import open_checkpoint, write_checkpoint
-from stillknows.training.cost import Meter, peak_memory
-from stillknows.training.objective_inputs import Inputs, Term, Visit
+from stillknows.training.cost import CostMeter, peak_memory
+from stillknows.training.objective_inputs import Draw, Inputs, Term
 from stillknows.training.scrambled_answers import scrambled
+from stillknows.training.settings import Settings
 from stillknows.training.step_pipeline import Gradients, StepPipeline
-from stillknows.training.weight_rounding import MIX, Storage, WeightStorage
+from stillknows.training.weight_rounding import MIX, Storage
 
-MOST_STEPS = 1_000_000  # published runs take thousands; what each step draws is known before the first
 MONITORED = 256  # items of a split that early stopping looks at
 
 
-@dataclass(frozen=True)
-class Settings:
-    """How to optimise.
-
-    lr: the optimizer's learning rate; `warmup` steps rise to it linearly, after them it is constant or falls to 0
-        linearly.
-    epochs, max_steps: passes over the leading term's items, or steps; the smaller bound counts.
-    batch_size: items per step of the leading term, and of each other term unless `retain_batch_size` is given.
-    accumulate: split a step's items into that many forward passes; the result is the same.
-    clip: largest norm of the whole gradient; `beta2`: decay of AdamW's second moment (the first's is 0.9).
-    weights: how weights are kept between steps, see weight_rounding.Storage. Gradients and optimizer state are float32.
-    forget_below: stop when the mean answer probability of the monitored forget items is at most this; 0 never stops.
-    retain_floor: stop, and go back to the last check, when the monitored retain items' mean answer probability is below
-        this share of its start; 0 never stops.
-    check_every: steps between two such checks.
-    save_seconds: least time between two checkpoints, which are written after checks.
-    """
-
-    lr: float
-    epochs: float = 10.0
-    max_steps: int | None = None
-    batch_size: int = 16
-    retain_batch_size: int | None = None
-    accumulate: int = 1
-    weights: WeightStorage = "float32"
-    seed: int = 0
-    warmup: int = 0
-    schedule: Literal["constant", "linear"] = "constant"
-    clip: float = 1.0
-    beta2: float = 0.999
-    forget_below: float = 0.0
-    retain_floor: float = 0.0
-    check_every: int = 10
-    save_seconds: float = 60.0
-
-    def __post_init__(self) -> None:
-        """Raise UserError for numbers that no run can use."""
-        _require(0 < self.lr < math.inf, "lr", self.lr, "a rate above 0 and finite")
-        for name in ("epochs", "clip"):
-            _require(0 < getattr(self, name) < math.inf, name, getattr(self, name), "above 0 and finite")
-        for name in ("batch_size", "accumulate", "check_every"):
-            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        _require(self.max_steps is None or self.max_steps >= 1, "max_steps", self.max_steps, "at least 1")
-        small = self.retain_batch_size
-        _require(small is None or small >= 1, "retain_batch_size", small, "at least 1")
-        _require(0 <= self.beta2 < 1, "beta2", self.beta2, "at least 0 and below 1")
-        _require(self.warmup >= 0, "warmup", self.warmup, "at least 0")
-        for name in ("forget_below", "retain_floor"):
-            _require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "between 0 and 1")
-
-    def steps(self, items: int) -> int:
-        """Return the number of steps for this many leading items. Raises UserError for more than MOST_STEPS."""
-        passes = self.epochs * items / min(self.batch_size, items)
-        steps = min(passes, math.inf if self.max_steps is None else self.max_steps)
-        if steps > MOST_STEPS:
-            raise UserError(
-                f"`epochs` {self.epochs:g} over {items} items are more than {MOST_STEPS:,} steps, the most of a run",
-                "lower `epochs`, or set `max_steps`",
-            )
-        return math.ceil(steps)
-
-
-def _require(good: bool, name: str, value: object, range_: str) -> None:
-    if not good:
-        raise UserError(f"`{name}` {value} is out of range", f"it must be {range_}")
-
-
 @dataclass
-class Fit:
+class FitResult:
     """What a run did: steps taken, why it ended, what the checks saw, and what it cost.
 
     tokens: of the items that went through the model for gradients. forward_tokens: read without gradients, to ask
-    teachers and to check, fillers included. flops: an estimate, see cost.Meter. trained: weights free to move.
+    teachers and to check, padding included. flops: an estimate, see cost.CostMeter. trained: weights free to move.
     peak_memory_bytes: see cost.peak_memory.
     """
 
@@ -124,7 +57,7 @@ class Fit:
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
-    def add(self, meter: Meter, before: Fit | None = None) -> None:
+    def add(self, meter: CostMeter, before: FitResult | None = None) -> None:
         """Book what a meter has counted, on top of what had been booked before it started."""
         before = before or replace(self)
         self.seconds = before.seconds + meter.seconds
@@ -145,7 +78,7 @@ def fit(
     checkpoint: Path | None = None,
     plan_key: str = "",
     label: str = "training",
-) -> Fit:
+) -> FitResult:
     """Minimise the sum of the terms in place and return what happened.
 
     Args:
@@ -161,7 +94,7 @@ def fit(
     Raises UserError when the loss stops being a number; the model is then unusable and nothing has been saved.
     """
     saved = time.perf_counter()
-    with Meter(model) as meter:
+    with CostMeter(model) as meter:
         loop = _Loop(model, terms, settings, monitor, step_plugins, teachers or {}, start)
         if checkpoint is not None and checkpoint.is_file():
             loop.resume(checkpoint, plan_key)
@@ -206,11 +139,12 @@ class _Loop:
         self.pipeline = StepPipeline(model, step_plugins, steps=steps, seed=settings.seed)
         self.terms = self.pipeline.extended(terms)
         self.inputs = [
-            Inputs(model, self.layer, term, teachers or {}, self._drawn(k, steps)) for k, term in enumerate(self.terms)
+            Inputs(model, self.layer, term, teachers or {}, self._all_draws(k, steps))
+            for k, term in enumerate(self.terms)
         ]
         if start is not None:
             start(model)
-        self.done = Fit()
+        self.done = FitResult()
         self.pipeline.begin(self._whole_gradients)
         self.parameters = self.pipeline.parameters
         self.done.trained = self.pipeline.trained
@@ -221,15 +155,15 @@ class _Loop:
         self.good: dict[str, Tensor] = {}
         self._keep()
 
-    def _drawn(self, k: int, steps: int) -> Iterator[Visit]:
-        """Yield the visits of all steps, some of them more than once; the many of a long run are made if asked for."""
+    def _all_draws(self, k: int, steps: int) -> Iterator[Draw]:
+        """Yield the draws of all steps, some of them more than once; the many of a long run are made if asked for."""
         if self.pipeline.looks_ahead:
-            yield from ((i, 0) for i in range(len(self.terms[k].items)))
+            yield from (Draw(i, 0) for i in range(len(self.terms[k].items)))
         for step in range(steps):
             yield from self._batch(k, step)
 
-    def _batch(self, k: int, step: int) -> list[Visit]:
-        """Return the visits of term k at a step: a pure function of the seed, so that nothing needs to be saved."""
+    def _batch(self, k: int, step: int) -> list[Draw]:
+        """Return the draws of term k at a step: a pure function of the seed, so that nothing needs to be saved."""
         stage = self.pipeline.stage(self.terms[k], step)
         count = len(stage.pool)
         wanted = self.settings.batch_size if k == 0 else self.settings.retain_batch_size or self.settings.batch_size
@@ -237,7 +171,8 @@ class _Loop:
         places = range((step - stage.first) * size, (step - stage.first + 1) * size)
         seeds = ((self.settings.seed * MIX + k) * MIX + p // count for p in places)
         return [
-            (stage.pool[_shuffled(count, seed)[p % count]], p // count) for p, seed in zip(places, seeds, strict=True)
+            Draw(stage.pool[_shuffled(count, seed)[p % count]], p // count)
+            for p, seed in zip(places, seeds, strict=True)
         ]
 
     def step(self, total: int) -> float:
@@ -259,13 +194,13 @@ class _Loop:
         self.done.steps += 1
         return loss
 
-    def _backward(self, term: Term, inputs: Inputs, visits: Sequence[Visit], parts: int | None = None) -> float:
-        """Add the gradient of a term's mean over these visits to the parameters' and return the mean."""
+    def _backward(self, term: Term, inputs: Inputs, draws: Sequence[Draw], parts: int | None = None) -> float:
+        """Add the gradient of a term's mean over these draws to the parameters' and return the mean."""
         total = 0.0
-        visits = sorted(visits, key=lambda visit: len(term.items[visit[0]].ids))
-        size = math.ceil(len(visits) / (parts or self.settings.accumulate))
-        for part in (visits[i : i + size] for i in range(0, len(visits), size)):
-            loss = term.objective(**inputs(part)).sum() / len(visits)
+        draws = sorted(draws, key=lambda draw: len(term.items[draw.item].ids))
+        size = math.ceil(len(draws) / (parts or self.settings.accumulate))
+        for part in (draws[i : i + size] for i in range(0, len(draws), size)):
+            loss = term.objective(**inputs(part)).sum() / len(draws)
             loss.backward()
             total += float(loss.detach())
             self.done.tokens += inputs.tokens
@@ -282,8 +217,8 @@ class _Loop:
         self.model.zero_grad(set_to_none=True)
         chosen = [(t, i) for t, i in zip(self.terms, self.inputs, strict=True) if t.objective.plugin.role == role]
         for term, inputs in [self._scrambled(term for term, _ in chosen)] if scrambled else chosen:
-            visits = [(i, 0) for i in range(len(term.items))]
-            self._backward(term, inputs, visits, math.ceil(len(visits) / self.settings.batch_size))
+            draws = [Draw(i, 0) for i in range(len(term.items))]
+            self._backward(term, inputs, draws, math.ceil(len(draws) / self.settings.batch_size))
         return self.pipeline.taken()
 
     def _scrambled(self, terms: Iterable[Term]) -> tuple[Term, Inputs]:
@@ -343,7 +278,7 @@ class _Loop:
                 else:
                     p, slot = self.parameters[name], group.removeprefix("optimizer.")
                     self.optimizer.state[p][slot] = value if slot == "step" else value.to(p.device)
-            self.done = Fit(**json.loads(texts["fit"]))
+            self.done = FitResult(**json.loads(texts["fit"]))
         self._keep()
 
 

@@ -18,29 +18,34 @@ from stillknows.model.logprobs import Logits, token_kl, token_log_probs, token_m
 from stillknows.needs import COMPANIONS, COMPANIONS_OR_OWN, PLAIN, TEACHERS
 from stillknows.registry import Bound
 
-Visit = tuple[int, int]  # an item, and how often the term's items have been passed through before
+
+class Draw(NamedTuple):
+    """An item in a batch. epoch: how often the term's items have been passed through before."""
+
+    item: int
+    epoch: int
 
 
 @dataclass(frozen=True)
 class Term:
     """One summand of the loss: the mean of an objective over a batch drawn from `items`.
 
-    `companions` holds for each item other answers to its question, by kind; a visit uses one of them, in turn.
+    `companions` holds for each item other answers to its question, by kind; a draw uses one of them, in turn.
     """
 
     objective: Bound
     items: Sequence[Encoded]
     companions: Mapping[str, Sequence[Sequence[Encoded]]] = field(default_factory=dict)
 
-    def answers(self, companion: str, visits: Sequence[Visit]) -> list[Encoded]:
-        """Return the items of these visits, or the companions whose turn it is."""
+    def answers(self, companion: str, draws: Sequence[Draw]) -> list[Encoded]:
+        """Return the items of these draws, or the companions whose turn it is."""
         if not companion:
-            return [self.items[i] for i, _ in visits]
+            return [self.items[i] for i, _ in draws]
         choices = self.companions[companion]
-        return [choices[i][(i + turn) % len(choices[i])] for i, turn in visits]
+        return [choices[i][(i + epoch) % len(choices[i])] for i, epoch in draws]
 
 
-class Need(NamedTuple):
+class InputSpec(NamedTuple):
     """An objective's parameter taken apart; "" stands for the model itself and for the item's own answer."""
 
     name: str
@@ -49,7 +54,7 @@ class Need(NamedTuple):
     field: str
 
     @classmethod
-    def of(cls, name: str) -> Need:
+    def of(cls, name: str) -> InputSpec:
         teacher, rest = _prefix(name, TEACHERS)
         companion, rest = _prefix(rest, COMPANIONS)
         return cls(name, teacher, companion, rest)
@@ -71,28 +76,28 @@ class Inputs:
         layer: OutputLayer,
         term: Term,
         teachers: Mapping[str, nn.Module],
-        visits: Iterable[Visit],
+        draws: Iterable[Draw],
     ) -> None:
         self.model, self.layer, self.term = model, layer, term
-        self.needs = [Need.of(name) for name in term.objective.plugin.needs]
+        self.needs = [InputSpec.of(name) for name in term.objective.plugin.needs]
         self.number = 0
         if any(need.field == "hidden" for need in self.needs):
             self.number = layer_number(model, term.objective.options["layer"])
         self.tokens = 0
         asked = {need.teacher for need in self.needs if need.teacher}
-        drawn = sorted(set(visits)) if asked else []
-        self.teachers = {name: self._ask(name, teachers.get(name, model), drawn) for name in asked}
+        wanted = sorted(set(draws)) if asked else []
+        self.teachers = {name: self._ask(name, teachers.get(name, model), wanted) for name in asked}
 
-    def _ask(self, name: str, model: nn.Module, visits: Sequence[Visit]) -> _Teacher:
+    def _ask(self, name: str, model: nn.Module, draws: Sequence[Draw]) -> _Teacher:
         teacher = _Teacher(model, self.number)
         for companion in COMPANIONS_OR_OWN:
             fields = {need.field for need in self.needs if (need.teacher, need.companion) == (name, companion)}
             if fields:
-                teacher.visit(dict.fromkeys(self.term.answers(companion, visits)), fields)
+                teacher.visit(dict.fromkeys(self.term.answers(companion, draws)), fields)
         teacher.leave()
         return teacher
 
-    def __call__(self, visits: Sequence[Visit]) -> dict[str, Tensor | Logits]:
+    def __call__(self, draws: Sequence[Draw]) -> dict[str, Tensor | Logits]:
         """Run the model once over the items, and once over each kind of companion that it is needed for."""
         found: dict[str, Tensor | Logits] = {}
         self.tokens = 0
@@ -100,7 +105,7 @@ class Inputs:
             here = [need for need in self.needs if need.companion == companion]
             if not here:
                 continue
-            items = self.term.answers(companion, visits)
+            items = self.term.answers(companion, draws)
             found |= self._plain(here, items)
             here = [need for need in here if need.name not in found]
             if not here:
@@ -114,12 +119,12 @@ class Inputs:
                 )
         return found
 
-    def _plain(self, needs: Sequence[Need], items: Sequence[Encoded]) -> dict[str, Tensor]:
+    def _plain(self, needs: Sequence[InputSpec], items: Sequence[Encoded]) -> dict[str, Tensor]:
         places, targets_T = answer_tokens(items, next(self.model.parameters()).device)
         values = {"mask": places.mask_BA, "targets": places.pad(targets_T)}
         return {need.name: values[need.field] for need in needs if not need.teacher and need.field in PLAIN}
 
-    def _own(self, need: Need, states: AnswerStates) -> Tensor | Logits:
+    def _own(self, need: InputSpec, states: AnswerStates) -> Tensor | Logits:
         places, vocabulary = states.places, self.layer.vocabulary
         if need.field == "log_probs":
             return places.pad(token_log_probs(states.hidden_TD, self.layer, states.targets_T, vocabulary))

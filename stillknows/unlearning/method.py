@@ -11,7 +11,7 @@ from stillknows.kinds import METHOD_KINDS, PluginRole
 from stillknows.registry import Bound, Plugin, bind, plugins
 from stillknows.specs import Call, chained
 from stillknows.specs import parse as parse_call
-from stillknows.training.objective_inputs import Need
+from stillknows.training.objective_inputs import InputSpec
 from stillknows.training.step_pipeline import ROLES as STEP_ROLES
 
 # Roles of which a method has one at most
@@ -47,7 +47,7 @@ class Method:
     @property
     def companions(self) -> frozenset[str]:
         """Other answers that terms compare with."""
-        return frozenset(Need.of(name).companion for term in self.terms for name in term.plugin.needs) - {""}
+        return frozenset(InputSpec.of(name).companion for term in self.terms for name in term.plugin.needs) - {""}
 
     @property
     def retains(self) -> tuple[Bound, ...]:
@@ -133,4 +133,4 @@ def _check_comparisons(spec: str, retain: Sequence[Bound], steps: Sequence[Bound
 
 def _is_distance(term: Bound) -> bool:
     """Tell whether a retain term compares with the model before unlearning, where it is then at its least."""
-    return any(Need.of(name).teacher == "reference" for name in term.plugin.needs)
+    return any(InputSpec.of(name).teacher == "reference" for name in term.plugin.needs)

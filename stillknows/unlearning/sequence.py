@@ -12,14 +12,14 @@ from typing import Any
 from stillknows.errors import UserError, blamed_on
 from stillknows.model import run_record
 from stillknows.store import RECORD, digest, file_digest
-from stillknows.training.loop import Fit
+from stillknows.training.loop import FitResult
 from stillknows.types import Benchmark, Example
 
-SUMMED = ("seconds", "tokens", "forward_tokens", "flops")  # of train.Fit
+SUMMED = ("seconds", "tokens", "forward_tokens", "flops")  # of loop.FitResult
 
 
 @dataclass(frozen=True)
-class Earlier:
+class RequestHistory:
     """The requests before one: what it has to know of them, from the record of the latest.
 
     original: fingerprint of the model before the first. requests: what is kept of each, in order. total: their costs.
@@ -46,7 +46,7 @@ class Earlier:
                     "training on them would teach them again; remove them",
                 )
 
-    def record(self, benchmark: Benchmark, outcome: Fit) -> dict[str, Any]:
+    def record(self, benchmark: Benchmark, outcome: FitResult) -> dict[str, Any]:
         """Return the part of a run's record that makes it a link of the chain."""
         spent = outcome.to_json()
         return {
@@ -58,7 +58,7 @@ class Earlier:
         }
 
 
-def follow(folder: Path, original: str, name: str) -> Earlier:
+def follow(folder: Path, original: str, name: str) -> RequestHistory:
     """Return the requests that led to a run's checkpoint.
 
     Args:
@@ -88,7 +88,7 @@ def follow(folder: Path, original: str, name: str) -> Earlier:
         earlier = (*request["earlier"], latest)
         for one in earlier:
             frozenset(one["forgotten"])  # digests, by which items are looked up
-        return Earlier(original, earlier, {name: float(request["total"][name]) for name in SUMMED})
+        return RequestHistory(original, earlier, {name: float(request["total"][name]) for name in SUMMED})
 
 
 def _to_forget(benchmark: Benchmark):

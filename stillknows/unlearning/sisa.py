@@ -38,7 +38,7 @@ from stillknows.store import (
     write_text,
 )
 from stillknows.training.finetune import finetune
-from stillknows.training.loop import Settings
+from stillknows.training.settings import Settings
 from stillknows.types import Example
 from stillknows.unlearning.sequence import item_digest
 

@@ -20,14 +20,16 @@ from stillknows.model.saving import require_finite_result
 from stillknows.progress import warn
 from stillknows.store import RECORD, digest, locked, require_new, require_outside
 from stillknows.training import step_pipeline
-from stillknows.training.cost import Meter, peak_memory
+from stillknows.training.cost import CostMeter, peak_memory
 from stillknows.training.finetune import finetune
-from stillknows.training.loop import Fit, Settings, fit
+from stillknows.training.loop import FitResult, fit
 from stillknows.training.objective_inputs import Term
+from stillknows.training.settings import Settings
 from stillknows.types import Benchmark, Role, Split
 from stillknows.unlearning import alternative_answers, method, sequence
 from stillknows.unlearning.method import Method
-from stillknows.variants.compress import check_fixed, parse_variant
+from stillknows.variants.compress import parse_variant
+from stillknows.variants.fitting import check_fixed
 
 CHECKPOINT = "checkpoint.safetensors"
 
@@ -92,7 +94,7 @@ class _Prepared(NamedTuple):
     method: Method
     base: ModelRef
     source: ModelRef
-    earlier: sequence.Earlier
+    earlier: sequence.RequestHistory
     answering: alternative_answers.Answering
     forget: list[Encoded]
     retain: list[Encoded]
@@ -134,7 +136,7 @@ def _refusals(benchmark: Benchmark, chosen: Method) -> tuple[str, ...]:
     return benchmark.refusals or defaults.REFUSALS
 
 
-def _start(request: UnlearnConfig) -> tuple[ModelRef, ModelRef, sequence.Earlier]:
+def _start(request: UnlearnConfig) -> tuple[ModelRef, ModelRef, sequence.RequestHistory]:
     """Return the model that the first request began with, the one to start from, and the requests between them."""
     options = LoadOptions(
         request.device, allow_pickle=request.allow_pickle, trust_remote_code=request.trust_remote_code
@@ -142,7 +144,7 @@ def _start(request: UnlearnConfig) -> tuple[ModelRef, ModelRef, sequence.Earlier
     base = ModelRef.open(request.model, options)
     source = base if request.after is None else ModelRef.open(str(request.after), options)
     original = base.fingerprint
-    earlier = sequence.Earlier(original)
+    earlier = sequence.RequestHistory(original)
     if request.after is not None:
         earlier = sequence.follow(request.after, original, base.name)
     earlier.require_compatible(request.benchmark)
@@ -216,12 +218,12 @@ def _run(request: UnlearnConfig, prepared: _Prepared, out: Path, checkpoint: Pat
     return written
 
 
-def _train(request: UnlearnConfig, prepared: _Prepared, model: nn.Module, checkpoint: Path, plan_key: str) -> Fit:
+def _train(request: UnlearnConfig, prepared: _Prepared, model: nn.Module, checkpoint: Path, plan_key: str) -> FitResult:
     """Change the model in place, as the method says, and return what was done and what all of it cost."""
     chosen, settings = prepared.method, request.settings
     given: dict[str, Any] = {"model": model, "forget": prepared.forget, "retain": prepared.retain, "settings": settings}
-    outcome = Fit(stopped="no loss to descend")
-    with Meter(model) as preparing:
+    outcome = FitResult(stopped="no loss to descend")
+    with CostMeter(model) as preparing:
         terms = _terms(request, prepared, model)
         if chosen.needs("original"):
             given["original"] = parameters.copies(model)
@@ -242,7 +244,7 @@ def _train(request: UnlearnConfig, prepared: _Prepared, model: nn.Module, checkp
             label=f"unlearning {request.method}",
         )
         require_finite_result(model)
-    with Meter(model) as editing:
+    with CostMeter(model) as editing:
         for edit in chosen.edits:
             edit(**{name: given[name] for name in edit.plugin.needs})
     outcome.add(preparing)
@@ -274,7 +276,7 @@ def _reinforced(model: nn.Module, forget: list[Encoded], settings: Settings) -> 
     return copy_
 
 
-def _record(request: UnlearnConfig, plan: dict[str, Any], outcome: Fit, truncated: int) -> dict[str, Any]:
+def _record(request: UnlearnConfig, plan: dict[str, Any], outcome: FitResult, truncated: int) -> dict[str, Any]:
     """Everything that is needed to repeat the run and to know what it cost."""
     return {
         "stillknows": __version__,

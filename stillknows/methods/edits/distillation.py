@@ -11,7 +11,7 @@ from stillknows.model.encoding import Encoded
 from stillknows.model.parameters import update
 from stillknows.registry import Limits, register
 from stillknows.training.finetune import finetune
-from stillknows.training.loop import Settings
+from stillknows.training.settings import Settings
 
 
 @register("edit", source="arXiv 2506.06278 (UNDO)")

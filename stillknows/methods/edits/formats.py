@@ -10,7 +10,8 @@ from stillknows.lazy import Tensor, nn, no_grad, torch
 from stillknows.model.architecture import MatrixRole
 from stillknows.progress import log
 from stillknows.registry import Limits, Names, register
-from stillknows.variants.compress import Chain, check_fixed, matrices, parse_variant, quantize
+from stillknows.variants.compress import Chain, matrices, parse_variant, quantize
+from stillknows.variants.fitting import check_fixed
 
 FARTHER = (1.0, 1.5, 2.0, 3.0)  # floors, in units of the asked one, for weights that keep their code at it
 

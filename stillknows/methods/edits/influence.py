@@ -11,7 +11,7 @@ from stillknows.model.encoding import Encoded
 from stillknows.model.layers import matching, output_layer
 from stillknows.model.parameters import add, named
 from stillknows.registry import Limits, bind, register
-from stillknows.training.objective_inputs import Inputs, Term
+from stillknows.training.objective_inputs import Draw, Inputs, Term
 
 Values = Mapping[str, Tensor]  # by name, of the tensors that move
 
@@ -76,7 +76,7 @@ def _gradients(model: nn.Module, items: Sequence[Encoded], parameters: Values) -
     objective = bind("objective", "nll")
     inputs = Inputs(model, output_layer(model), Term(objective, items), {}, ())
     for i in range(len(items)):
-        loss = objective(**inputs([(i, 0)])).sum()
+        loss = objective(**inputs([Draw(i, 0)])).sum()
         yield torch.autograd.grad(loss, list(parameters.values()), materialize_grads=True)
     model.requires_grad_(False)
 

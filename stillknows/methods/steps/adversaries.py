@@ -19,7 +19,8 @@ from stillknows.model.logprobs import token_log_probs
 from stillknows.model.parameters import add, restored
 from stillknows.registry import Limits, Names, register
 from stillknows.specs import alternatives
-from stillknows.variants.compress import WEIGHTS, Chain, check, compressed, is_calibrated, parse_variant
+from stillknows.variants.compress import WEIGHTS, Chain, compressed, is_calibrated, parse_variant
+from stillknows.variants.fitting import check
 
 ATTACKED = 2**12  # tokens that are attacked at a time, to bound the memory
 Gradients = Callable[[], dict[str, Tensor]]

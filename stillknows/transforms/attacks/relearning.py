@@ -10,7 +10,7 @@ from stillknows.lazy import nn
 from stillknows.model.encoding import Encoded
 from stillknows.registry import Limits, register
 from stillknows.training.finetune import finetune
-from stillknows.training.loop import MOST_STEPS, Settings
+from stillknows.training.settings import MOST_STEPS, Settings
 
 
 @register("transform", role="attack", budget="steps", source="arXiv 2410.08827 (retraining on T), 2406.13356")

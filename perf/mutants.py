@@ -1,0 +1,163 @@
+"""Mutation testing: small faults are put into the code one by one, and the tests must notice each of them.
+
+    python -m perf.mutants [MODULE ...] [--sample 100] [--seed 0] [--work runs/mutants] [--write]
+
+mutmut makes the mutants of a module and runs the tests of TESTS that reach the mutated function. Where a module has
+more than `--sample` mutants (0: all are tried), as many are drawn at random. No test noticed a survivor;
+perf/mutants.json says of some why no test could (they are equivalent). `--write` puts the table into docs/testing.md.
+Exits with 1 when a survivor is not explained.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from stillknows.formatting import markdown_table, percent
+from stillknows.stats import LEVEL, binomial_bounds
+
+ROOT = Path(__file__).parents[1]
+PAGE, RESULTS, EXPLAINED = ROOT / "docs/testing.md", ROOT / "docs/mutants.json", ROOT / "perf/mutants.json"
+BEGIN, END = "<!-- made by perf.mutants -->", "<!-- end -->"
+KILLED, ALIVE = (1, 3, 24, 36, 152, 255, -24), (0, 5, 33)  # mutmut's exit codes: a test failed or never ended; none did
+TESTS: dict[str, tuple[str, ...]] = {
+    "stats": ("test_stats",),
+    "likelihood": ("test_likelihood", "test_metrics"),
+    "scoring": ("test_evidence", "test_metrics"),
+    "auditing/evidence": ("test_evidence",),
+    "auditing/verdict": ("test_verdict",),
+    "variants/variant": ("test_attacks", "test_variants"),
+    "variants/compress": ("test_fitting", "test_quantizers"),
+    "model/logprobs": ("test_logprobs",),
+    "training/loop": ("test_loop",),
+    "training/interpolate": ("test_edits",),
+    "training/weight_rounding": ("test_loop",),
+    "reporting/ranking": ("test_ranking",),
+    "analysis/recovery_curve": ("test_recovery_curve",),
+}
+
+
+class Survivor(NamedTuple):
+    """A mutant that no test noticed. before, after: the changed lines, without indentation."""
+
+    function: str
+    before: str
+    after: str
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("modules", nargs="*", choices=[[], *TESTS], metavar="MODULE", help=", ".join(TESTS))
+    parser.add_argument("--sample", type=int, default=100, help="mutants of a module; 0: all")
+    parser.add_argument("--seed", type=int, default=0, help="of the sample")
+    parser.add_argument("--work", type=Path, default=ROOT / "runs/mutants", help="folder for the mutated copies")
+    parser.add_argument("--write", action="store_true", help="write docs/mutants.json and the table of docs/testing.md")
+    arguments = parser.parse_args()
+    rows = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
+    unexplained = 0
+    for module in arguments.modules or TESTS:
+        rows[module] = row = try_module(module, arguments.work / module.replace("/", "_"), arguments)
+        unexplained += len(row["survivors"])
+        print(f"{module}: {row['killed']} of {row['tried']} killed, {row['explained']} explained", flush=True)
+        for survivor in row["survivors"]:
+            print("  {function}\n    - {before}\n    + {after}".format(**survivor), flush=True)
+    if arguments.write:
+        RESULTS.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+        head, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
+        PAGE.write_text(f"{head}{BEGIN}\n\n{table(rows)}\n\n{END}{rest.partition(END)[2]}", encoding="utf-8")
+    return int(unexplained > 0)
+
+
+def try_module(module: str, folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return how many of a module's mutants the tests noticed, with the survivors that nothing explains."""
+    _copy(module, folder)
+    _mutmut(folder, "run", "--max-children", "1", "none")  # matches no mutant: they are only made, and tests are timed
+    made = _exit_codes(module, folder)
+    names = sorted(made)
+    if arguments.sample and len(names) > arguments.sample:
+        names = random.Random(arguments.seed).sample(names, arguments.sample)
+    _mutmut(folder, "run", "--max-children", "1", *names)
+    codes = _exit_codes(module, folder)
+    odd = [name for name in names if codes[name] not in KILLED + ALIVE]
+    if odd:
+        raise SystemExit(f"mutmut came to no result for {odd[0]} (exit code {codes[odd[0]]})")
+    alive = [_survivor(folder, name) for name in names if codes[name] in ALIVE]
+    known = {Survivor(**{n: e[n] for n in Survivor._fields}) for e in explanations().get(module, [])}
+    return {
+        "made": len(made),
+        "tried": len(names),
+        "killed": len(names) - len(alive),
+        "explained": sum(survivor in known for survivor in alive),
+        "survivors": [survivor._asdict() for survivor in alive if survivor not in known],
+    }
+
+
+def explanations() -> dict[str, list[dict[str, str]]]:
+    """Return, by module, the mutants that change nothing that could be seen, each with the reason."""
+    return json.loads(EXPLAINED.read_text(encoding="utf-8"))
+
+
+def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the results as a Markdown table. Of a sample, the least share of all mutants is a bound at LEVEL."""
+    lines = []
+    for module, row in rows.items():
+        noticed, tried = row["killed"] + row["explained"], row["tried"]
+        least = noticed / tried if tried == row["made"] else binomial_bounds(noticed, tried, LEVEL)[0]
+        numbers = [str(row[name]) for name in ("made", "tried", "killed", "explained")]
+        lines.append([f"`{module}`", *numbers, percent(noticed / tried), percent(least)])
+    header = ["module", "mutants", "tried", "killed", "explained", "killed or explained", "at least, of all"]
+    return markdown_table(header, lines)
+
+
+def _copy(module: str, folder: Path) -> None:
+    """Copy the tracked files of the project into an empty folder and say there what is to be mutated and tested."""
+    shutil.rmtree(folder, ignore_errors=True)
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for name in listed.splitlines():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, folder / name)
+    lines = [
+        "[tool.mutmut]",
+        'source_paths = ["stillknows"]',
+        f'only_mutate = ["stillknows/{module}.py"]',
+        'also_copy = ["docs", "examples", "perf"]',
+        f"pytest_add_cli_args_test_selection = {[f'tests/{name}.py' for name in TESTS[module]]}",
+        'pytest_add_cli_args = ["-q", "-p", "no:cacheprovider"]',
+    ]
+    with (folder / "pyproject.toml").open("a", encoding="utf-8") as file:
+        file.write("\n".join(["", *lines, ""]))
+
+
+def _mutmut(folder: Path, *arguments: str) -> str:
+    """Run mutmut in a copy of the project and return what it printed; it fails where no mutant matches."""
+    without = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [str(Path(sys.executable).with_name("mutmut")), *arguments]
+    environment = without | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True).stdout
+
+
+def _exit_codes(module: str, folder: Path) -> dict[str, int | None]:
+    file = folder / "mutants" / "stillknows" / f"{module}.py.meta"
+    if not file.is_file():
+        raise SystemExit(f"mutmut made no mutants of {module}: run it in {folder} to see why")
+    return json.loads(file.read_text(encoding="utf-8"))["exit_code_by_key"]
+
+
+def _survivor(folder: Path, name: str) -> Survivor:
+    shown = _mutmut(folder, "show", name).splitlines()
+    lines = {sign: [line[1:].strip() for line in shown if line[:1] == sign and line[:3] != 3 * sign] for sign in "-+"}
+    mangled = name.rpartition(".")[2].rpartition("__mutmut_")[0]  # x_function, or xǁClassǁmethod
+    function = mangled.removeprefix("x_").removeprefix("xǁ").replace("ǁ", ".")
+    return Survivor(function, *(" ".join(lines[sign]) for sign in "-+"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
