@@ -23,7 +23,7 @@ from stillknows.analysis.recovery_curve import FILE, SURVIVES, Curve, fit, held_
 from stillknows.errors import UserError
 from stillknows.formatting import markdown_table, number
 from stillknows.reporting import report
-from stillknows.stats import LEVEL, bounds, draws
+from stillknows.stats import LEVEL, bootstrap_counts, bounds
 from stillknows.store import write_json, write_text
 from stillknows.types import CONTROL, FULL, ORIGINAL, WEIGHTS, Floats
 
@@ -109,7 +109,7 @@ def curve(pairs: list[Pair]) -> Curve:
 def correlation(pairs: list[Pair], feature: str) -> tuple[float, float, float]:
     """Return Spearman's rank correlation of a feature with R, with bounds at LEVEL each from resampled models."""
     x, y = (column(pairs, name) for name in (feature, "recovery"))
-    drawn = draws([f"{pair.original} {pair.model}" for pair in pairs])
+    drawn = bootstrap_counts([f"{pair.original} {pair.model}" for pair in pairs])
     resampled = _correlations_of(_ranks(x, drawn), _ranks(y, drawn), drawn)
     found: Any = spearmanr(x, y)
     return float(found.statistic), *bounds(resampled, LEVEL)

@@ -41,7 +41,7 @@ from torch.nn.functional import cross_entropy
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from perf.memory import forget_peak, peak
-from stillknows.auditing.evidence import CellKey, suite_cells, tabulate
+from stillknows.auditing.evidence import CellKey, aggregate_cells, tabulate
 from stillknows.auditing.observe import observe
 from stillknows.experiments.tiny_models import word_tokenizer
 from stillknows.likelihood import truth_ratio
@@ -130,7 +130,7 @@ def stillknows(
     for attack in ATTACKS:
         found[attack] = auc(*(table.get("subject", FULL, split, attack) for split in ("forget", "holdout")))
     seen[CellKey(CONTROL, FULL, "forget")] = retrained
-    for cell in suite_cells(seen, "subject", [FULL], {spec: bind("metric", spec) for spec in FIGURES}):
+    for cell in aggregate_cells(seen, "subject", [FULL], {spec: bind("metric", spec) for spec in FIGURES}):
         if cell.metric in FIGURES and isinstance(cell.result, Interval):
             found[cell.metric] = cell.result.value
     return found

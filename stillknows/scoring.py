@@ -75,7 +75,7 @@ def observed(splits: Mapping[str, Observations], name: str, *fields: str) -> lis
     return values
 
 
-def judged(scores: Floats, facts: Sequence[str], name: str) -> tuple[Floats, list[str]]:
+def drop_unscored(scores: Floats, facts: Sequence[str], name: str) -> tuple[Floats, list[str]]:
     """Return the scores that are not NaN with their facts; NotMeasured when the split `name` has none."""
     kept = ~np.isnan(scores)
     if not kept.any():

@@ -19,7 +19,7 @@ SMALL = 1000  # units, up to which a table of draws is kept for the next statist
 LEVEL = 0.95  # of each one-sided bound of an Interval
 
 
-def draws(units: Sequence[str], seed: int = 0) -> Floats:
+def bootstrap_counts(units: Sequence[str], seed: int = 0) -> Floats:
     """Return how often each row is drawn when its unit is: [RESAMPLES, n]; rows of one unit are drawn together.
 
     Equal units and seeds give equal draws, so that what was observed on the same rows can be resampled as pairs.
@@ -72,7 +72,7 @@ def resampled_mean(values: Floats, drawn: Floats) -> Floats:
 
 def mean_interval(values: Floats, units: Sequence[str]) -> Interval:
     """Return the mean of values [n] with bounds at LEVEL from resampling their units; n counts the units."""
-    resamples = resampled_mean(values, draws(units))
+    resamples = resampled_mean(values, bootstrap_counts(units))
     return interval(float(values.mean()), resamples, len(set(units)))
 
 

@@ -20,7 +20,6 @@ from stillknows.auditing.evidence import (
     recovery,
     share,
     tabulate,
-    utility,
 )
 from stillknows.registry import bind
 from stillknows.types import CONTROL, FULL, ORIGINAL, Interval, Observations
@@ -231,12 +230,12 @@ def test_recovery_says_when_there_is_none_to_measure() -> None:
 def test_utility_by_hand() -> None:
     place = CellKey("subject", "int4", "retain")
     seen = {place: observe([0.4, 0.5]), place._replace(model=ORIGINAL): observe([0.5, 0.7])}
-    found = measured(utility(table(seen), place, PROBABILITY))
+    found = measured(share(table(seen), place, PROBABILITY))
     assert found.value == pytest.approx(0.9 / 1.2)
     assert (found.low, found.high) == pytest.approx((0.5 / 0.7, 0.4 / 0.5))
     silent = observe([0.5] * 2, generations=("x", "y"))
     zero = table({place: silent, place._replace(model=ORIGINAL): silent}, ["rouge_l"])
-    assert utility(zero, place, "rouge_l") == "the original itself scores 0 here"
+    assert share(zero, place, "rouge_l") == "the original itself scores 0 here"
 
 
 # arXiv 2410.16454, table 1: VerbMem and KnowMem of the forget set on News, then on Books, in percent.
@@ -304,4 +303,4 @@ def test_intervals_cover_the_true_share() -> None:
 
 
 def test_thresholds_are_what_the_documents_say() -> None:
-    assert (stats.LEVEL, evidence.KNOWN_SHARE, evidence.LEAST_GAP) == (0.95, 0.5, 0.1)
+    assert (stats.LEVEL, evidence.KNOWN_SHARE, evidence.MIN_GAP) == (0.95, 0.5, 0.1)

@@ -12,7 +12,7 @@ import pytest
 from scipy.stats import spearmanr
 
 from stillknows.analysis.recovery_curve import Curve, Error, fit, held_out
-from stillknows.stats import draws
+from stillknows.stats import bootstrap_counts
 
 ROOT = Path(__file__).parents[1]
 CURVE = Curve(
@@ -104,7 +104,7 @@ def test_the_page_and_its_plot_are_what_the_pairs_give(script: Any) -> None:
 def test_resampled_correlations_are_spearman_s(script: Any) -> None:
     generator = np.random.default_rng(0)
     x, y = generator.integers(0, 6, 12).astype(float), generator.integers(0, 6, 12).astype(float)
-    drawn = draws([f"model {i // 3}" for i in range(12)])[:20]
+    drawn = bootstrap_counts([f"model {i // 3}" for i in range(12)])[:20]
     found = script._correlations_of(script._ranks(x, drawn), script._ranks(y, drawn), drawn)
     for row, value in zip(drawn, found, strict=True):
         rows = np.repeat(np.arange(12), row.astype(int))

@@ -109,7 +109,7 @@ def make_cells(table: evidence.Table, label: str) -> Iterator[Cell]:
         for split, role in table.roles.items():
             place, metric = CellKey(label, variant, split), "answer_probability"
             if role == "retain":
-                yield Cell(*place, f"{metric}.share", evidence.utility(table, place, metric))
+                yield Cell(*place, f"{metric}.share", evidence.share(table, place, metric))
                 continue
             yield Cell(*place, metric, evidence.mean(table, place, metric))
             compared = evidence.compare(table, place, metric)

@@ -15,8 +15,8 @@ from stillknows.stats import (
     auc,
     binomial_bounds,
     bootstrap,
+    bootstrap_counts,
     bounds,
-    draws,
     harmonic_mean,
     holm,
     ks_bounds,
@@ -115,20 +115,20 @@ def test_bootstrap_is_the_statistic_of_the_drawn_rows() -> None:
 
 def test_draws_keep_the_rows_of_a_unit_together_in_any_order() -> None:
     units = ["b", "a", "b", "c", "a"]
-    found = draws(units)
+    found = bootstrap_counts(units)
     assert found.shape == (stats.RESAMPLES, 5)
     assert (found[:, 0] == found[:, 2]).all()
     assert (found[:, 1] == found[:, 4]).all()
     assert set((found[:, [0, 1, 3]]).sum(1)) == {3}
     order = [3, 1, 0, 4, 2]
-    assert (draws([units[i] for i in order]) == found[:, order]).all()
-    assert (draws(units, seed=1) != found).any()
+    assert (bootstrap_counts([units[i] for i in order]) == found[:, order]).all()
+    assert (bootstrap_counts(units, seed=1) != found).any()
 
 
 def test_mean_interval_resamples_units_and_weighs_rows() -> None:
     """One unit of three rows and one of one row: their resamples are all of the first, all of the second, or both."""
     values, units = np.array([0.0, 0.0, 0.0, 1.0]), ["a", "a", "a", "b"]
-    assert set(resampled_mean(values, draws(units))) == {0, 1 / 4, 1}
+    assert set(resampled_mean(values, bootstrap_counts(units))) == {0, 1 / 4, 1}
     assert mean_interval(values, units) == (0.25, 0, 1, 2)
 
 
@@ -219,7 +219,10 @@ def test_tpr_at_fpr_by_its_definition_with_ties(percent: int, values: int) -> No
 def test_resamples_of_two_samples_are_what_the_drawn_rows_give() -> None:
     rng = np.random.default_rng(0)
     a, b = rng.integers(0, 9, 23) / 9 + 0.2, rng.integers(0, 9, 41) / 9
-    drawn, drawn_b = draws([str(i) for i in range(23)])[:50], draws([str(i) for i in range(41)], seed=1)[:50]
+    drawn, drawn_b = (
+        bootstrap_counts([str(i) for i in range(23)])[:50],
+        bootstrap_counts([str(i) for i in range(41)], seed=1)[:50],
+    )
     repeated = [(np.repeat(a, w.astype(int)), np.repeat(b, v.astype(int))) for w, v in zip(drawn, drawn_b, strict=True)]
     expected = [auc(x, y) for x, y in repeated]
     assert resampled_auc(a, b, drawn, drawn_b).tolist() == pytest.approx(expected, abs=1e-12)
@@ -246,9 +249,9 @@ def test_ks_by_hand_and_by_enumeration() -> None:
 
 def test_ks_bounds_of_the_same_sample_are_0() -> None:
     a = np.random.default_rng(0).random(30)
-    drawn = draws([str(i) for i in range(30)])
+    drawn = bootstrap_counts([str(i) for i in range(30)])
     assert ks_bounds(a, a, drawn, drawn) == (0, 0)
-    low, high = ks_bounds(a, a + 2, drawn, draws([str(i) for i in range(30)], seed=1))
+    low, high = ks_bounds(a, a + 2, drawn, bootstrap_counts([str(i) for i in range(30)], seed=1))
     assert 0.6 < low < high == 1
 
 
@@ -261,7 +264,7 @@ def test_ks_bounds_cover_the_true_distance(shift: float, monkeypatch: pytest.Mon
     found = []
     for _ in range(200):
         a, b = rng.random(60), rng.random(80) + shift
-        found.append(ks_bounds(a, b, draws(units[0]), draws(units[1], seed=1)))
+        found.append(ks_bounds(a, b, bootstrap_counts(units[0]), bootstrap_counts(units[1], seed=1)))
     low, high = np.array(found).T
     assert np.mean(low <= shift) > 0.9
     assert np.mean(high >= shift) > 0.9

@@ -75,7 +75,7 @@ def _audit(request: AuditConfig, out: Path) -> Audit:
     table = evidence.tabulate(observations, metrics, {s.name: s.role for s in request.benchmark.splits})
     labels = [model.label for model in prepared]
     cells = [cell for label in labels for cell in evidence.cells(table, label, variants, metrics)]
-    cells += [cell for label in labels for cell in evidence.suite_cells(observations, label, deployments, figures)]
+    cells += [cell for label in labels for cell in evidence.aggregate_cells(observations, label, deployments, figures)]
     forget = [s.name for s in request.benchmark.splits if s.role == "forget"]
     tests = {label: placebos and fact_test(observations, label, forget, placebos) for label in labels}
     facts = {label: test for label, test in tests.items() if test}

@@ -16,7 +16,7 @@ from typing import get_type_hints
 
 from stillknows import defaults
 from stillknows.arguments import require_type
-from stillknows.auditing.evidence import CellKey, KnowledgeKept, Table, compare, unscored, utility
+from stillknows.auditing.evidence import CellKey, KnowledgeKept, Table, compare, share, unscored
 from stillknows.auditing.findings import KNOWLEDGE, variant_verdict
 from stillknows.errors import UserError
 from stillknows.stats import LEVEL, holm, p_value_at_most
@@ -179,7 +179,7 @@ def _damage(table: Table, subject: str, variant: str, policy: Policy) -> Iterato
         yield Finding("utility_not_measured", "undecided", variant, metric=metric, detail="there is no retain split")
     for place in places:
         yield from _no_score(table, (subject, ORIGINAL), place, metric)
-        retained = utility(table, place, metric)
+        retained = share(table, place, metric)
         if isinstance(retained, str):
             yield Finding("utility_not_measured", "undecided", variant, place.split, metric, detail=retained)
             continue

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stillknows import __version__
-from stillknows.auditing.evidence import KNOWN_SHARE, LEAST_GAP, CellKey
+from stillknows.auditing.evidence import CellKey, is_known
 from stillknows.observations import observations_digest
 from stillknows.reporting.schema import EXPECTED, NUM_LEAKS, SCHEMA_VERSION, AuditReport, Json, lead_of, parsed, worst
 from stillknows.specs import spelled
@@ -88,12 +88,13 @@ def _leaks(audit: Audit, label: str, metric: str) -> list[Json]:
     s, c, o = (audit.table.get(model, place.variant, place.split, metric) for model in (label, CONTROL, ORIGINAL))
     full = audit.table.scores.get((place._replace(variant=FULL), metric), np.empty(0))
     full = full if len(full) == len(s) else np.full_like(s, np.nan)  # an attack that teaches asks for fewer facts
+    known = is_known(s, c, o)
     facts = [fact for fact in np.argsort(c - s, kind="stable").tolist() if s[fact] > c[fact]]
     return [
         _texts(audit, place, fact)
         | {
             "scores": {"original": o[fact], "control": c[fact], "full": full[fact], "variant": s[fact]},
-            "known": bool(s[fact] - c[fact] > KNOWN_SHARE * (o[fact] - c[fact]) and o[fact] - c[fact] > LEAST_GAP),
+            "known": bool(known[fact]),
         }
         for fact in facts[:NUM_LEAKS]
     ]

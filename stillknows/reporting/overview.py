@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from stillknows.auditing.evidence import LEAST_GAP
+from stillknows.auditing.evidence import MIN_GAP
 from stillknows.formatting import for_markdown, number, table_of_texts
 from stillknows.reporting.schema import EXPECTED, AuditReport, Measured, ReportSubject, Unmeasured
 from stillknows.types import FULL, ORIGINAL, UNWRAPPED
@@ -136,7 +136,7 @@ def _blind(report: AuditReport) -> list[str]:
     """Say on which forget splits the original scores so little that no control could be told from it."""
     originals = [subject for subject in report.subjects if subject.name == ORIGINAL]
     found = [(split, _find(s, FULL, split, report.lead)) for s in originals for split in report.splits_of("forget")]
-    low = [f"{number(c.value)} on {split}" for split, c in found if isinstance(c, Measured) and c.value <= LEAST_GAP]
+    low = [f"{number(c.value)} on {split}" for split, c in found if isinstance(c, Measured) and c.value <= MIN_GAP]
     first = for_markdown(f"The original scores {', '.join(low)}: asked like this, it shows no knowledge.")
     return [f"{first}\nA control would not help. Try another template, or other facts."] if low else []
 

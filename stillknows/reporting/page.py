@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from jinja2 import Environment, StrictUndefined
 
-from stillknows.auditing.evidence import KNOWN_SHARE, LEAST_GAP
+from stillknows.auditing.evidence import KNOWN_SHARE, MIN_GAP
 from stillknows.auditing.findings import out_of_reach_words, sentences
 from stillknows.formatting import for_terminal, number, percent
 from stillknows.reporting import tables
@@ -56,7 +56,7 @@ def html(report: AuditReport) -> str:
         expected=EXPECTED,
         level=LEVEL,
         known_share=KNOWN_SHARE,
-        least_gap=LEAST_GAP,
+        least_gap=MIN_GAP,
     ).lstrip()
 
 

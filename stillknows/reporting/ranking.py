@@ -20,12 +20,14 @@ from stillknows.formatting import markdown_table, number
 from stillknows.registry import Bound, bind
 from stillknows.reporting.tables import bounds_words
 from stillknows.scoring import score
-from stillknows.stats import draws, interval, resampled_auc, resampled_mean
+from stillknows.stats import bootstrap_counts, interval, resampled_auc, resampled_mean
 from stillknows.types import CONTROL, FULL, Floats, Interval, Observations
 
 RELEARNED = "relearned"  # the state of a model after some of the facts were taught again
 LEAST_UTILITY = 0.8  # of the retain score before unlearning: models below it are left out, as in the paper
-ANYWHERE = frozenset({"log_probs", "hits", "ends", "answers", "generations"})  # observed on every benchmark
+FIELDS_OF_ANY_QUESTION = frozenset(
+    {"log_probs", "hits", "ends", "answers", "generations"}
+)  # observed on every benchmark
 PARTS = ("faithfulness", "quantization", "relearning", "aggregate")
 Seen = Mapping[tuple[str, str, str], Observations]  # (model, state, split); a state is FULL, a format or RELEARNED
 
@@ -89,7 +91,7 @@ class Trial:
 
 def with_all(units: Sequence[str], seed: int) -> Floats:
     """Return a first row that draws every unit once, with the resamples of the units below it: [B, n]."""
-    drawn = draws(units, seed)
+    drawn = bootstrap_counts(units, seed)
     return np.vstack([np.ones((1, drawn.shape[1])), drawn])
 
 
@@ -247,7 +249,7 @@ def objections(rows: Sequence[Mapping[str, Any]], gates: Sequence[str]) -> list[
     known = {row["name"]: row for row in rows}
     judged = {name: row["aggregate"] for name, row in known.items() if "value" in row["aggregate"]}
     found = [f"{gate} was not judged" for gate in gates if gate not in judged]
-    anywhere = [name for name in judged if ANYWHERE.issuperset(known[name]["reads"])]
+    anywhere = [name for name in judged if FIELDS_OF_ANY_QUESTION.issuperset(known[name]["reads"])]
     best = max(anywhere, key=lambda name: judged[name]["value"], default="")
     for gate in gates:
         if gate in judged and best and judged[gate]["value"] < judged[best]["low"]:

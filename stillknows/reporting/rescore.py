@@ -71,7 +71,7 @@ def saved(folder: Path, metrics: Specs, figures: Specs = ()) -> Json:
     cells = [Cell(*place, name, evidence.mean(table, place, name)) for place in observations for name in scored]
     for model in dict.fromkeys(place.model for place in observations):
         variants = dict.fromkeys(place.variant for place in observations if place.model == model)
-        cells += evidence.suite_cells(observations, model, variants, suites)
+        cells += evidence.aggregate_cells(observations, model, variants, suites)
     return {"cells": [json_able(cell.to_json()) for cell in cells], "warnings": []}
 
 

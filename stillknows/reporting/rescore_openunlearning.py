@@ -30,8 +30,8 @@ from stillknows.reporting.scored import (
     not_measured,
     told,
 )
-from stillknows.scoring import judged, observed, score
-from stillknows.stats import auc, draws, interval, mean_interval, resampled_auc
+from stillknows.scoring import drop_unscored, observed, score
+from stillknows.stats import auc, bootstrap_counts, interval, mean_interval, resampled_auc
 from stillknows.types import Floats, Interval, Observations
 
 TRUTH_RATIO = re.compile(r"(forget|retain|ra|wf)_truth_ratio", re.IGNORECASE)
@@ -97,7 +97,7 @@ class _Part:
         try:
             if f"{self.name}.forget" in self.log.tables:
                 return as_json(_auc(**attack(self.log, self.name)))
-            scores, ids = judged(*self._scores(), self.name)
+            scores, ids = drop_unscored(*self._scores(), self.name)
         except NotMeasured as reason:
             return not_measured(reason)
         return as_json(mean_interval(scores, ids))
@@ -186,7 +186,7 @@ def _pairs(where: str, texts: tuple | None, truths: tuple | None) -> list[tuple[
 def _auc(forget: Observations, holdout: Observations) -> Interval:
     """P(a forget item is taken for a member rather than a holdout item): 0..1, as OpenUnlearning and unlike MUSE."""
     members, others = (mean_log_probs(seen.log_probs or ()) for seen in (forget, holdout))
-    drawn = draws(forget.facts), draws(holdout.facts, seed=1)
+    drawn = bootstrap_counts(forget.facts), bootstrap_counts(holdout.facts, seed=1)
     n = len(forget.ids) + len(holdout.ids)
     return interval(auc(members, others), resampled_auc(members, others, *drawn), n)
 

@@ -9,9 +9,17 @@ import numpy as np
 
 from stillknows.errors import NotMeasured, UserError, did_you_mean
 from stillknows.registry import Bound, bind, plugins, register
-from stillknows.scoring import judged, observed, score
+from stillknows.scoring import drop_unscored, observed, score
 from stillknows.specs import alternatives, chained, parse
-from stillknows.stats import auc, draws, interval, resampled_auc, resampled_top_auc, resampled_tpr_at_fpr, tpr_at_fpr
+from stillknows.stats import (
+    auc,
+    bootstrap_counts,
+    interval,
+    resampled_auc,
+    resampled_top_auc,
+    resampled_tpr_at_fpr,
+    tpr_at_fpr,
+)
 from stillknows.types import Floats, Interval, Observations
 
 FPR = 0.01
@@ -83,10 +91,10 @@ def _judge(
     holdouts: str,
 ) -> dict[str, Interval]:
     (positive, units), (negative, other_units) = (
-        judged(score(attack, subject[name], control.get(name)), subject[name].facts, name)
+        drop_unscored(score(attack, subject[name], control.get(name)), subject[name].facts, name)
         for name in (members, holdouts)
     )
-    pair, drawn = (positive, negative), (draws(units), draws(other_units, seed=1))
+    pair, drawn = (positive, negative), (bootstrap_counts(units), bootstrap_counts(other_units, seed=1))
     n, top = len(positive), ceil(TOP * len(positive))
     highest: Floats = np.sort(positive)[n - top :]
     chance = 1 - (top + 1) / (2 * (n + 1))

@@ -8,8 +8,8 @@ import numpy as np
 
 from stillknows.errors import NotMeasured
 from stillknows.registry import bind, register
-from stillknows.scoring import judged, observed, score
-from stillknows.stats import auc, draws, interval, mean_interval, resampled_auc
+from stillknows.scoring import drop_unscored, observed, score
+from stillknows.stats import auc, bootstrap_counts, interval, mean_interval, resampled_auc
 from stillknows.types import Floats, Interval, Observations
 
 PERCENT = 100
@@ -68,7 +68,7 @@ def privleak(
     """
     forget, units = _lowest(subject, members, k)
     holdout, holdout_units = _lowest(subject, holdouts, k)
-    drawn = draws(holdout_units, seed=1), draws(units)
+    drawn = bootstrap_counts(holdout_units, seed=1), bootstrap_counts(units)
     value, resamples = auc(holdout, forget), resampled_auc(holdout, forget, *drawn)
     if auc_retrain is None:
         if control is None:
@@ -92,11 +92,13 @@ def privleak(
 
 def _rouge(splits: Mapping[str, Observations], name: str) -> Interval:
     _, facts = observed(splits, name, "generations", "facts")
-    scores, units = judged(score(bind("metric", "rouge_l:score=fmeasure:stemmer=false"), splits[name]), facts, name)
+    scores, units = drop_unscored(
+        score(bind("metric", "rouge_l:score=fmeasure:stemmer=false"), splits[name]), facts, name
+    )
     return mean_interval(PERCENT * scores, units)
 
 
 def _lowest(splits: Mapping[str, Observations], name: str, k: float) -> tuple[Floats, list[str]]:
     """Return the Min-K % scores of a split's texts, higher for members, with their facts."""
     _, facts = observed(splits, name, "log_probs", "facts")
-    return judged(score(bind("metric", f"min_k:k={k}"), splits[name]), facts, name)
+    return drop_unscored(score(bind("metric", f"min_k:k={k}"), splits[name]), facts, name)

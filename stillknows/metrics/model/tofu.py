@@ -9,8 +9,16 @@ import numpy as np
 from stillknows.errors import NotMeasured
 from stillknows.likelihood import Averaging, mean_log_probs, normalised_probability, truth_ratio
 from stillknows.registry import bind, register
-from stillknows.scoring import judged, observed, score
-from stillknows.stats import draws, harmonic_mean, interval, ks_bounds, ks_two_sample, mean_interval, resampled_mean
+from stillknows.scoring import drop_unscored, observed, score
+from stillknows.stats import (
+    bootstrap_counts,
+    harmonic_mean,
+    interval,
+    ks_bounds,
+    ks_two_sample,
+    mean_interval,
+    resampled_mean,
+)
 from stillknows.types import Floats, Interval, Observations
 
 ROUGE = "rouge_l:score=recall:stemmer=true"
@@ -41,7 +49,9 @@ def forget_quality(
         raise NotMeasured("there is no retrained model to compare with")
     (a, units_a), (b, units_b) = (_truth_ratios(splits, split, mean) for splits in (subject, control))
     d, p = ks_two_sample(a, b)
-    low, high = ks_bounds(a, b, draws(units_a), draws(units_b, seed=0 if set(units_a) == set(units_b) else 1))
+    low, high = ks_bounds(
+        a, b, bootstrap_counts(units_a), bootstrap_counts(units_b, seed=0 if set(units_a) == set(units_b) else 1)
+    )
     p_low, p_high = (_limit_p_value(bound, len(a), len(b)) for bound in (high, low))
     return {
         "forget_quality": Interval(p, min(p, p_low), max(p, p_high), len(a)),
@@ -77,8 +87,8 @@ def forget_scores(
     with np.errstate(divide="ignore"):
         balance = np.minimum(ratios, 1 / ratios)
     return {
-        "forget_probability": mean_interval(*judged(np.exp(mean_log_probs(log_probs)), facts, split)),
-        "forget_rouge": mean_interval(*judged(score(bind("metric", ROUGE), subject[split]), facts, split)),
+        "forget_probability": mean_interval(*drop_unscored(np.exp(mean_log_probs(log_probs)), facts, split)),
+        "forget_rouge": mean_interval(*drop_unscored(score(bind("metric", ROUGE), subject[split]), facts, split)),
         "forget_truth_ratio": mean_interval(balance, units),
     }
 
@@ -109,7 +119,7 @@ def model_utility(
     resamples: list[Floats] = []
     for seed, name in enumerate((retain, real_authors, world_facts)):  # splits are resampled separately
         for label, (scores, units) in _parts(subject, name, offered=name != retain, mean=mean).items():
-            resamples.append(resampled_mean(scores, draws(units, seed)))
+            resamples.append(resampled_mean(scores, bootstrap_counts(units, seed)))
             values[f"{name}.{label}"] = interval(float(scores.mean()), resamples[-1], len(set(units)))
     total = float(harmonic_mean(np.array([part.value for part in values.values()])))
     n = sum(values[f"{name}.rouge"].n for name in (retain, real_authors, world_facts))
@@ -126,8 +136,8 @@ def _parts(
     probability = normalised_probability(log_probs, wrong_log_probs) if offered else np.exp(mean_log_probs(log_probs))
     ratios, units = _truth_ratios(splits, name, mean)
     return {
-        "probability": judged(probability, facts, name),
-        "rouge": judged(score(bind("metric", ROUGE), splits[name]), facts, name),
+        "probability": drop_unscored(probability, facts, name),
+        "rouge": drop_unscored(score(bind("metric", ROUGE), splits[name]), facts, name),
         "truth_ratio": (np.maximum(0, 1 - ratios), units),
     }
 
@@ -135,7 +145,7 @@ def _parts(
 def _truth_ratios(splits: Mapping[str, Observations], name: str, mean: Averaging) -> tuple[Floats, list[str]]:
     """Return R of the split's examples with their facts."""
     *choices, facts = observed(splits, name, *CHOICES, "facts")
-    return judged(truth_ratio(*choices, mean=mean), facts, name)
+    return drop_unscored(truth_ratio(*choices, mean=mean), facts, name)
 
 
 def _limit_p_value(d: float, n: int, m: int) -> float:
