@@ -60,7 +60,7 @@ def blamed_on(what: str, fix: str) -> Iterator[None]:
     """
     try:
         yield
-    except UserError:
+    except (UserError, NotMeasured):
         raise
     except BaseException as error:
         is_of_library = isinstance(error, Exception) or type(error).__name__ == "PanicException"

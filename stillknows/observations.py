@@ -11,7 +11,8 @@ from typing import IO, Any
 
 import numpy as np
 
-from stillknows.store import DIGEST, parse_json, replace_file
+from stillknows.json_text import parse_json
+from stillknows.store import DIGEST, replace_file
 from stillknows.types import Observations, Ragged
 
 OBSERVATIONS = "observations"  # the folder of an audit that holds them

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
 from stillknows import extensions, kinds, needs, specs
-from stillknows.errors import UserError, did_you_mean
+from stillknows.errors import UserError, blamed_on, did_you_mean
 from stillknows.kinds import KINDS, METHOD_KINDS, Kind, Level, PluginRole
 from stillknows.options import READABLE, convert, is_readable
 from stillknows.options import Limits as Limits
@@ -80,6 +80,11 @@ class Plugin:
         """What a person calls it, by its kind and role: "format", "retain objective"."""
         return kinds.noun(self.kind, self.role)
 
+    @property
+    def is_own(self) -> bool:
+        """Whether it is one of this package's."""
+        return self.function.__module__.startswith("stillknows.")
+
     @functools.cached_property
     def needs(self) -> tuple[str, ...]:
         """Names of the inputs that the caller must provide."""
@@ -126,7 +131,12 @@ class Bound:
     spec: str
 
     def __call__(self, **inputs: Any) -> Any:
-        return self.plugin.function(**inputs, **self.options)
+        """Run the plug-in. Raises UserError with its name for whatever goes wrong in one of another package or file."""
+        if self.plugin.is_own:
+            return self.plugin.function(**inputs, **self.options)
+        where = self.plugin.function.__module__
+        with blamed_on(f"the {self.plugin.kind} {self.spec} of {where} failed", "mend it, or leave it out"):
+            return self.plugin.function(**inputs, **self.options)
 
     @property
     def identity(self) -> str:

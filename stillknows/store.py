@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import math
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -17,13 +15,13 @@ from typing import Any, NamedTuple
 from filelock import FileLock, Timeout
 
 from stillknows.errors import UserError
+from stillknows.json_text import parse_json, to_text
 
 LOCK = ".stillknows.lock"
 PARTIAL = ".stillknows-partial-"  # the beginning of the name of every file and folder that is still being written
 RECORD = "run.json"
 DIGEST = "digest"
 AGAIN = "repeat the command that wrote it, with `overwrite`"
-LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _held: list[Path] = []  # folders that this process holds, the innermost last
 
 
@@ -181,27 +179,7 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON in one step; NaN and infinity are refused, since JSON has none."""
-    write_text(path, _json(value) + "\n")
-
-
-def json_able(value: Any) -> Any:
-    """Return a value with what JSON has no form for replaced: the one place for NaN and infinity.
-
-    Lists stand for tuples, null for numbers that are not finite, "\ufffd" for half a character.
-    """
-    if isinstance(value, Mapping):
-        return {json_able(name): json_able(part) for name, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [json_able(part) for part in value]
-    if isinstance(value, str):
-        return LONE_SURROGATE.sub("\ufffd", value)
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _json(value: Any) -> str:
-    """Return JSON; a byte of a file's name that is not UTF-8 becomes "\ufffd"."""
-    text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
-    return LONE_SURROGATE.sub("\ufffd", text)
+    write_text(path, to_text(value) + "\n")
 
 
 def write_sealed(path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
@@ -213,7 +191,7 @@ def write_sealed(path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
 
 def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
     """Return content as JSON gives it back, with a digest of it."""
-    result = json.loads(_json({name: value for name, value in content.items() if name != DIGEST}))
+    result = json.loads(to_text({name: value for name, value in content.items() if name != DIGEST}))
     return result | {DIGEST: _seal(result)}
 
 
@@ -282,56 +260,6 @@ def read_json(path: Path) -> Any:
         raise UserError(f"no file {path}") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not JSON: {error}") from error
-
-
-MOST_DEPTH = 100  # levels of nesting; parsers of other libraries give up at 128, and Python's own at about 1,000
-MOST_DIGITS = 308  # of an integer: one with more is beyond every float
-ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
-
-
-def parse_json(text: str, place: str) -> Any:
-    """Return what JSON text holds; the one parser of files that others wrote.
-
-    Raises UserError that names the place: text that is no JSON, is nested more than MOST_DEPTH levels deep, or holds an
-    integer of more than MOST_DIGITS digits or half a character (a lone surrogate, which no encoding can write).
-    """
-    try:
-        value = json.loads(text, parse_int=_integer)
-    except RecursionError:
-        raise _too_deep(place) from None
-    except ValueError as error:
-        raise UserError(f"{place} is not JSON: {error}") from error
-    level = [value]
-    for _ in range(MOST_DEPTH + 1):
-        level = [part for parts in map(_parts, level) for part in parts]
-    if level:
-        raise _too_deep(place)
-    if ESCAPED_SURROGATE.search(text):
-        _require_whole_characters(value, place)
-    return value
-
-
-def _integer(digits: str) -> int:
-    if len(digits) > MOST_DIGITS:
-        raise ValueError(f"an integer has {len(digits)} digits, at most {MOST_DIGITS} are read")
-    return int(digits)
-
-
-def _parts(value: Any) -> Iterable[Any]:
-    if isinstance(value, dict):
-        return value.values()
-    return value if isinstance(value, list) else ()
-
-
-def _too_deep(place: str) -> UserError:
-    return UserError(f"{place} is nested more than {MOST_DEPTH} levels deep, which no file of this kind is")
-
-
-def _require_whole_characters(value: Any, place: str) -> None:
-    try:
-        json.dumps(value, ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        raise UserError(f"{place} holds half a character: {error.reason}", "correct the text") from error
 
 
 def file_digest(*files: Path) -> str:

@@ -84,6 +84,22 @@ def test_loaded_models_and_lists_of_dictionaries_will_do(save_model: Any, tmp_pa
     assert {row["model"] if "model" in row else row["subject"] for row in scored.cells} >= {"original"}
 
 
+@pytest.mark.parametrize(("lr", "told"), [(1e-12, True), (1e-2, False)])
+def test_a_run_that_changes_nothing_says_so(
+    lr: float, told: bool, save_model: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In bfloat16 a small step is rounded away."""
+    sk.unlearn(save_model("mine"), ROWS, method="ga + nll", lr=lr, max_steps=2, weights="bfloat16")
+    assert any("nothing was unlearned: no weight differs" in text for text in caplog.messages) == told
+
+
+def twice(folder: Path) -> Path:
+    """Return a file with an item that gives a key twice."""
+    path = folder.parent / "twice.jsonl"
+    path.write_text('{"question": "who", "answer": "Ada", "answer": "Bela"}\n')
+    return path
+
+
 def test_what_is_fine_tuned_answers(save_model: Any) -> None:
     taught = sk.finetune(save_model("mine"), ROWS, lr=3e-2, epochs=40)
     model, tokenizer = taught.load()
@@ -119,6 +135,7 @@ def test_what_is_fine_tuned_answers(save_model: Any) -> None:
         (lambda m: sk.audit(m, original=m, controls=[m, m], benchmark=ROWS), "one control"),
         (lambda m: sk.finetune(m, "no_such_benchmark"), "no benchmark named 'no_such_benchmark'"),
         (lambda m: sk.load_report(m), "report.json"),
+        (lambda m: sk.unlearn(m, f"jsonl:forget={twice(m)},retain={twice(m)}"), "twice.jsonl:1 gives 'answer' twice"),
     ],
 )
 def test_bad_input_is_one_message(call: Any, message: str, save_model: Any) -> None:

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from stillknows import extensions, registry
-from stillknows.errors import UserError
+from stillknows.errors import NotMeasured, UserError
 from stillknows.variants.compress import parse_variant, quantize
 
 ROOT = Path(__file__).parents[1]
@@ -123,3 +123,36 @@ def test_a_broken_package_is_one_message(monkeypatch: pytest.MonkeyPatch) -> Non
     registry.load_packages.cache_clear()
     with pytest.raises(UserError, match="the plug-ins of no_such_module cannot be loaded: ModuleNotFoundError"):
         registry.plugins("metric", "example")
+
+
+FAILING = """
+from stillknows.registry import register
+
+@register("metric", source="mine", role="example")
+def mine(log_probs):
+    \"\"\"Fail.\"\"\"
+    return {}["value"]
+"""
+
+
+def test_what_fails_while_it_runs_is_named(tmp_path: Path) -> None:
+    """Of others alone: a fault of this package shows where it is."""
+    (tmp_path / "mine.py").write_text(FAILING)
+    registry.load_file(tmp_path / "mine.py")
+    metric = registry.bind("metric", "mine")
+    with pytest.raises(UserError, match=r"the metric mine of \S*mine\S* failed: 'value'\n  mend it, or leave it out"):
+        metric(log_probs=())
+    with pytest.raises(TypeError):
+        registry.bind("metric", "answer_probability")(log_probs=3)
+
+
+@pytest.mark.parametrize("error", [NotMeasured("too few"), UserError("give more"), MemoryError(), KeyboardInterrupt()])
+def test_what_says_enough_itself_is_left_alone(error: BaseException) -> None:
+    def mine(log_probs: object) -> None:
+        """Fail."""
+        raise error
+
+    registry.register("metric", source="mine", role="example")(mine)
+    with pytest.raises(type(error)) as raised:
+        registry.bind("metric", "mine")(log_probs=())
+    assert raised.value is error

@@ -21,7 +21,7 @@ LAYERS = (
     ("__init__", "defaults", "errors", "lazy", "types", "formatting"),
     (
         *("kinds", "arguments", "extensions", "needs", "options", "registry", "specs"),
-        *("stats", "likelihood", "scoring", "progress"),
+        *("stats", "likelihood", "scoring", "progress", "json_text"),
     ),
     ("store", "observations"),
     ("model/",),

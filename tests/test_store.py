@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from stillknows import store
+from stillknows import json_text, store
 from stillknows.errors import UserError
 
 
@@ -80,7 +80,7 @@ def test_json_at_the_limits_is_read(tmp_path: Path) -> None:
 
 def test_what_others_wrote_is_parsed_in_one_place() -> None:
     """Modules that call json themselves read only what this package, or a library in memory, has just written."""
-    own = {"store.py", "analysis/recovery_curve.py", "model/packed/gguf_writer.py", "training/loop.py"}
+    own = {"store.py", "json_text.py", "analysis/recovery_curve.py", "model/packed/gguf_writer.py", "training/loop.py"}
     own |= {"unlearning/sisa.py", "auditing/asking.py", "model/chat.py", "model/chat_worker.py"}
     own |= {"specs.py"}  # a text in quotes, which is no object
     root = Path(store.__file__).parent
@@ -222,3 +222,11 @@ def test_who_holds_a_folder_may_lock_it_again(tmp_path: Path, monkeypatch: pytes
     other()
     assert [text.partition("\n")[0] for text in refused] == ["another run is working in out"]
     assert (tmp_path / "out" / "a").is_file()
+
+
+def test_a_key_that_is_given_twice_is_refused_where_one_is_asked_for() -> None:
+    text = '{"question": "who", "answer": {"a": 1, "a": 2}}'
+    assert json_text.parse_json(text, "items.jsonl:3")["answer"] == {"a": 2}
+    with pytest.raises(UserError, match=r"^items\.jsonl:3 gives 'a' twice in one object\n  keep one of them$"):
+        json_text.parse_json(text, "items.jsonl:3", unique=True)
+    assert json_text.parse_json('[{"a": 1}, {"a": 2}]', "", unique=True) == [{"a": 1}, {"a": 2}]

@@ -92,7 +92,7 @@ def plan(request: AuditConfig, out: Path) -> Plan:
     """Check and encode everything. Raises UserError for bad input."""
     named, wanted_variants = expand(request.variants)
     metrics = bind_all("metric", request.metrics, "example")
-    figures = bind_all("metric", request.figures, "model")
+    figures = bind_all("metric", request.figures or (), "model")
     _check_request(request, metrics)
     suppressions, refs = _find(request)
     require_outside(out, [ref.folder for ref in refs.values()])

@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import Any, NamedTuple, TypeVar
 
 from stillknows.errors import UserError
-from stillknows.store import parse_json
+from stillknows.json_text import parse_json
 
 T = TypeVar("T")
 
@@ -147,7 +147,7 @@ def read_items(path: Path) -> list[Item]:
         content = read_text(path)
         items = [Item(str(path), 1, {"text": content})] if content.strip() else []
     elif path.suffix != ".jsonl" and _opens_array(path):
-        items = _array(str(path), parse_json(read_text(path), str(path)))
+        items = _array(str(path), parse_json(read_text(path), str(path), unique=True))
     else:
         items = _lines(path)
     if not items:
@@ -176,7 +176,7 @@ def read_parts(path: Path, names: Sequence[str]) -> dict[str, list[Item]]:
 
     Raises UserError that names the file, the part and the item ("unlearn.json: train item 3").
     """
-    value = parse_json(read_text(path), str(path))
+    value = parse_json(read_text(path), str(path), unique=True)
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
     parts = {}
@@ -232,7 +232,7 @@ def _lines(path: Path) -> list[Item]:
                 raise _not_utf8(path, number) from None
             if line.strip():
                 place = f"{path}:{number}"
-                items.append(_item(place, number, parse_json(line, place)))
+                items.append(_item(place, number, parse_json(line, place, unique=True)))
     return items
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stillknows.errors import UserError, blamed_on
-from stillknows.store import LONE_SURROGATE
+from stillknows.json_text import LONE_SURROGATE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -36,7 +36,7 @@ PICKLED_TENSOR = 100  # bytes at least that a tensor takes in a pickled checkpoi
 def require_readable(folder: Path) -> dict[str, dict[str, Any]]:
     """Read the small files of a model's folder that libraries read, and return what the JSON files hold, by name.
 
-    Raises UserError that names the file: one that is no file, no UTF-8 or no JSON object, and as `store.parse_json`.
+    Raises UserError that names the file: one that is no file, no UTF-8 or no JSON object, and as `parse_json` does.
     """
     found = {}
     for name in (*OBJECTS, *TEXTS):

@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from stillknows.lazy import Tensor, nn, no_grad
+from stillknows.lazy import Tensor, nn, no_grad, torch
 
 Weights = Mapping[str, Tensor]  # by name
 if TYPE_CHECKING:
@@ -22,6 +22,15 @@ def named(parameters: Parameters) -> dict[str, Tensor]:
 def copies(parameters: Parameters, device: str | None = None) -> dict[str, Tensor]:
     """Return copies by name. device: where they are kept; None for where the parameters are."""
     return {name: p.detach().to(device or p.device, copy=True) for name, p in named(parameters).items()}
+
+
+def checksums(parameters: Parameters, dtype: torch.dtype) -> dict[str, int]:
+    """Return a number for each parameter as `dtype`, float32 or bfloat16, holds it: equal bits, equal number."""
+    bits = torch.int32 if dtype == torch.float32 else torch.int16
+    return {
+        name: int(p.detach().to(dtype).contiguous().view(bits).sum(dtype=torch.int64))
+        for name, p in named(parameters).items()
+    }
 
 
 @no_grad

@@ -14,6 +14,7 @@ import numpy as np
 from stillknows.auditing import evidence
 from stillknows.auditing.evidence import CellKey
 from stillknows.errors import UserError
+from stillknows.json_text import json_able
 from stillknows.likelihood import mean_log_probs, normalised_probability, truth_ratio
 from stillknows.observations import OBSERVATIONS, load_observations
 from stillknows.registry import bind, bind_all
@@ -34,7 +35,7 @@ from stillknows.reporting.scored import (
 from stillknows.scoring import score
 from stillknows.specs import Specs
 from stillknows.stats import auc, mean_interval
-from stillknows.store import json_able, slug
+from stillknows.store import slug
 from stillknows.types import Cell, Observations
 
 NUMBER = ("value", "low", "high", "n")

@@ -15,7 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from stillknows.auditing.findings import variant_verdict
 from stillknows.auditing.verdict import Policy
 from stillknows.errors import UserError, first_line
-from stillknows.store import AGAIN, json_able
+from stillknows.json_text import json_able
+from stillknows.store import AGAIN
 from stillknows.types import CONTROL, ORIGINAL, Finding, Role, VerdictName
 
 Json = dict[str, Any]

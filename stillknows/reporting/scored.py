@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from stillknows.errors import NotMeasured
+from stillknows.json_text import json_able
 from stillknows.registry import bind
 from stillknows.specs import parse
-from stillknows.store import json_able
 from stillknows.types import Floats, Interval, Observations
 
 Json = dict[str, Any]

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 from stillknows import __version__
 from stillknows.errors import UserError
+from stillknows.json_text import parse_json
 from stillknows.lazy import Tensor, nn, parametrize
 from stillknows.model import parameters, run_record
 from stillknows.model.encoding import Encoded, encode
@@ -30,7 +31,6 @@ from stillknows.store import (
     RECORD,
     file_digest,
     locked,
-    parse_json,
     read_text,
     replace_file,
     require_new,

@@ -208,11 +208,14 @@ def _run(request: UnlearnConfig, prepared: _Prepared, out: Path, checkpoint: Pat
     }
     if prepared.refusals:
         plan["refusals"] = digest(prepared.refusals)
+    dtype = torch.float32 if settings.weights == "float32" else torch.bfloat16
+    before = parameters.checksums(target.model, dtype)
     outcome = _train(request, prepared, target.model, checkpoint, digest(plan))
+    if parameters.checksums(target.model, dtype) == before:
+        warn("nothing was unlearned: no weight differs from the model's; raise `lr`, or set more steps")
     items = [*prepared.forget, *prepared.retain]
     record = _record(request, plan, outcome, truncated=sum(item.truncated for item in items))
     record["request"] = prepared.earlier.record(request.benchmark, outcome)
-    dtype = torch.float32 if settings.weights == "float32" else torch.bfloat16
     written = run_record.save(target.model, prepared.answering.tokenizer, out, record, dtype)
     checkpoint.unlink(missing_ok=True)
     return written
