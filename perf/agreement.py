@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from perf.tiny_settings import SWITCH, VOCABULARY, WINDOW
-from stillknows.model.encoding import Encoded
+from stillknows.model.encoding import EncodedAnswer
 from stillknows.model.forward import score_items
 from stillknows.model.generate import generate
 from stillknows.model.layers import OutputLayer, output_layer
@@ -59,13 +59,13 @@ class Own:
             self.model(input_ids=torch.tensor([[FIRST]]), use_cache=False)
         return self.model(input_ids=torch.tensor([list(ids)]), use_cache=False).logits[0].double()
 
-    def log_probs(self, item: Encoded) -> Tensor:
+    def log_probs(self, item: EncodedAnswer) -> Tensor:
         """Return ln p of an item's answer tokens, [A]."""
         log_probs_LV = self(item.ids).log_softmax(-1)
         return torch.stack([log_probs_LV[i - 1, item.ids[i]] for i in range(max(1, item.start), len(item.ids))])
 
 
-def apart(seed: int = 0) -> list[Encoded]:
+def apart(seed: int = 0) -> list[EncodedAnswer]:
     """Return items of unlike length that share nothing."""
     draw = random.Random(seed)
     return [
@@ -73,7 +73,7 @@ def apart(seed: int = 0) -> list[Encoded]:
     ]
 
 
-def sharing(seed: int = 0) -> list[Encoded]:
+def sharing(seed: int = 0) -> list[EncodedAnswer]:
     """Return items that begin alike: questions of unlike length after one root, each with several answers."""
     draw = random.Random(seed)
     root = _tokens(draw, WINDOW + 2)
@@ -85,9 +85,9 @@ def _tokens(draw: random.Random, count: int) -> tuple[int, ...]:
     return tuple(draw.randrange(FIRST, LAST) for _ in range(count))
 
 
-def _item(draw: random.Random, question: tuple[int, ...], answer: int) -> Encoded:
+def _item(draw: random.Random, question: tuple[int, ...], answer: int) -> EncodedAnswer:
     ids = question + _tokens(draw, answer)
-    return Encoded(Example(f"item {len(ids)}", "a question", "an answer", "fact"), ids, len(question), ends=False)
+    return EncodedAnswer(Example(f"item {len(ids)}", "a question", "an answer", "fact"), ids, len(question), ends=False)
 
 
 def shuffled(items: Sequence[Any], seed: int = 1) -> list[Any]:

@@ -45,7 +45,7 @@ from stillknows.auditing.evidence import CellKey, aggregate_cells, tabulate
 from stillknows.auditing.observe import observe
 from stillknows.experiments.tiny_models import word_tokenizer
 from stillknows.likelihood import truth_ratio
-from stillknows.model.encoding import Asked, Encoded, encode_split
+from stillknows.model.encoding import EncodedAnswer, EncodedItem, encode_split
 from stillknows.model.target import LocalTarget
 from stillknows.registry import bind
 from stillknows.stats import auc
@@ -83,7 +83,7 @@ def make_model(seed: int) -> LlamaForCausalLM:
     return model
 
 
-def make_splits(tokenizer, share: float) -> dict[str, list[Asked]]:
+def make_splits(tokenizer, share: float) -> dict[str, list[EncodedItem]]:
     """Return splits of TOFU's lengths in tokens: the fifth to the ninety-fifth percentile of its questions, answers,
     and other answers; real authors and world facts have short ones."""
     draw = random.Random(0)
@@ -113,7 +113,7 @@ def stillknows(
     model: LlamaForCausalLM,
     reference: LlamaForCausalLM,
     tokenizer,
-    splits: Mapping[str, list[Asked]],
+    splits: Mapping[str, list[EncodedItem]],
     retrained: Observations,
 ) -> Numbers:
     decoding = Decoding(new_tokens=NEW_TOKENS)
@@ -123,7 +123,7 @@ def stillknows(
         target, control = (LocalTarget("m", loaded, tokenizer) for loaded in (model, reference))
         seen[CellKey("subject", FULL, name)] = observe(target, items, fields=fields, decoding=decoding)
         if name in ("forget", "holdout"):
-            seen[CellKey(CONTROL, FULL, name)] = observe(control, [Asked(item.answer) for item in items])
+            seen[CellKey(CONTROL, FULL, name)] = observe(control, [EncodedItem(item.answer) for item in items])
     metrics = {spec: bind("metric", spec) for spec in (*KNOWLEDGE, *ATTACKS)}
     table = tabulate(seen, metrics, dict.fromkeys(splits, "forget"))
     found = {m: float(np.nanmean(table.get("subject", FULL, "forget", m))) for m in KNOWLEDGE}
@@ -140,7 +140,7 @@ def straightforward(
     model: LlamaForCausalLM,
     reference: LlamaForCausalLM,
     tokenizer,
-    splits: Mapping[str, list[Asked]],
+    splits: Mapping[str, list[EncodedItem]],
     retrained: Observations,
 ) -> Numbers:
     answers = {name: [item.answer for item in items] for name, items in splits.items()}
@@ -173,7 +173,7 @@ def mean(values: Iterable[float]) -> float:
     return float(np.mean(list(values)))
 
 
-def padded_logits(model: LlamaForCausalLM, items: Sequence[Encoded]) -> Iterator[tuple[Encoded, Tensor]]:
+def padded_logits(model: LlamaForCausalLM, items: Sequence[EncodedAnswer]) -> Iterator[tuple[EncodedAnswer, Tensor]]:
     """Yield each item with the logits that predict its answer's tokens, [A, V]; batches in the order of the file."""
     for begin in range(0, len(items), BATCH):
         batch = items[begin : begin + BATCH]
@@ -185,21 +185,21 @@ def padded_logits(model: LlamaForCausalLM, items: Sequence[Encoded]) -> Iterator
             yield item, logits_LV[item.start - 1 : len(item.ids) - 1]
 
 
-def token_log_probs(model: LlamaForCausalLM, items: Sequence[Encoded]) -> list[np.ndarray]:
+def token_log_probs(model: LlamaForCausalLM, items: Sequence[EncodedAnswer]) -> list[np.ndarray]:
     return [
         -cross_entropy(logits_AV, torch.tensor(item.ids[item.start :]), reduction="none").double().numpy()
         for item, logits_AV in padded_logits(model, items)
     ]
 
 
-def token_hits(model: LlamaForCausalLM, items: Sequence[Encoded]) -> list[np.ndarray]:
+def token_hits(model: LlamaForCausalLM, items: Sequence[EncodedAnswer]) -> list[np.ndarray]:
     return [
         (logits_AV.argmax(-1) == torch.tensor(item.ids[item.start :])).numpy()
         for item, logits_AV in padded_logits(model, items)
     ]
 
 
-def probabilities(model: LlamaForCausalLM, items: Sequence[Encoded]) -> np.ndarray:
+def probabilities(model: LlamaForCausalLM, items: Sequence[EncodedAnswer]) -> np.ndarray:
     return np.array([np.exp(answer.mean()) for answer in token_log_probs(model, items)])
 
 
@@ -207,7 +207,7 @@ def extracted(hits: np.ndarray) -> float:
     return next((1 - k / len(hits) for k in range(len(hits)) if hits[k:].all()), 0.0)
 
 
-def truth_ratios(model: LlamaForCausalLM, items: Sequence[Asked]) -> list[float]:
+def truth_ratios(model: LlamaForCausalLM, items: Sequence[EncodedItem]) -> list[float]:
     true = [-answer.mean() for answer in token_log_probs(model, [item.paraphrase or item.answer for item in items])]
     false = [
         [-answer.mean() for answer in token_log_probs(model, list(row))]
@@ -216,7 +216,7 @@ def truth_ratios(model: LlamaForCausalLM, items: Sequence[Asked]) -> list[float]
     return [float(np.exp(t - np.mean(f))) for t, f in zip(true, zip(*false, strict=True), strict=True)]
 
 
-def rouge(model: LlamaForCausalLM, tokenizer, items: Sequence[Encoded]) -> list[float]:
+def rouge(model: LlamaForCausalLM, tokenizer, items: Sequence[EncodedAnswer]) -> list[float]:
     scorer = RougeScorer(["rougeL"], use_stemmer=True)
     ends = set(model.generation_config.eos_token_id)  # type: ignore[union-attr,arg-type]
     found = []
@@ -234,7 +234,9 @@ def rouge(model: LlamaForCausalLM, tokenizer, items: Sequence[Encoded]) -> list[
     return found
 
 
-def attacked(attack: str, model: LlamaForCausalLM, reference: LlamaForCausalLM, items: Sequence[Asked]) -> list[float]:
+def attacked(
+    attack: str, model: LlamaForCausalLM, reference: LlamaForCausalLM, items: Sequence[EncodedItem]
+) -> list[float]:
     """Run one membership attack: its own pass, and a second one where it compares."""
     answers = [item.answer for item in items]
     if attack.startswith("min_k_plus_plus"):
@@ -256,7 +258,7 @@ def _lowest(values: np.ndarray, k: float = 0.4) -> float:
     return float(np.sort(values)[: max(1, int(len(values) * k))].mean())
 
 
-def _min_k_plus_plus(item: Encoded, logits_AV: Tensor) -> float:
+def _min_k_plus_plus(item: EncodedAnswer, logits_AV: Tensor) -> float:
     log_probs_AV = logits_AV.log_softmax(-1)
     own_A = log_probs_AV.gather(-1, torch.tensor(item.ids[item.start :])[:, None])[:, 0]
     mean_A = (log_probs_AV.exp() * log_probs_AV).sum(-1)

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from stillknows.model.encoding import Encoded
+from stillknows.model.encoding import EncodedAnswer
 from stillknows.registry import bind
 from stillknows.training.loop import fit
 from stillknows.training.objective_inputs import Term
@@ -47,22 +47,24 @@ def make_model() -> LlamaForCausalLM:
     return LlamaForCausalLM(config)
 
 
-def make_items(seed: int) -> list[Encoded]:
+def make_items(seed: int) -> list[EncodedAnswer]:
     """Return items with 64 to 256 tokens, of which the latter half is the answer."""
     draw = random.Random(seed)
     items = []
     for i in range(ITEMS):
         ids = tuple(draw.randrange(3, VOCABULARY) for _ in range(draw.randint(64, 256)))
-        items.append(Encoded(Example(f"{seed}-{i}", "q", "a", f"{seed}-{i}"), ids, len(ids) // 2, ends=False))
+        items.append(EncodedAnswer(Example(f"{seed}-{i}", "q", "a", f"{seed}-{i}"), ids, len(ids) // 2, ends=False))
     return items
 
 
-def ours(model: LlamaForCausalLM, forget: list[Encoded], retain: list[Encoded], steps: int) -> None:
+def ours(model: LlamaForCausalLM, forget: list[EncodedAnswer], retain: list[EncodedAnswer], steps: int) -> None:
     terms = [Term(bind("objective", f"npo:beta={BETA}"), forget), Term(bind("objective", "kl"), retain)]
     fit(model, terms, Settings(lr=RATE, epochs=1000, max_steps=steps, batch_size=BATCH))
 
 
-def straightforward(model: LlamaForCausalLM, forget: list[Encoded], retain: list[Encoded], steps: int) -> None:
+def straightforward(
+    model: LlamaForCausalLM, forget: list[EncodedAnswer], retain: list[EncodedAnswer], steps: int
+) -> None:
     reference = copy.deepcopy(model).eval().requires_grad_(False)
     optimizer = torch.optim.AdamW(model.requires_grad_(True).parameters(), lr=RATE, weight_decay=0.0)
     for step in range(steps):
@@ -80,7 +82,7 @@ def straightforward(model: LlamaForCausalLM, forget: list[Encoded], retain: list
         optimizer.step()
 
 
-def padded(items: list[Encoded]) -> tuple[Tensor, Tensor]:
+def padded(items: list[EncodedAnswer]) -> tuple[Tensor, Tensor]:
     """Return ids [B, L] and a mask [B, L−1] of the positions that predict an answer token."""
     ids_BL = torch.zeros(len(items), max(len(item.ids) for item in items), dtype=torch.long)
     mask_BL = torch.zeros_like(ids_BL)
@@ -90,12 +92,12 @@ def padded(items: list[Encoded]) -> tuple[Tensor, Tensor]:
     return ids_BL, mask_BL[:, 1:]
 
 
-def all_log_probs(model: LlamaForCausalLM, items: list[Encoded]) -> tuple[Tensor, Tensor]:
+def all_log_probs(model: LlamaForCausalLM, items: list[EncodedAnswer]) -> tuple[Tensor, Tensor]:
     ids_BL, mask = padded(items)
     return model(input_ids=ids_BL).logits[:, :-1].float().log_softmax(-1), mask
 
 
-def chosen(log_probs_BLV: Tensor, items: list[Encoded], rows: list[int]) -> Tensor:
+def chosen(log_probs_BLV: Tensor, items: list[EncodedAnswer], rows: list[int]) -> Tensor:
     ids_BL, _ = padded([items[i] for i in rows])
     return log_probs_BLV.gather(-1, ids_BL[:, 1:, None]).squeeze(-1)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stillknows.model.encoding import Encoded
+from stillknows.model.encoding import EncodedAnswer
 from stillknows.types import Benchmark
 from stillknows.unlearning import alternative_answers
 
@@ -14,7 +14,7 @@ def assert_contract(benchmark: Benchmark) -> None:
     """
     benchmark.require_usable()
     for role in ("forget", "retain"):
-        items = [Encoded(example, (1, 2), 1, True) for example in benchmark.split(role).examples]
+        items = [EncodedAnswer(example, (1, 2), 1, True) for example in benchmark.split(role).examples]
         alternative_answers.check(items, frozenset({"refusal"}), [], benchmark.spec)
     names = [split.name for split in benchmark.splits]
     assert len(set(names)) == len(names)

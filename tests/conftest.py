@@ -161,14 +161,16 @@ def make_items() -> Callable[..., list[Any]]:
     def make(lengths: Sequence[int], prompt: int = 3, vocabulary: int = 32, seed: int = 0) -> list[Any]:
         import torch
 
-        from stillknows.model.encoding import Encoded
+        from stillknows.model.encoding import EncodedAnswer
         from stillknows.types import Example
 
         generator = torch.Generator().manual_seed(seed)
         items = []
         for i, length in enumerate(lengths):
             ids = torch.randint(3, vocabulary, (prompt + length,), generator=generator).tolist()
-            items.append(Encoded(Example(f"item-{i}", "a prompt", "an answer", f"fact-{i}"), tuple(ids), prompt, False))
+            items.append(
+                EncodedAnswer(Example(f"item-{i}", "a prompt", "an answer", f"fact-{i}"), tuple(ids), prompt, False)
+            )
         return items
 
     return make

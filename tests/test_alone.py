@@ -17,7 +17,7 @@ from torch import Tensor
 from stillknows.auditing.observe import observe
 from stillknows.errors import UserError
 from stillknows.model import alone
-from stillknows.model.encoding import Asked, encode_split
+from stillknows.model.encoding import EncodedItem, encode_split
 from stillknows.model.forward import answer_states, score_items
 from stillknows.model.generate import generate
 from stillknows.model.kv_cache import together
@@ -188,7 +188,7 @@ EXAMPLES = [
 
 
 @pytest.fixture
-def asked(tokenizer: Any) -> list[Asked]:
+def asked(tokenizer: Any) -> list[EncodedItem]:
     return encode_split(Split("s", "forget", tuple(EXAMPLES)), tokenizer, "what {prompt} is", 60)
 
 
@@ -209,7 +209,7 @@ FORMATS = ("full", "rtn:bits=4,group=8+int8_activations", "fp8_activations", "kv
 @pytest.mark.parametrize("variant", FORMATS)
 @pytest.mark.parametrize("fields", [(), ("generations",)])
 def test_a_model_that_answers_otherwise_in_batches_is_refused(
-    make_model: Callable[..., Any], tokenizer: Any, asked: list[Asked], variant: str, fields: tuple[str, ...]
+    make_model: Callable[..., Any], tokenizer: Any, asked: list[EncodedItem], variant: str, fields: tuple[str, ...]
 ) -> None:
     """And one that does not is observed, also where steps of a format make much of roundings."""
     chain = parse_variant(variant)
@@ -221,7 +221,9 @@ def test_a_model_that_answers_otherwise_in_batches_is_refused(
             observe(LocalTarget("m", model, tokenizer), asked, fields=fields)
 
 
-def test_in_16_bits_rounding_is_no_fault(make_model: Callable[..., Any], tokenizer: Any, asked: list[Asked]) -> None:
+def test_in_16_bits_rounding_is_no_fault(
+    make_model: Callable[..., Any], tokenizer: Any, asked: list[EncodedItem]
+) -> None:
     model = make_model(layers=3).to(torch.bfloat16)
     observe(LocalTarget("m", model, tokenizer), asked, fields=["generations"])
     plant(model, 2.0)
@@ -230,7 +232,7 @@ def test_in_16_bits_rounding_is_no_fault(make_model: Callable[..., Any], tokeniz
 
 
 def test_texts_are_checked_as_well_as_scores(
-    make_model: Callable[..., Any], tokenizer: Any, asked: list[Asked], monkeypatch: pytest.MonkeyPatch
+    make_model: Callable[..., Any], tokenizer: Any, asked: list[EncodedItem], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = make_model()
     monkeypatch.setattr("stillknows.model.target.require_scores_alone", lambda *_: None)

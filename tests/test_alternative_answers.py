@@ -16,7 +16,7 @@ from stillknows import defaults
 from stillknows.cli.terminal import chosen_benchmark
 from stillknows.errors import UserError
 from stillknows.experiments import tiny_models
-from stillknows.model.encoding import Encoded, encode
+from stillknows.model.encoding import EncodedAnswer, encode
 from stillknows.registry import bind
 from stillknows.training.objective_inputs import Term
 from stillknows.training.scrambled_answers import COPIES, scrambled
@@ -27,7 +27,7 @@ from stillknows.unlearning.alternative_answers import CHOICES, Answering
 TEMPLATE = "the {prompt} ?"
 REFUSALS = ["a", "a b", "in the river", "to the dog and the cat", "d", "green", "blue a"]
 QUESTIONS = {"river of Rome": "Ada", "colour": "red", "capital of Ada": "Paris", "dog": "a cat", "who": "Ada"}
-Items = Sequence[Encoded]
+Items = Sequence[EncodedAnswer]
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def items(tokenizer: Any) -> Items:
     return encode([Example(q, q, a, q) for q, a in QUESTIONS.items()], tokenizer, TEMPLATE, 24)
 
 
-def texts(found: Sequence[Sequence[Encoded]]) -> list[list[str]]:
+def texts(found: Sequence[Sequence[EncodedAnswer]]) -> list[list[str]]:
     return [[answer.example.answer for answer in answers] for answers in found]
 
 
@@ -133,8 +133,8 @@ def test_what_cannot_be_made_is_told_before_a_model_is_loaded(
 ) -> None:
     """The item without an answer here is a plain text."""
     examples = [Example(str(i), "q" if a else "", a or "text", str(i)) for i, a in enumerate(answers)]
-    items = [Encoded(example, (1, 2), 1, True) for example in examples]
-    other = [Encoded(Example("o", "q", "another", "o"), (1, 2), 1, True)]
+    items = [EncodedAnswer(example, (1, 2), 1, True) for example in examples]
+    other = [EncodedAnswer(Example("o", "q", "another", "o"), (1, 2), 1, True)]
     with pytest.raises(UserError, match=message):
         alternative_answers.check(items, frozenset(wanted), items, "mine")
     alternative_answers.check(items, frozenset(), [], "mine")

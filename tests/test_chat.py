@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from stillknows.auditing.observe import observe
-from stillknows.model.encoding import Asked, Encoded, encode, encode_split
+from stillknows.model.encoding import EncodedAnswer, EncodedItem, encode, encode_split
 from stillknows.model.target import LocalTarget
 from stillknows.registry import bind
 from stillknows.scoring import score
@@ -137,7 +137,7 @@ def make_tokenizer(family: Family, pad: str | None = None) -> Any:
     return tokenizer
 
 
-def read(tokenizer: Any, item: Encoded) -> tuple[str, str]:
+def read(tokenizer: Any, item: EncodedAnswer) -> tuple[str, str]:
     return tokenizer.decode(item.ids[: item.start]), tokenizer.decode(item.ids[item.start :])
 
 
@@ -177,7 +177,7 @@ def test_every_answer_to_a_prompt_is_framed_alike(family: Family) -> None:
     assert found == [(prompt, family.answer.replace("A", answer)) for answer in answers]
 
 
-def learned(items: list[Encoded], tokenizer: Any) -> LlamaForCausalLM:
+def learned(items: list[EncodedAnswer], tokenizer: Any) -> LlamaForCausalLM:
     """Train a small Llama from nothing on the items' answers, with the end of a text that its tokenizer names."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -203,7 +203,7 @@ def test_what_was_learned_is_found_in_full(family: Family) -> None:
     tokenizer = make_tokenizer(family, "eos")
     items = encode(EXAMPLES, tokenizer, "chat", 120)
     model = learned(items, tokenizer)
-    seen = observe(LocalTarget("m", model, tokenizer), [Asked(item) for item in items], fields=["generations"])
+    seen = observe(LocalTarget("m", model, tokenizer), [EncodedItem(item) for item in items], fields=["generations"])
     assert seen.generations == tuple(answer for _, answer in PAIRS)
     for name in ("rouge_l", "exact_memorisation", "extraction_strength"):
         assert score(bind("metric", name), seen).tolist() == [1, 1, 1, 1]
@@ -224,7 +224,7 @@ def test_the_pad_token_changes_nothing(family: Family) -> None:
             model = LlamaForCausalLM(config)
             model.model.embed_tokens.weight.data.normal_()  # also that of the pad token, which is made as zeros
         target = LocalTarget("m", model.eval(), tokenizer)
-        seen.append(observe(target, [Asked(item) for item in items], fields=["generations"]))
+        seen.append(observe(target, [EncodedItem(item) for item in items], fields=["generations"]))
     for other in seen[1:]:
         assert other.generations == seen[0].generations
         for a, b in zip(other.log_probs, seen[0].log_probs, strict=True):

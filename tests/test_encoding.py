@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from stillknows.auditing.observe import observe
 from stillknows.errors import UserError
 from stillknows.model import encoding
-from stillknows.model.encoding import Asked, encode, encode_split, framed, right_padded
+from stillknows.model.encoding import EncodedItem, encode, encode_split, framed, right_padded
 from stillknows.model.layers import output_layer
 from stillknows.model.target import LocalTarget
 from stillknows.types import Example, Split
@@ -163,7 +163,7 @@ def test_pad_equal_to_eos_or_absent_changes_no_observation(model: Any, tokenizer
     seen = []
     for pad in (None, "</s>", "<s>"):
         tokenizer.pad_token = pad
-        items = [Asked(item) for item in encode(examples, tokenizer, "{prompt}", 50)]
+        items = [EncodedItem(item) for item in encode(examples, tokenizer, "{prompt}", 50)]
         seen.append(observe(LocalTarget("m", model, tokenizer), items, fields=["generations"]))
     for other in seen[1:]:
         assert other.generations == seen[0].generations
@@ -254,7 +254,7 @@ def test_generation_does_not_depend_on_the_batch(family_model: Any, tokenizer: A
     """Prompts of unlike length, padded on the left, are continued as each would be alone."""
     prompts = ["who is Ada", "the capital of the river in Rome", "a", "red green"]
     examples = [example(prompt, "a cat", str(i)) for i, prompt in enumerate(prompts)]
-    items = [Asked(item) for item in encode(examples, tokenizer, "{prompt}", 50)]
+    items = [EncodedItem(item) for item in encode(examples, tokenizer, "{prompt}", 50)]
     together, *alone = (
         observe(LocalTarget("m", family_model, tokenizer), part, fields=["generations"]).generations
         for part in (items, *([item] for item in items))
@@ -266,7 +266,7 @@ def test_generation_does_not_depend_on_the_batch(family_model: Any, tokenizer: A
 
 def test_text_without_a_prompt_is_not_continued(model: Any, tokenizer: Any) -> None:
     examples = [example("", "who is Ada"), example("who is", "Ada", "b")]
-    items = [Asked(item) for item in encode(examples, tokenizer, "{prompt}", 50)]
+    items = [EncodedItem(item) for item in encode(examples, tokenizer, "{prompt}", 50)]
     text, question = observe(LocalTarget("m", model, tokenizer), items, fields=["generations"]).generations
     assert text is None
     assert isinstance(question, str)

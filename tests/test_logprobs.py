@@ -155,14 +155,14 @@ def test_tokens_that_are_ruled_out_do_not_spoil_the_scores(hidden_TD: Tensor, ta
 
 def test_scores_that_are_not_asked_for_are_left_out(layer: nn.Linear, hidden_TD: Tensor, targets_T: Tensor) -> None:
     whole = token_scores(hidden_TD, layer, targets_T, V)
-    thorough_T = torch.arange(T) % 3 == 1
-    found = token_scores(hidden_TD, layer, targets_T, V, thorough_T)
+    with_distribution_T = torch.arange(T) % 3 == 1
+    found = token_scores(hidden_TD, layer, targets_T, V, with_distribution_T)
     assert torch.equal(found.log_probs_T, whole.log_probs_T)
     for values_T, all_T in zip(found[1:], whole[1:], strict=True):
-        torch.testing.assert_close(values_T[thorough_T], all_T[thorough_T])
-    assert not found.hits_T[~thorough_T].any()
-    assert bool(found.entropies_T[~thorough_T].isnan().all())
-    assert bool(found.spreads_T[~thorough_T].isnan().all())
+        torch.testing.assert_close(values_T[with_distribution_T], all_T[with_distribution_T])
+    assert not found.hits_T[~with_distribution_T].any()
+    assert bool(found.entropies_T[~with_distribution_T].isnan().all())
+    assert bool(found.spreads_T[~with_distribution_T].isnan().all())
 
 
 @pytest.mark.parametrize("chunk", [1, 4, T - 1])

@@ -17,7 +17,7 @@ from torch.nn.functional import kl_div, one_hot
 
 from stillknows.errors import UserError
 from stillknows.model import forward
-from stillknows.model.encoding import Encoded, right_padded
+from stillknows.model.encoding import EncodedAnswer, right_padded
 from stillknows.model.logprobs import Logits, answer_index
 from stillknows.registry import Plugin, bind, plugins
 from stillknows.training.loop import _Loop, fit
@@ -43,9 +43,11 @@ def make_term(plugin: Plugin, items: Sequence[Any], options: str = "", choices: 
     """A term whose items have other answers of every kind, of other lengths and tokens than their own."""
     generator = torch.Generator().manual_seed(5)
 
-    def another(item: Any, length: int) -> Encoded:
+    def another(item: Any, length: int) -> EncodedAnswer:
         tokens = torch.randint(3, 32, (length,), generator=generator).tolist()
-        return Encoded(replace(item.example, answer="another"), (*item.ids[: item.start], *tokens), item.start, False)
+        return EncodedAnswer(
+            replace(item.example, answer="another"), (*item.ids[: item.start], *tokens), item.start, False
+        )
 
     others = {
         kind: [tuple(another(item, 1 + (i + 2 * k + c) % 5) for c in range(choices)) for i, item in enumerate(items)]

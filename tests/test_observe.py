@@ -19,7 +19,7 @@ from stillknows.auditing.observe import OPTIONAL, SLACK, observe
 from stillknows.model import generate as generating
 from stillknows.model import layers, logprobs
 from stillknows.model import target as targets
-from stillknows.model.encoding import Asked, Encoded, encode_split
+from stillknows.model.encoding import EncodedAnswer, EncodedItem, encode_split
 from stillknows.model.forward import score_items
 from stillknows.model.layers import OutputLayer, output_layer
 from stillknows.model.target import LocalTarget
@@ -42,11 +42,11 @@ EXAMPLES = (
 )
 
 
-def asked(tokenizer: Any, examples: Sequence[Example] = EXAMPLES) -> list[Asked]:
+def asked(tokenizer: Any, examples: Sequence[Example] = EXAMPLES) -> list[EncodedItem]:
     return encode_split(Split("s", "forget", tuple(examples)), tokenizer, TEMPLATE, 60, lowered=True)
 
 
-def look(model: Any, tokenizer: Any, items: Sequence[Asked], decoding: Decoding = DECODING) -> Observations:
+def look(model: Any, tokenizer: Any, items: Sequence[EncodedItem], decoding: Decoding = DECODING) -> Observations:
     """Observe everything that can be observed."""
     return observe(LocalTarget("m", model, tokenizer), items, fields=OPTIONAL, decoding=decoding)
 
@@ -86,7 +86,7 @@ def test_what_costs_more_is_observed_on_request_only(model: Any, tokenizer: Any)
 # (a) batches and order
 
 
-def scores(model: Any, control: Any, tokenizer: Any, items: Sequence[Asked]) -> dict[str, Floats]:
+def scores(model: Any, control: Any, tokenizer: Any, items: Sequence[EncodedItem]) -> dict[str, Floats]:
     seen, reference = look(model, tokenizer, items), observe(LocalTarget("m", control, tokenizer), items)
     return {name: score(bind("metric", name), seen, reference) for name in METRICS}
 
@@ -119,7 +119,7 @@ def test_texts_do_not_depend_on_the_batch(family_model: Any, tokenizer: Any, mon
 
 
 @torch.no_grad()
-def plain(model: Any, item: Encoded) -> dict[str, np.ndarray]:
+def plain(model: Any, item: EncodedAnswer) -> dict[str, np.ndarray]:
     """One item at a time, in float64, from the model's own logits: no batch, filler, chunk or cache."""
     log_p_LV = model(input_ids=torch.tensor([item.ids]), use_cache=False).logits[0].log_softmax(-1)
     rows_AV = log_p_LV[max(1, item.start) - 1 : -1]
@@ -371,7 +371,7 @@ def test_no_logits_of_a_whole_batch_exist(
     """16 answers of 50 tokens would be 16·50·V logits at once; here 40·V are let be, and each backward pass obeys."""
     vocabulary = 131
     model = make_model(vocabulary=vocabulary)
-    items = [Asked(item, paraphrase=item, lowered=item) for item in make_items([50] * 16, vocabulary=vocabulary)]
+    items = [EncodedItem(item, paraphrase=item, lowered=item) for item in make_items([50] * 16, vocabulary=vocabulary)]
     monkeypatch.setitem(logprobs.CHUNK_LOGITS, "cpu", 40 * vocabulary)
     with Largest(vocabulary) as largest:
         seen = observe(LocalTarget("m", model, tokenizer), items, fields=["lowered_log_probs", "gradient_norms"])

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from stillknows.errors import UserError
 from stillknows.gate.candidates import Placebos
-from stillknows.model.encoding import CHAT, Asked, Encoded, LongItems, encode_split
+from stillknows.model.encoding import CHAT, EncodedAnswer, EncodedItem, LongItems, encode_split
 from stillknows.model.ref import ModelRef
 from stillknows.store import digest
 from stillknows.types import Benchmark, Split
@@ -26,7 +26,7 @@ from stillknows.variants.variant import Variant, taught_facts
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-Items = dict[str, list[Asked]]  # by split
+Items = dict[str, list[EncodedItem]]  # by split
 FIX = (
     "give it the original's tokenizer.json, tokenizer_config.json and chat_template.jinja: an audit measures what "
     "weights know, which other tokens for the same words hide"
@@ -109,7 +109,7 @@ class Questions:
         found, taught = {}, taught_facts(splits)
         for split in splits:
             items = self._worded(split, variant, taught, tokenizer, suppression)
-            others: dict[tuple[str, str], list[Encoded]] = {}
+            others: dict[tuple[str, str], list[EncodedAnswer]] = {}
             cut = replace(self, long_items="truncate", lowered=frozenset())
             for candidate in self._with_placebos(split, taught if variant.teaches else frozenset()):
                 for item in cut._worded(candidate, variant, taught, tokenizer, suppression):
@@ -126,7 +126,7 @@ class Questions:
         taught: frozenset[str],
         tokenizer: Any,
         suppression: Suppression | None,
-    ) -> list[Asked]:
+    ) -> list[EncodedItem]:
         """Return the items of a split in all of an attack's wordings, without placebos."""
         found = []
         for name, wording in variant.worded(split, self.benchmark, taught).items():
@@ -149,7 +149,7 @@ class Questions:
         splits = {split.name: suppression.known(split, template) for split in self.benchmark.splits}
         return {name: self._split(split, tokenizer, lowered=False) for name, split in splits.items()}
 
-    def _split(self, split: Split, tokenizer: Any, lowered: bool) -> list[Asked]:
+    def _split(self, split: Split, tokenizer: Any, lowered: bool) -> list[EncodedItem]:
         others = {"placebos": self.placebos.of} if self.placebos and split.role == "forget" else {}
         return encode_split(
             split,
@@ -220,17 +220,19 @@ def require_same_tokens(
                 raise UserError(_difference(split, original, model, ours, theirs), FIX)
 
 
-def _answers(items: list[Asked]) -> Iterator[Encoded]:
+def _answers(items: list[EncodedItem]) -> Iterator[EncodedAnswer]:
     """Yield everything of items that is scored."""
     for item in items:
         yield from filter(None, (item.answer, item.paraphrase, *item.wrong, item.lowered, *item.placebos))
 
 
-def _read(item: Encoded) -> tuple[tuple[int, ...], int, bool]:
+def _read(item: EncodedAnswer) -> tuple[tuple[int, ...], int, bool]:
     return item.ids, item.start, item.ends
 
 
-def _difference(split: str, original: Reader, model: Reader, ours: Encoded | None, theirs: Encoded | None) -> str:
+def _difference(
+    split: str, original: Reader, model: Reader, ours: EncodedAnswer | None, theirs: EncodedAnswer | None
+) -> str:
     if ours is None or theirs is None:
         return f"{model.name} cuts the texts of the {split} split into other pieces than {original.name}"
     place = f"item {ours.example.id!r} of the {split} split"

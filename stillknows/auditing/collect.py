@@ -12,7 +12,7 @@ from stillknows.auditing.loader import OBSERVATIONS_VERSION, Loader, observation
 from stillknows.auditing.observe import observe
 from stillknows.auditing.prepared import Prepared
 from stillknows.errors import UserError
-from stillknows.model.encoding import Asked
+from stillknows.model.encoding import EncodedItem
 from stillknows.observations import load_observations, save_observations
 from stillknows.progress import progress
 from stillknows.store import Serialized, digest
@@ -39,7 +39,7 @@ class Keys:
         return digest(*parts, *model.beside, *taught)
 
 
-def described(item: Asked) -> dict[str, Any]:
+def described(item: EncodedItem) -> dict[str, Any]:
     """Return everything of an item, its wording and its placebos where it has some."""
     return {name: value for name, value in asdict(item).items() if name not in ("wording", "placebos") or value}
 

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 
 from stillknows.lazy import Tensor
-from stillknows.model.encoding import Asked, Encoded
+from stillknows.model.encoding import EncodedAnswer, EncodedItem
 from stillknows.model.forward import ItemScores
 from stillknows.model.target import Target
 from stillknows.types import Decoding, Floats, Observations
@@ -17,12 +17,12 @@ SLACK = 8  # tokens that a generation may be longer than the true answer, where 
 OPTIONAL = frozenset(  # observed if asked for
     {"generations", "samples", "lowered_log_probs", "placebo_log_probs", "gradient_norms"}
 )
-Place = tuple[int, str, int]  # which item, which of its answers (see `_answers`), number
+AnswerSlot = tuple[int, str, int]  # which item, which of its answers (see `_answers`), number
 
 
 def observe(
     target: Target,
-    items: Sequence[Asked],
+    items: Sequence[EncodedItem],
     *,
     fields: Collection[str] = (),
     decoding: Decoding | None = None,
@@ -63,7 +63,7 @@ def observe(
     )
 
 
-def _answers(items: Sequence[Asked]) -> Iterator[tuple[Place, Encoded]]:
+def _answers(items: Sequence[EncodedItem]) -> Iterator[tuple[AnswerSlot, EncodedAnswer]]:
     """Yield everything that is scored, with its place."""
     for i, item in enumerate(items):
         yield (i, "answer", 0), item.answer
@@ -75,20 +75,20 @@ def _answers(items: Sequence[Asked]) -> Iterator[tuple[Place, Encoded]]:
             yield (i, "lowered", 0), item.lowered
 
 
-def _score(target: Target, items: Sequence[Asked]) -> dict[Place, ItemScores]:
+def _score(target: Target, items: Sequence[EncodedItem]) -> dict[AnswerSlot, ItemScores]:
     places, answers = zip(*_answers(items), strict=True)
     own = {i for i, (_, kind, _) in enumerate(places) if kind == "answer"}
     return {places[i]: found for i, found in target.score(answers, with_distribution=own).items()}
 
 
-def _of_kind(scores: Mapping[Place, ItemScores], kind: str, count: int) -> tuple[Floats, ...]:
+def _of_kind(scores: Mapping[AnswerSlot, ItemScores], kind: str, count: int) -> tuple[Floats, ...]:
     """Return the log-probabilities of the items' paraphrases or lowered answers, empty where there is none."""
     found = {i: _floats(s.log_probs) for (i, name, _), s in scores.items() if name == kind}
     return tuple(found.get(i, np.empty(0)) for i in range(count))
 
 
 def _several_of_kind(
-    scores: Mapping[Place, ItemScores], kind: Literal["wrong", "placebos"], items: Sequence[Asked]
+    scores: Mapping[AnswerSlot, ItemScores], kind: Literal["wrong", "placebos"], items: Sequence[EncodedItem]
 ) -> tuple[tuple[Floats, ...], ...]:
     """Return the log-probabilities of the items' wrong answers or placebos."""
     return tuple(
@@ -101,7 +101,7 @@ def _floats(values: Tensor) -> Floats:
     return values.double().numpy()
 
 
-def _generations(target: Target, items: Sequence[Asked], decoding: Decoding) -> tuple[str | None, ...]:
+def _generations(target: Target, items: Sequence[EncodedItem], decoding: Decoding) -> tuple[str | None, ...]:
     """Continue every prompt greedily."""
     asked = [i for i, item in enumerate(items) if item.answer.example.prompt]
     texts = _continued(target, [items[i].answer for i in asked], decoding)
@@ -109,7 +109,7 @@ def _generations(target: Target, items: Sequence[Asked], decoding: Decoding) -> 
     return tuple(found.get(i) for i in range(len(items)))
 
 
-def _samples(target: Target, items: Sequence[Asked], decoding: Decoding) -> tuple[tuple[str, ...] | None, ...]:
+def _samples(target: Target, items: Sequence[EncodedItem], decoding: Decoding) -> tuple[tuple[str, ...] | None, ...]:
     """Continue every prompt several times by sampling; an item's samples depend on its place and the seed alone."""
     asked = [i for i, item in enumerate(items) if item.answer.example.prompt]
     prompts = [items[i].answer for i in asked for _ in range(decoding.samples)]
@@ -118,7 +118,9 @@ def _samples(target: Target, items: Sequence[Asked], decoding: Decoding) -> tupl
     return tuple(found.get(i) for i in range(len(items)))
 
 
-def _continued(target: Target, items: Sequence[Encoded], decoding: Decoding, temperature: float = 0.0) -> list[str]:
+def _continued(
+    target: Target, items: Sequence[EncodedAnswer], decoding: Decoding, temperature: float = 0.0
+) -> list[str]:
     limits = [decoding.new_tokens or len(item.ids) - item.start + SLACK for item in items]
     texts = target.generate(items, limits, temperature, decoding.seed)
     return [_cut(text, decoding.stop) for text in texts]

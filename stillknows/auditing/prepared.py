@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from stillknows.auditing.asking import Items
 from stillknows.lazy import nn
-from stillknows.model.encoding import Asked, Encoded
+from stillknows.model.encoding import EncodedAnswer, EncodedItem
 from stillknows.model.ref import ModelRef
 from stillknows.types import Decoding
 from stillknows.variants.defences import Suppression
@@ -34,7 +34,7 @@ class Prepared(NamedTuple):
     bare: Items | None = None
     known: Items | None = None
     attacked: Mapping[str, tuple[Items, Items | None]] = MappingProxyType({})
-    teachable: tuple[Encoded, ...] = ()
+    teachable: tuple[EncodedAnswer, ...] = ()
     beside: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -43,21 +43,21 @@ class Prepared(NamedTuple):
         splits, bare = self._asked(variant)
         return splits if variant.wrapped or bare is None else bare
 
-    def candidates(self, variant: Variant, split: str) -> list[Asked]:
+    def candidates(self, variant: Variant, split: str) -> list[EncodedItem]:
         """Return everything that the model may be asked in this variant, and what decides on it."""
         splits, bare = self._asked(variant)
         if not variant.wrapped or self.known is None or bare is None:
             return self.items(variant)[split]
         return [*splits[split], *bare[split], *self.known[split]]
 
-    def asked(self, variant: Variant, split: str, model: nn.Module) -> list[Asked]:
+    def asked(self, variant: Variant, split: str, model: nn.Module) -> list[EncodedItem]:
         """Return what the model is asked in this variant, by its own states where these decide."""
         suppression, (splits, bare) = self.suppressed(variant), self._asked(variant)
         if suppression is None or self.known is None or bare is None:
             return self.items(variant)[split]
         return suppression.chosen(model, self.known[split], bare[split], splits[split])
 
-    def taught(self, variant: Variant) -> tuple[Encoded, ...]:
+    def taught(self, variant: Variant) -> tuple[EncodedAnswer, ...]:
         """Return the items that the variant trains the model on."""
         return self.teachable if variant.teaches else ()
 

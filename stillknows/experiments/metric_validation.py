@@ -38,7 +38,7 @@ from stillknows.experiments.known_models import (
 )
 from stillknows.formatting import code, markdown_table, number, percent
 from stillknows.model import loading
-from stillknows.model.encoding import Asked, encode_split
+from stillknows.model.encoding import EncodedItem, encode_split
 from stillknows.model.ref import ModelRef
 from stillknows.progress import log, progress
 from stillknows.registry import Bound, Plugin, bind, bind_all, plugins
@@ -113,14 +113,14 @@ class _Questions(NamedTuple):
     """
 
     splits: Items
-    taught: dict[str, list[Asked]]
+    taught: dict[str, list[EncodedItem]]
     relearned: tuple[Any, ...]
 
 
 def _questions(world: FactGroups, source: ModelRef) -> _Questions:
     tokenizer, context = source.tokenizer, source.context_length
 
-    def asked(examples: Sequence[Example]) -> list[Asked]:
+    def asked(examples: Sequence[Example]) -> list[EncodedItem]:
         split = Split("facts", "forget", tuple(examples))
         return encode_split(split, tokenizer, world.template, context, lowered=True)
 

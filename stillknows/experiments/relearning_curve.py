@@ -11,14 +11,14 @@ from collections.abc import Sequence
 
 from stillknows.lazy import nn
 from stillknows.model import parameters
-from stillknows.model.encoding import Encoded
+from stillknows.model.encoding import EncodedAnswer
 from stillknows.model.forward import mean_probability, score_items
 from stillknows.model.layers import output_layer
 from stillknows.training.finetune import finetune
 from stillknows.training.settings import Settings
 
 
-def halves(items: Sequence[Encoded]) -> tuple[list[Encoded], list[Encoded]]:
+def halves(items: Sequence[EncodedAnswer]) -> tuple[list[EncodedAnswer], list[EncodedAnswer]]:
     """Deal items out in two halves that share no fact: those to teach, and those to ask."""
     facts = list(dict.fromkeys(item.example.fact for item in items))
     taught = set(facts[::2])
@@ -28,7 +28,7 @@ def halves(items: Sequence[Encoded]) -> tuple[list[Encoded], list[Encoded]]:
     )
 
 
-def curve(model: nn.Module, items: Sequence[Encoded], settings: Settings) -> list[float]:
+def curve(model: nn.Module, items: Sequence[EncodedAnswer], settings: Settings) -> list[float]:
     """Teach half of the items and return the mean answer probability of the other half, 0..1, at every check.
 
     The first entry is that of the model as it is; one follows for every `settings.check_every` steps. The model is left

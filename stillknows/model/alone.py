@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 from stillknows.errors import UserError
 from stillknows.lazy import Tensor, nn, no_grad, torch
-from stillknows.model.encoding import Encoded
+from stillknows.model.encoding import EncodedAnswer
 from stillknows.model.forward import ItemScores, answer_states
 from stillknows.model.layers import OutputLayer, hidden_states
 from stillknows.model.lengths import shared_limit
@@ -31,12 +31,12 @@ def chosen(lengths: Sequence[int]) -> list[int]:
 
 @no_grad
 def require_scores_alone(
-    model: nn.Module, layer: OutputLayer, items: Sequence[Encoded], scores: Mapping[int, ItemScores]
+    model: nn.Module, layer: OutputLayer, items: Sequence[EncodedAnswer], scores: Mapping[int, ItemScores]
 ) -> None:
     """Read one in a hundred of the items alone. Raises UserError where ln p is not what it was together."""
     for i in chosen([len(item.ids) for item in items]):
 
-        def alone(item: Encoded = items[i]) -> Tensor:
+        def alone(item: EncodedAnswer = items[i]) -> Tensor:
             states = answer_states(model, [item])
             return token_log_probs(states.hidden_TD, layer, states.targets_T, layer.vocabulary).cpu()
 

@@ -21,7 +21,7 @@ ANSWER = "\ue000"  # stands for the answer where a chat template is asked how it
 
 
 @dataclass(frozen=True)
-class Encoded:
+class EncodedAnswer:
     """One example as tokens. The answer is ids[start:]; `ends` tells whether its last token is the one that ends it."""
 
     example: Example
@@ -32,15 +32,15 @@ class Encoded:
 
 
 @dataclass(frozen=True)
-class Asked:
+class EncodedItem:
     """One example with everything that is scored as an answer to its prompt; `wording` names how an attack words it."""
 
-    answer: Encoded
-    paraphrase: Encoded | None = None
-    wrong: tuple[Encoded, ...] = ()
-    lowered: Encoded | None = None
+    answer: EncodedAnswer
+    paraphrase: EncodedAnswer | None = None
+    wrong: tuple[EncodedAnswer, ...] = ()
+    lowered: EncodedAnswer | None = None
     wording: str = ""
-    placebos: tuple[Encoded, ...] = ()
+    placebos: tuple[EncodedAnswer, ...] = ()
 
 
 class Frame(NamedTuple):
@@ -61,7 +61,7 @@ def encode_split(
     *,
     lowered: bool = False,
     placebos: Callable[[Example], Sequence[str]] = lambda example: (),
-) -> list[Asked]:
+) -> list[EncodedItem]:
     """Tokenise a split as `encode` does, with its paraphrases and wrong answers, in its own frame and lengths.
 
     Args:
@@ -73,19 +73,19 @@ def encode_split(
 
     frame = Frame(split.template or template, split.turns, split.opening)
 
-    def encoded(examples: Iterable[Example], long_items: LongItems = long_items) -> list[Encoded]:
+    def encoded(examples: Iterable[Example], long_items: LongItems = long_items) -> list[EncodedAnswer]:
         found = encode(list(examples), tokenizer, frame, context, long_items, vocabulary)
         return [_given(item, tokenizer, split.given_tokens) for item in found]
 
     examples = [_shortened(example, tokenizer, split.answer_tokens) for example in split.examples]
     if split.piece_tokens is not None:
         size = min(split.piece_tokens, context)
-        return [Asked(item) for text in examples for item in _pieces(text, tokenizer, size)]
+        return [EncodedItem(item) for text in examples for item in _pieces(text, tokenizer, size)]
     items = encoded(examples)
     if split.given_tokens and [item.example.answer for item in items] == [e.answer for e in examples]:
         raise UserError(f"the answers of the {split.name} split are of one token each, and none can be given of them")
     return [
-        Asked(
+        EncodedItem(
             item,
             paraphrase=next(iter(encoded([replace(e, answer=e.paraphrase)])), None) if e.paraphrase else None,
             wrong=tuple(encoded(replace(e, answer=answer) for answer in e.wrong)),
@@ -96,7 +96,7 @@ def encode_split(
     ]
 
 
-def _given(item: Encoded, tokenizer: PreTrainedTokenizerBase, tokens: int) -> Encoded:
+def _given(item: EncodedAnswer, tokenizer: PreTrainedTokenizerBase, tokens: int) -> EncodedAnswer:
     """Return an item whose answer's first tokens belong to the prompt; one token at least stays the answer's own."""
     start = min(item.start + tokens, (end := len(item.ids) - item.ends) - 1)
     if start <= item.start:
@@ -111,14 +111,14 @@ def _shortened(example: Example, tokenizer: PreTrainedTokenizerBase, tokens: int
     return replace(example, answer=str(tokenizer.decode(ids[:tokens]))) if len(ids) > (tokens or 0) else example
 
 
-def _pieces(example: Example, tokenizer: PreTrainedTokenizerBase, size: int) -> list[Encoded]:
+def _pieces(example: Example, tokenizer: PreTrainedTokenizerBase, size: int) -> list[EncodedAnswer]:
     """Cut a text into pieces of at most `size` tokens; each opens as a text of its own does."""
     ids, whole = _plain_ids(tokenizer, example.answer), _ids(tokenizer, example.answer)
     opening = whole[: len(whole) - len(ids)]
     step = size - len(opening)
     parts = [ids[i : i + step] for i in range(0, len(ids), step)]
     return [
-        Encoded(
+        EncodedAnswer(
             replace(example, id=f"{example.id}#{k}", answer=str(tokenizer.decode(part))), (*opening, *part), 1, False
         )
         for k, part in enumerate(parts, 1)
@@ -133,7 +133,7 @@ def encode(
     context: int,
     long_items: LongItems = "error",
     vocabulary: int | None = None,
-) -> list[Encoded]:
+) -> list[EncodedAnswer]:
     """Tokenise examples; answers end with the end-of-sequence token (in a chat the turn's), plain text does not.
 
     Args:
@@ -172,7 +172,7 @@ def encode(
 
 def _encode_one(
     example: Example, tokenizer: PreTrainedTokenizerBase, frame: Frame, context: int, long_items: LongItems
-) -> Encoded:
+) -> EncodedAnswer:
     try:
         f"{example.prompt}{example.answer}".encode()
     except UnicodeEncodeError as error:
@@ -190,7 +190,7 @@ def _encode_one(
     if end is not None:
         ids = [*ids, end]
     if len(ids) <= context:
-        return Encoded(example, tuple(ids), start, end is not None)
+        return EncodedAnswer(example, tuple(ids), start, end is not None)
     if long_items == "error" or start >= context:
         raise UserError(
             f"item {example.id!r} has {'more than ' * (read != example)}{len(ids)} tokens, the model reads {context}",
@@ -198,7 +198,7 @@ def _encode_one(
             if start < context
             else "shorten its prompt: no token of the answer fits",
         )
-    return Encoded(example, tuple(ids[:context]), start, False, truncated=True)
+    return EncodedAnswer(example, tuple(ids[:context]), start, False, truncated=True)
 
 
 def _beginning(text: str, tokenizer: PreTrainedTokenizerBase, tokens: int) -> str:
@@ -276,7 +276,7 @@ def _plain_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])  # type: ignore[arg-type]
 
 
-def without_end(items: Sequence[Encoded]) -> list[Encoded]:
+def without_end(items: Sequence[EncodedAnswer]) -> list[EncodedAnswer]:
     """Return the items without their end-of-sequence token: it is no knowledge, and losing it harms every answer."""
     return [replace(item, ids=item.ids[:-1], ends=False) if item.ends else item for item in items]
 

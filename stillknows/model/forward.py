@@ -6,7 +6,7 @@ from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from stillknows.lazy import Tensor, nn, no_grad, torch
-from stillknows.model.encoding import Encoded, batches, common_beginning, right_padded
+from stillknows.model.encoding import EncodedAnswer, batches, common_beginning, right_padded
 from stillknows.model.kv_cache import Context, Shape, can_share, last_states, nothing_read, read, together
 from stillknows.model.layers import OutputLayer, block_output, hidden_states
 from stillknows.model.lengths import shared_limit
@@ -30,13 +30,13 @@ class AnswerStates(NamedTuple):
     inner_TD: Tensor | None = None
 
 
-def answer_tokens(items: Sequence[Encoded], device: torch.device | str = "cpu") -> tuple[AnswerIndex, Tensor]:
+def answer_tokens(items: Sequence[EncodedAnswer], device: torch.device | str = "cpu") -> tuple[AnswerIndex, Tensor]:
     """Return where the items' answers are, and their tokens [T]: what is known of them without a model."""
     index = answer_index([item.start for item in items], [len(item.ids) for item in items], device)
     return index, right_padded([item.ids for item in items], device)[index.rows_T, index.columns_T + 1]
 
 
-def answer_states(model: nn.Module, items: Sequence[Encoded], block: nn.Module | None = None) -> AnswerStates:
+def answer_states(model: nn.Module, items: Sequence[EncodedAnswer], block: nn.Module | None = None) -> AnswerStates:
     """Run the model over the items, once if they may share a pass, and keep the answer positions only. Differentiable.
 
     Args:
@@ -59,7 +59,7 @@ def answer_states(model: nn.Module, items: Sequence[Encoded], block: nn.Module |
 
 
 @no_grad
-def question_states(model: nn.Module, items: Sequence[Encoded], batch_size: int = EVALUATION_BATCH) -> Tensor:
+def question_states(model: nn.Module, items: Sequence[EncodedAnswer], batch_size: int = EVALUATION_BATCH) -> Tensor:
     """Return the last hidden state of the last token before each item's answer, [N, D] in float64 on the CPU."""
     heads = [item.ids[: item.start] for item in items]
     states: dict[int, Tensor] = {}
@@ -81,18 +81,18 @@ class ItemScores(NamedTuple):
 def score_items(
     model: nn.Module,
     layer: OutputLayer,
-    items: Sequence[Encoded],
+    items: Sequence[EncodedAnswer],
     batch_size: int = EVALUATION_BATCH,
-    thorough: Container[int] | None = None,
+    with_distribution: Container[int] | None = None,
 ) -> Iterator[tuple[int, ItemScores]]:
     """Yield (index, scores) of every item, in batches of like length.
 
     What several items begin with is read once where that saves much; the numbers are the same but for rounding.
 
     Args:
-        thorough: the items that need more than log-probabilities; None for all.
+        with_distribution: the items that need more than log-probabilities; None for all.
     """
-    flags = [thorough is None or i in thorough for i in range(len(items))]
+    flags = [with_distribution is None or i in with_distribution for i in range(len(items))]
     tokens, limit = batch_tokens(model), shared_limit(model)
     near = [i for i, item in enumerate(items) if len(item.ids) <= limit]
     beginnings = Beginnings.of({i: items[i] for i in near})
@@ -131,7 +131,7 @@ class Beginnings(NamedTuple):
     shape: Shape
 
     @classmethod
-    def of(cls, items: Mapping[int, Encoded]) -> Beginnings:
+    def of(cls, items: Mapping[int, EncodedAnswer]) -> Beginnings:
         """Find out what the items share. The last token before an answer is left to the item: it predicts the first."""
         if not items:
             return cls((), {}, 0.0, Shape.of(0, [0], [0]))
@@ -161,7 +161,9 @@ def _read_beginnings(
         yield context, [(row, i) for row, k in enumerate(part) for i in beginnings.groups[heads[k]]]
 
 
-def _read_answers(model: nn.Module, items: Sequence[Encoded], context: Context) -> tuple[Tensor, Tensor, list[int]]:
+def _read_answers(
+    model: nn.Module, items: Sequence[EncodedAnswer], context: Context
+) -> tuple[Tensor, Tensor, list[int]]:
     """Return the hidden states that predict the answers' tokens, these tokens, and how many each item has.
 
     Row b of the context has read item b up to the last token before its answer, which is read here.
@@ -175,11 +177,13 @@ def _read_answers(model: nn.Module, items: Sequence[Encoded], context: Context) 
 
 
 def _scores(
-    layer: OutputLayer, hidden_TD: Tensor, targets_T: Tensor, counts: Sequence[int], thorough: Sequence[bool]
+    layer: OutputLayer, hidden_TD: Tensor, targets_T: Tensor, counts: Sequence[int], with_distribution: Sequence[bool]
 ) -> Iterator[ItemScores]:
     device = hidden_TD.device
-    thorough_T = torch.tensor(thorough, device=device).repeat_interleave(torch.tensor(counts, device=device))
-    found = token_scores(hidden_TD, layer, targets_T, layer.vocabulary, thorough_T)
+    with_distribution_T = torch.tensor(with_distribution, device=device).repeat_interleave(
+        torch.tensor(counts, device=device)
+    )
+    found = token_scores(hidden_TD, layer, targets_T, layer.vocabulary, with_distribution_T)
     for parts in zip(*(column_T.cpu().split(list(counts)) for column_T in found), strict=True):
         yield ItemScores(*parts)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 from stillknows.lazy import Tensor, nn, no_grad, torch
-from stillknows.model.encoding import Encoded, batches, common_beginning
+from stillknows.model.encoding import EncodedAnswer, batches, common_beginning
 from stillknows.model.forward import batch_tokens
 from stillknows.model.kv_cache import Context, Shape, can_share, last_states, nothing_read, read
 from stillknows.model.layers import OutputLayer
@@ -52,7 +52,7 @@ def _seed_of(*numbers: int) -> int:
     return (found + (len(numbers) ^ 2_870_177_450_012_600_261 ^ 3_527_539)) % 2**63
 
 
-def end_tokens(model: nn.Module, tokenizer: Any, items: Iterable[Encoded]) -> set[int]:
+def end_tokens(model: nn.Module, tokenizer: Any, items: Iterable[EncodedAnswer]) -> set[int]:
     """Return the tokens that end an answer: the tokenizer's, those that the model's own settings list, and those that
     these items end with."""
     listed: Any = getattr(getattr(model, "generation_config", None), "eos_token_id", None)

@@ -84,31 +84,33 @@ def token_scores(
     output_layer: OutputLayer,
     targets_T: Tensor,
     vocabulary: int,
-    thorough_T: Tensor | None = None,
+    with_distribution_T: Tensor | None = None,
 ) -> TokenScores:
     """Return what likelihood metrics need to know about each token, in one pass over the vocabulary.
 
     Args:
-        thorough_T: bool, which tokens need more than ln p: elsewhere hits are false, entropies and spreads NaN.
+        with_distribution_T: bool, which tokens need more than ln p; elsewhere hits are false, the others NaN.
     """
-    thorough_T = torch.ones_like(targets_T, dtype=torch.bool) if thorough_T is None else thorough_T
+    with_distribution_T = (
+        torch.ones_like(targets_T, dtype=torch.bool) if with_distribution_T is None else with_distribution_T
+    )
 
-    def part(hidden_CD: Tensor, targets_C: Tensor, thorough_C: Tensor) -> Tensor:
+    def part(hidden_CD: Tensor, targets_C: Tensor, chosen_C: Tensor) -> Tensor:
         log_probs_CV = output_layer(hidden_CD).float().log_softmax(-1)
         found_4C = log_probs_CV.new_full((4, len(targets_C)), torch.nan)
         found_4C[0] = log_probs_CV.gather(-1, targets_C[:, None]).squeeze(-1)
-        if not bool(thorough_C.all()):
-            log_probs_CV = log_probs_CV[thorough_C]
-        found_4C[1, thorough_C] = (log_probs_CV.argmax(-1) == targets_C[thorough_C]).float()
+        if not bool(chosen_C.all()):
+            log_probs_CV = log_probs_CV[chosen_C]
+        found_4C[1, chosen_C] = (log_probs_CV.argmax(-1) == targets_C[chosen_C]).float()
         probs_CV = log_probs_CV.exp()
         log_probs_CV.clamp_(min=NEVER)
         entropies_C = -torch.einsum("cv,cv->c", probs_CV, log_probs_CV)
         variances_C = log_probs_CV.add_(entropies_C[:, None]).square_().mul_(probs_CV).sum(-1)
-        found_4C[2:, thorough_C] = torch.stack([entropies_C, variances_C.sqrt()])
+        found_4C[2:, chosen_C] = torch.stack([entropies_C, variances_C.sqrt()])
         return found_4C
 
     with torch.no_grad():
-        log_probs_T, hits_T, *others = _in_chunks(part, vocabulary, hidden_TD, targets_T, thorough_T, dim=1)
+        log_probs_T, hits_T, *others = _in_chunks(part, vocabulary, hidden_TD, targets_T, with_distribution_T, dim=1)
     return TokenScores(log_probs_T, hits_T == 1, *others)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from stillknows.lazy import enable_grad, nn, no_grad, torch
 from stillknows.model.alone import require_greedy_alone, require_scores_alone
-from stillknows.model.encoding import Encoded
+from stillknows.model.encoding import EncodedAnswer
 from stillknows.model.forward import ItemScores, answer_states, score_items
 from stillknows.model.generate import end_tokens, generate, greedy, sampled
 from stillknows.model.layers import output_layer
@@ -43,13 +43,13 @@ class Target(Protocol):
         ...
 
     def score(
-        self, items: Sequence[Encoded], with_distribution: Container[int] | None = None
+        self, items: Sequence[EncodedAnswer], with_distribution: Container[int] | None = None
     ) -> Mapping[int, ItemScores]:
         """Return the scores of every item's answer by its index; see `forward.score_items`."""
         ...
 
     def generate(
-        self, items: Sequence[Encoded], limits: Sequence[int], temperature: float = 0.0, seed: int = 0
+        self, items: Sequence[EncodedAnswer], limits: Sequence[int], temperature: float = 0.0, seed: int = 0
     ) -> list[str]:
         """Return what follows each item's prompt, up to so many tokens: the likeliest, or sampled above temperature 0.
 
@@ -57,7 +57,7 @@ class Target(Protocol):
         """
         ...
 
-    def gradient_norms(self, items: Sequence[Encoded]) -> Floats:
+    def gradient_norms(self, items: Sequence[EncodedAnswer]) -> Floats:
         """Return |∇θ NLL| of every item's answer, [N], NLL its mean over tokens in nats."""
         ...
 
@@ -82,17 +82,17 @@ class LocalTarget:
 
     @no_grad
     def score(
-        self, items: Sequence[Encoded], with_distribution: Container[int] | None = None
+        self, items: Sequence[EncodedAnswer], with_distribution: Container[int] | None = None
     ) -> Mapping[int, ItemScores]:
         """See `Target.score`. One item in a hundred is read alone besides; UserError where that gives other numbers."""
         layer = output_layer(self.model)
-        scores = dict(score_items(self.model, layer, items, thorough=with_distribution))
+        scores = dict(score_items(self.model, layer, items, with_distribution=with_distribution))
         require_scores_alone(self.model, layer, items, scores)
         return scores
 
     @no_grad
     def generate(
-        self, items: Sequence[Encoded], limits: Sequence[int], temperature: float = 0.0, seed: int = 0
+        self, items: Sequence[EncodedAnswer], limits: Sequence[int], temperature: float = 0.0, seed: int = 0
     ) -> list[str]:
         """See `Target.generate`. Of greedy ones, one in a hundred is read alone besides, as in `score`."""
         layer, prompts = output_layer(self.model), [item.ids[: item.start] for item in items]
@@ -103,7 +103,7 @@ class LocalTarget:
         return [str(self.tokenizer.decode(row, skip_special_tokens=True)) for row in rows]
 
     @enable_grad
-    def gradient_norms(self, items: Sequence[Encoded]) -> Floats:
+    def gradient_norms(self, items: Sequence[EncodedAnswer]) -> Floats:
         """See `Target.gradient_norms`. The parameters are left as they were."""
         model: nn.Module = self.model
         layer, before = output_layer(model), {p: p.requires_grad for p in model.parameters()}

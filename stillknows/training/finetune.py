@@ -10,7 +10,7 @@ from typing import Any
 from stillknows import __version__
 from stillknows.lazy import nn
 from stillknows.model import run_record
-from stillknows.model.encoding import Encoded, encode
+from stillknows.model.encoding import EncodedAnswer, encode
 from stillknows.model.ref import ModelRef
 from stillknows.registry import bind
 from stillknows.store import RECORD, locked, require_new, require_outside
@@ -22,7 +22,7 @@ from stillknows.types import Example
 
 def finetune(
     model: nn.Module,
-    items: Sequence[Encoded],
+    items: Sequence[EncodedAnswer],
     settings: Settings,
     *,
     objective: str = "nll",

@@ -18,7 +18,7 @@ from typing import Any
 
 from stillknows.errors import UserError
 from stillknows.lazy import Tensor, nn, torch
-from stillknows.model.encoding import Encoded
+from stillknows.model.encoding import EncodedAnswer
 from stillknows.model.forward import mean_probability, score_items
 from stillknows.model.layers import output_layer
 from stillknows.model.parameters import copies, write
@@ -73,7 +73,7 @@ def fit(
     step_plugins: Sequence[Bound] = (),
     teachers: Mapping[str, nn.Module] | None = None,
     start: Callable[[nn.Module], None] | None = None,
-    monitor: tuple[Sequence[Encoded], Sequence[Encoded]] = ((), ()),
+    monitor: tuple[Sequence[EncodedAnswer], Sequence[EncodedAnswer]] = ((), ()),
     look: Callable[[], Mapping[str, float]] | None = None,
     checkpoint: Path | None = None,
     plan_key: str = "",
@@ -127,7 +127,7 @@ class _Loop:
         model: nn.Module,
         terms: Sequence[Term],
         settings: Settings,
-        monitor: tuple[Sequence[Encoded], Sequence[Encoded]] = ((), ()),
+        monitor: tuple[Sequence[EncodedAnswer], Sequence[EncodedAnswer]] = ((), ()),
         step_plugins: Sequence[Bound] = (),
         teachers: Mapping[str, nn.Module] | None = None,
         start: Callable[[nn.Module], None] | None = None,

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from stillknows.lazy import Tensor, nn, torch
-from stillknows.model.encoding import Encoded
+from stillknows.model.encoding import EncodedAnswer
 from stillknows.model.forward import AnswerStates, answer_states, answer_tokens, score_items
 from stillknows.model.layers import OutputLayer, blocks, layer_number, output_layer
 from stillknows.model.logprobs import Logits, token_kl, token_log_probs, token_mean_log_probs
@@ -34,10 +34,10 @@ class Term:
     """
 
     objective: Bound
-    items: Sequence[Encoded]
-    companions: Mapping[str, Sequence[Sequence[Encoded]]] = field(default_factory=dict)
+    items: Sequence[EncodedAnswer]
+    companions: Mapping[str, Sequence[Sequence[EncodedAnswer]]] = field(default_factory=dict)
 
-    def answers(self, companion: str, draws: Sequence[Draw]) -> list[Encoded]:
+    def answers(self, companion: str, draws: Sequence[Draw]) -> list[EncodedAnswer]:
         """Return the items of these draws, or the companions whose turn it is."""
         if not companion:
             return [self.items[i] for i, _ in draws]
@@ -119,7 +119,7 @@ class Inputs:
                 )
         return found
 
-    def _plain(self, needs: Sequence[InputSpec], items: Sequence[Encoded]) -> dict[str, Tensor]:
+    def _plain(self, needs: Sequence[InputSpec], items: Sequence[EncodedAnswer]) -> dict[str, Tensor]:
         places, targets_T = answer_tokens(items, next(self.model.parameters()).device)
         values = {"mask": places.mask_BA, "targets": places.pad(targets_T)}
         return {need.name: values[need.field] for need in needs if not need.teacher and need.field in PLAIN}
@@ -142,15 +142,15 @@ class _Teacher:
 
     def __init__(self, model: nn.Module, number: int) -> None:
         self.model, self.number, self.layer = model, number, output_layer(model)
-        self.log_probs: dict[Encoded, Tensor] = {}
-        self.last: dict[Encoded, Tensor] = {}
-        self.inner: dict[Encoded, Tensor] = {}
+        self.log_probs: dict[EncodedAnswer, Tensor] = {}
+        self.last: dict[EncodedAnswer, Tensor] = {}
+        self.inner: dict[EncodedAnswer, Tensor] = {}
 
-    def visit(self, items: Iterable[Encoded], fields: Set[str]) -> None:
+    def visit(self, items: Iterable[EncodedAnswer], fields: Set[str]) -> None:
         """Ask for what these fields are made of."""
         items = list(items)
         if "log_probs" in fields:
-            for i, scores in score_items(self.model, self.layer, items, thorough=()):
+            for i, scores in score_items(self.model, self.layer, items, with_distribution=()):
                 self.log_probs[items[i]] = scores.log_probs
         if fields <= {"log_probs"}:
             return
@@ -169,11 +169,13 @@ class _Teacher:
             self.layer = self.layer.frozen()
         del self.model
 
-    def value(self, field: str, items: Sequence[Encoded], states: AnswerStates, layer: OutputLayer) -> Tensor | Logits:
+    def value(
+        self, field: str, items: Sequence[EncodedAnswer], states: AnswerStates, layer: OutputLayer
+    ) -> Tensor | Logits:
         """Return what was kept, laid out like the trained model's; `kl` is KL(teacher ‖ model), by token."""
         places, hidden_TD = states.places, states.hidden_TD
 
-        def kept(by_item: Mapping[Encoded, Tensor]) -> Tensor:
+        def kept(by_item: Mapping[EncodedAnswer, Tensor]) -> Tensor:
             return torch.cat([by_item[item] for item in items]).to(hidden_TD.device)
 
         if field == "log_probs":

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from stillknows.model.encoding import Encoded
+from stillknows.model.encoding import EncodedAnswer
 
 COPIES = 3  # of each item
 
 
-def scrambled(items: Sequence[Encoded], config: Any, seed: int) -> list[Encoded]:
+def scrambled(items: Sequence[EncodedAnswer], config: Any, seed: int) -> list[EncodedAnswer]:
     """Return COPIES of each item in whose answers tokens were replaced: what an answer that is none pulls at.
 
     As many places are drawn as half the answer has tokens, but one at least, with repetition; each gets any token of

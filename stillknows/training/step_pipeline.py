@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from stillknows.errors import UserError
 from stillknows.lazy import Tensor, nn, parametrize, torch
-from stillknows.model.encoding import Encoded
+from stillknows.model.encoding import EncodedAnswer
 from stillknows.model.parameters import update
 from stillknows.needs import OF_SCRAMBLED, OF_TERMS
 from stillknows.registry import Bound
@@ -148,7 +148,11 @@ class StepPipeline:
         return torch.optim.AdamW(trained, lr=lr, betas=(0.9, beta2), weight_decay=0.0, fused=True)
 
     def gradients(
-        self, terms: Sequence[Term], backward: Callable[[int], float], drawn: Callable[[int], list[Encoded]], step: int
+        self,
+        terms: Sequence[Term],
+        backward: Callable[[int], float],
+        drawn: Callable[[int], list[EncodedAnswer]],
+        step: int,
     ) -> float:
         """Leave a step's gradient in the parameters and return the loss, at the point where the gradient was taken.
 
@@ -183,7 +187,7 @@ class StepPipeline:
         return found
 
     def _under(
-        self, perturbation: Bound, gradients: Callable[[], Gradients], items: list[Encoded], step: int
+        self, perturbation: Bound, gradients: Callable[[], Gradients], items: list[EncodedAnswer], step: int
     ) -> Gradients:
         device = next(iter(self.parameters.values())).device
         given = {

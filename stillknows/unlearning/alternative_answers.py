@@ -9,7 +9,7 @@ from typing import Any
 
 from stillknows.errors import UserError
 from stillknows.lazy import nn
-from stillknows.model.encoding import Encoded, encode
+from stillknows.model.encoding import EncodedAnswer, encode
 from stillknows.model.generate import end_tokens, generate, sampled
 from stillknows.model.layers import output_layer
 
@@ -26,7 +26,7 @@ class Answering:
     context: int
     seed: int
 
-    def answers(self, item: Encoded, texts: Sequence[str]) -> tuple[Encoded, ...]:
+    def answers(self, item: EncodedAnswer, texts: Sequence[str]) -> tuple[EncodedAnswer, ...]:
         """Return an item's question with other answers; a plain text's first half stands in the place of a question."""
         prompt, template = item.example.prompt, self.template
         if not prompt:
@@ -45,7 +45,9 @@ def first_half(text: str) -> str:
     return half.rpartition(" ")[0].strip() or half.strip() or text
 
 
-def check(items: Sequence[Encoded], wanted: frozenset[str], others: Sequence[Encoded], benchmark: str) -> None:
+def check(
+    items: Sequence[EncodedAnswer], wanted: frozenset[str], others: Sequence[EncodedAnswer], benchmark: str
+) -> None:
     """Raise UserError when companions of these kinds cannot be made. Needs no model.
 
     Args:
@@ -61,13 +63,15 @@ def check(items: Sequence[Encoded], wanted: frozenset[str], others: Sequence[Enc
         raise UserError(f"{benchmark} has one answer only, so no answer of another question", "add questions")
 
 
-def refusals(items: Sequence[Encoded], texts: Sequence[str], how: Answering) -> list[tuple[Encoded, ...]]:
+def refusals(items: Sequence[EncodedAnswer], texts: Sequence[str], how: Answering) -> list[tuple[EncodedAnswer, ...]]:
     """Return for each item up to CHOICES of these refusals, drawn by the seed."""
     count = min(CHOICES, len(texts))
     return [how.answers(item, how.choice(i).sample(list(texts), count)) for i, item in enumerate(items)]
 
 
-def mismatched(items: Sequence[Encoded], others: Sequence[Encoded], how: Answering) -> list[tuple[Encoded, ...]]:
+def mismatched(
+    items: Sequence[EncodedAnswer], others: Sequence[EncodedAnswer], how: Answering
+) -> list[tuple[EncodedAnswer, ...]]:
     """Return for each item up to CHOICES answers that belong to other questions, drawn by the seed.
 
     They are taken from `others`, items that are kept, so that nothing to be forgotten is taught; from the items
@@ -82,11 +86,11 @@ def mismatched(items: Sequence[Encoded], others: Sequence[Encoded], how: Answeri
     return found
 
 
-def _questions(items: Sequence[Encoded]) -> list[Encoded]:
+def _questions(items: Sequence[EncodedAnswer]) -> list[EncodedAnswer]:
     return [item for item in items if item.example.prompt]
 
 
-def alternatives(model: nn.Module, items: Sequence[Encoded], how: Answering) -> list[tuple[Encoded, ...]]:
+def alternatives(model: nn.Module, items: Sequence[EncodedAnswer], how: Answering) -> list[tuple[EncodedAnswer, ...]]:
     """Return for each item CHOICES answers that the model gives itself at temperature 1, other than the true one.
 
     Raises UserError for a question that the model answers with nothing else.
@@ -106,7 +110,9 @@ def alternatives(model: nn.Module, items: Sequence[Encoded], how: Answering) -> 
     return [how.answers(item, texts[:CHOICES]) for item, texts in zip(items, found, strict=True)]
 
 
-def _sampled(model: nn.Module, items: Sequence[Encoded], how: Answering, attempt: int) -> Iterator[tuple[int, str]]:
+def _sampled(
+    model: nn.Module, items: Sequence[EncodedAnswer], how: Answering, attempt: int
+) -> Iterator[tuple[int, str]]:
     """Yield (item, text) of CHOICES sampled answers to each item, as long as the true one or twice that."""
     if not items:
         return

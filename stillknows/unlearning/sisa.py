@@ -24,7 +24,7 @@ from stillknows.errors import UserError
 from stillknows.json_text import parse_json
 from stillknows.lazy import Tensor, nn, parametrize
 from stillknows.model import parameters, run_record
-from stillknows.model.encoding import Encoded, encode
+from stillknows.model.encoding import EncodedAnswer, encode
 from stillknows.model.ref import LoadOptions, ModelRef
 from stillknows.registry import Bound, bind
 from stillknows.store import (
@@ -96,7 +96,7 @@ def train(
 
 def _learn(
     ref: ModelRef,
-    encoded: Sequence[Sequence[Sequence[Encoded]]],
+    encoded: Sequence[Sequence[Sequence[EncodedAnswer]]],
     folder: Path,
     settings: Settings,
     rank: int,

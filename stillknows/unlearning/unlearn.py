@@ -12,7 +12,7 @@ from stillknows import __version__, defaults
 from stillknows.errors import UserError
 from stillknows.lazy import nn, torch
 from stillknows.model import modelfiles, parameters, run_record
-from stillknows.model.encoding import Encoded, LongItems, encode_split, without_end
+from stillknows.model.encoding import EncodedAnswer, LongItems, encode_split, without_end
 from stillknows.model.finding import local_folders
 from stillknows.model.layers import layer_number, matching
 from stillknows.model.ref import LoadOptions, ModelRef
@@ -96,8 +96,8 @@ class _Prepared(NamedTuple):
     source: ModelRef
     earlier: sequence.RequestHistory
     answering: alternative_answers.Answering
-    forget: list[Encoded]
-    retain: list[Encoded]
+    forget: list[EncodedAnswer]
+    retain: list[EncodedAnswer]
     refusals: tuple[str, ...]  # none where the method does not train with them
 
 
@@ -260,7 +260,7 @@ def _terms(request: UnlearnConfig, prepared: _Prepared, model: nn.Module) -> lis
     """Pair each objective with its items and the other answers that it needs."""
     how = prepared.answering
     items = {"forget": prepared.forget, "retain": prepared.retain}
-    makers: dict[str, Callable[[list[Encoded]], list[tuple[Encoded, ...]]]] = {
+    makers: dict[str, Callable[[list[EncodedAnswer]], list[tuple[EncodedAnswer, ...]]]] = {
         "refusal": lambda found: alternative_answers.refusals(found, prepared.refusals, how),
         "mismatched": lambda found: alternative_answers.mismatched(found, prepared.retain, how),
         "alternative": lambda found: alternative_answers.alternatives(model, found, how),
@@ -272,7 +272,7 @@ def _terms(request: UnlearnConfig, prepared: _Prepared, model: nn.Module) -> lis
     return [Term(term, items[role], others[role]) for term in prepared.method.terms if (role := str(term.plugin.role))]
 
 
-def _reinforced(model: nn.Module, forget: list[Encoded], settings: Settings) -> nn.Module:
+def _reinforced(model: nn.Module, forget: list[EncodedAnswer], settings: Settings) -> nn.Module:
     """Return a copy of the model that was trained further on the forget items, with the run's own settings."""
     copy_ = copy.deepcopy(model)
     finetune(copy_, forget, settings, label="training a reinforced model")

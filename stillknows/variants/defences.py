@@ -16,7 +16,7 @@ from typing import Any
 from stillknows import __version__
 from stillknows.errors import UserError
 from stillknows.lazy import nn
-from stillknows.model.encoding import Asked, preceded
+from stillknows.model.encoding import EncodedItem, preceded
 from stillknows.model.forward import question_states
 from stillknows.model.ref import LoadOptions, ModelRef
 from stillknows.registry import Bound, bind
@@ -91,8 +91,12 @@ class Suppression:
         return Split("known", "retain", tuple(seen), split.template or template)
 
     def chosen(
-        self, model: nn.Module, known: Sequence[Asked], bare: Sequence[Asked], retrieved: Sequence[Asked]
-    ) -> list[Asked]:
+        self,
+        model: nn.Module,
+        known: Sequence[EncodedItem],
+        bare: Sequence[EncodedItem],
+        retrieved: Sequence[EncodedItem],
+    ) -> list[EncodedItem]:
         """Return of each item, bare or with its passage, the one that the model's own states call for."""
         places = [i for i, item in enumerate(bare) if item.answer.example.prompt]
         if not places:
@@ -111,7 +115,7 @@ class Suppression:
         return self.bound(model=model, **helpers)
 
 
-def with_question(asked: Asked, question: str) -> Asked:
+def with_question(asked: EncodedItem, question: str) -> EncodedItem:
     """Return an item with the question that a user asked, for reports; its tokens stay what the model read."""
     return replace(asked, answer=replace(asked.answer, example=replace(asked.answer.example, prompt=question)))
 

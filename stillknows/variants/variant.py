@@ -18,7 +18,7 @@ from stillknows import defaults
 from stillknows.errors import UserError, did_you_mean
 from stillknows.lazy import Tensor, nn
 from stillknows.model import parameters
-from stillknows.model.encoding import Encoded
+from stillknows.model.encoding import EncodedAnswer
 from stillknows.registry import Bound, bind, plugins
 from stillknows.specs import Specs, chained, parse, spelled
 from stillknows.store import digest
@@ -115,7 +115,7 @@ class Variant(NamedTuple):
         return next((gates for gates in reversed(own) if gates is not None), usual)
 
     @contextlib.contextmanager
-    def applied(self, model: nn.Module, taught: Sequence[Encoded] = ()) -> Iterator[None]:
+    def applied(self, model: nn.Module, taught: Sequence[EncodedAnswer] = ()) -> Iterator[None]:
         """Run a block with the variant's changes to the model in place; afterwards it is as before, bit by bit.
 
         Args:

@@ -9,7 +9,7 @@ from typing import Annotated, NamedTuple
 from stillknows.errors import UserError
 from stillknows.lazy import Tensor, nn, no_grad, torch
 from stillknows.model.architecture import placed
-from stillknows.model.encoding import Encoded
+from stillknows.model.encoding import EncodedAnswer
 from stillknows.model.forward import answer_states
 from stillknows.model.layers import Linear, block_output, blocks, layer_number
 from stillknows.registry import Limits, register
@@ -22,9 +22,9 @@ TOLERANCE = 0.01  # of the shift that the edit has made where it was to make it
 @no_grad
 def lunar(
     model: nn.Module,
-    forget: Sequence[Encoded],
-    retain: Sequence[Encoded],
-    refusals: Sequence[Sequence[Encoded]],
+    forget: Sequence[EncodedAnswer],
+    retain: Sequence[EncodedAnswer],
+    refusals: Sequence[Sequence[EncodedAnswer]],
     *,
     coefficient: float = 2.0,
     layer: float = 0.72,
@@ -79,7 +79,7 @@ class _Seen(NamedTuple):
     inputs_LI: Tensor
 
 
-def _look(model: nn.Module, items: Iterable[Encoded], block: nn.Module, module: nn.Module) -> Iterator[_Seen]:
+def _look(model: nn.Module, items: Iterable[EncodedAnswer], block: nn.Module, module: nn.Module) -> Iterator[_Seen]:
     """Read the items one by one; in float64, as sums of many products are to be solved for."""
     for item in items:
         with _inputs(module) as given, block_output(block) as put_out:

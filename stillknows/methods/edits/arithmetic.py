@@ -8,7 +8,7 @@ from typing import Annotated
 from stillknows.formatting import percent
 from stillknows.lazy import Tensor, nn, no_grad
 from stillknows.model import parameters
-from stillknows.model.encoding import Encoded
+from stillknows.model.encoding import EncodedAnswer
 from stillknows.model.forward import mean_probability, score_items
 from stillknows.model.layers import output_layer
 from stillknows.progress import log
@@ -43,7 +43,7 @@ def mix(model: nn.Module, original: Mapping[str, Tensor], *, alpha: Annotated[fl
 def equal_retain(
     model: nn.Module,
     original: Mapping[str, Tensor],
-    retain: Sequence[Encoded],
+    retain: Sequence[EncodedAnswer],
     *,
     floor: Annotated[float, Limits(0, 1, above=True)] = 0.95,
 ) -> None:
@@ -57,7 +57,7 @@ def equal_retain(
     """
 
     def score() -> float:
-        return mean_probability(score_items(model, output_layer(model), retain, thorough=()))
+        return mean_probability(score_items(model, output_layer(model), retain, with_distribution=()))
 
     alpha = interpolate.calibrate(model, original, score, floor)
     if alpha < 1:

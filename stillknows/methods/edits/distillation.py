@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Annotated
 
 from stillknows.lazy import Tensor, nn, torch
-from stillknows.model.encoding import Encoded
+from stillknows.model.encoding import EncodedAnswer
 from stillknows.model.parameters import update
 from stillknows.registry import Limits, register
 from stillknows.training.finetune import finetune
@@ -17,7 +17,7 @@ from stillknows.training.settings import Settings
 @register("edit", source="arXiv 2506.06278 (UNDO)")
 def undo(
     model: nn.Module,
-    retain: Sequence[Encoded],
+    retain: Sequence[EncodedAnswer],
     settings: Settings,
     *,
     alpha: Annotated[float, Limits(0, 1)] = 0.25,

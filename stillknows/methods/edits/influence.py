@@ -7,7 +7,7 @@ from typing import Annotated
 
 from stillknows.errors import UserError
 from stillknows.lazy import Tensor, nn, torch
-from stillknows.model.encoding import Encoded
+from stillknows.model.encoding import EncodedAnswer
 from stillknows.model.layers import matching, output_layer
 from stillknows.model.parameters import add, named
 from stillknows.registry import Limits, bind, register
@@ -19,8 +19,8 @@ Values = Mapping[str, Tensor]  # by name, of the tensors that move
 @register("edit", source="arXiv 1911.03030 (Newton removal); for language models arXiv 2402.08787, 2403.10557")
 def influence(
     model: nn.Module,
-    forget: Sequence[Encoded],
-    retain: Sequence[Encoded],
+    forget: Sequence[EncodedAnswer],
+    retain: Sequence[EncodedAnswer],
     *,
     scale: float = 1.0,
     radius: Annotated[float, Limits(0, above=True)] = 1e-5,
@@ -68,7 +68,7 @@ def newton_step(gradients: Values, curvature: Values, rate: float, radius: float
     return {name: shorter * s for name, s in step.items()}
 
 
-def _gradients(model: nn.Module, items: Sequence[Encoded], parameters: Values) -> Iterator[tuple[Tensor, ...]]:
+def _gradients(model: nn.Module, items: Sequence[EncodedAnswer], parameters: Values) -> Iterator[tuple[Tensor, ...]]:
     """Yield the gradient of each item's mean loss in nats per token, in the order of the parameters."""
     model.requires_grad_(False)
     for p in parameters.values():

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 from stillknows.errors import UserError
 from stillknows.lazy import Tensor, nn, torch
-from stillknows.model.encoding import Encoded, batches
+from stillknows.model.encoding import EncodedAnswer, batches
 from stillknows.model.forward import answer_states
 from stillknows.model.layers import OutputLayer, blocks, decoder, layer_number
 from stillknows.model.logprobs import token_log_probs
@@ -82,7 +82,7 @@ def _chain(text: str, model: nn.Module) -> Chain:
 def lat(
     gradients: Gradients,
     model: nn.Module,
-    forget: Sequence[Encoded],
+    forget: Sequence[EncodedAnswer],
     *,
     layer: float = 0.25,
     steps: Annotated[int, Limits(0, 10_000)] = 16,
@@ -102,7 +102,7 @@ def lat(
         lr: learning rate of the descent, > 0.
     """
     block = blocks(model)[layer_number(model, layer) - 1]
-    groups: dict[Question, list[Encoded]] = {}
+    groups: dict[Question, list[EncodedAnswer]] = {}
     for item in forget:
         groups.setdefault(_question(item), []).append(item)
     shifts: dict[Question, Tensor] = {}
@@ -115,12 +115,12 @@ def lat(
         return gradients()
 
 
-def _question(item: Encoded) -> Question:
+def _question(item: EncodedAnswer) -> Question:
     return item.ids[: item.start] if item.example.prompt else item.ids
 
 
 def _attack(
-    model: nn.Module, block: nn.Module, items: Sequence[Encoded], steps: int, epsilon: float, lr: float
+    model: nn.Module, block: nn.Module, items: Sequence[EncodedAnswer], steps: int, epsilon: float, lr: float
 ) -> dict[Question, Tensor]:
     """Return a shift [tokens, D] for each question, under which the model gives the items' answers more readily."""
     device = next(model.parameters()).device

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from stillknows.errors import UserError, first_line
 from stillknows.lazy import nn
-from stillknows.model.encoding import Encoded
+from stillknows.model.encoding import EncodedAnswer
 from stillknows.registry import Limits, register
 from stillknows.training.finetune import finetune
 from stillknows.training.settings import MOST_STEPS, Settings
@@ -16,7 +16,7 @@ from stillknows.training.settings import MOST_STEPS, Settings
 @register("transform", role="attack", budget="steps", source="arXiv 2410.08827 (retraining on T), 2406.13356")
 def relearn(
     model: nn.Module,
-    taught: Sequence[Encoded],
+    taught: Sequence[EncodedAnswer],
     *,
     steps: Annotated[int, Limits(0, MOST_STEPS)] = 20,
     lr: Annotated[float, Limits(0, above=True)] = 1e-4,
