@@ -255,7 +255,7 @@ def test_muse_privleak_against_the_retrained_models_log(save: Callable[..., Path
     result = rescore.muse(log, reference)
     assert result["privleak"]["value"] == pytest.approx(100 * (0.25 - 0.75) / 0.75)
     assert rescore.muse(log, log)["privleak"]["value"] == 0
-    assert "--reference or --corpus" in rescore.muse(log)["privleak"]["not_measured"]
+    assert "its log or its corpus is needed" in rescore.muse(log)["privleak"]["not_measured"]
 
 
 def test_tofu_by_hand(save: Callable[..., Path]) -> None:
@@ -308,7 +308,7 @@ def test_tofu_disagreements_are_told_per_split(save: Callable[..., Path]) -> Non
         (["privleak.json", "--format", "muse", "--reference", "fewer.json"], "not of the same texts"),
         (["tofu.json", "--format", "tofu", "--reference", "others.json"], "not of the same retain items, such as item"),
         ([".", "--metrics", "rouge"], "did you mean 'rouge_l'"),
-        ([".", "--figures", "verbmen"], "no figure named 'verbmen'; did you mean 'verbmem'"),
+        ([".", "--figures", "verbmen"], "no model metric named 'verbmen'; did you mean 'verbmem'"),
     ],
 )
 def test_bad_input_is_said_in_words(
@@ -342,8 +342,8 @@ def test_damaged_observations_are_named(audited: Path, cli: Callable[..., Any]) 
     assert f"{file} is damaged" in shown.err
 
 
-def test_figures_are_listed(cli: Callable[..., Any]) -> None:
-    listed = json.loads(cli("list", "figures", "--json").out)["figures"]
+def test_model_metrics_are_listed(cli: Callable[..., Any]) -> None:
+    listed = json.loads(cli("list", "model-metrics", "--json").out)["model-metrics"]
     assert {"forget_quality", "model_utility", "privleak", "verbmem", "knowmem", "membership"} <= {
         figure["name"] for figure in listed
     }
