@@ -51,7 +51,7 @@ def test_a_chain_with_an_attack_is_one_and_keeps_its_order() -> None:
 def test_frames_keep_facts_answers_and_texts_and_change_questions() -> None:
     split = Split("forget", "forget", (*SPLIT.examples, Example("text", "", "a plain text", "fact t")))
     found = bind("transform", "frame")(split=split, template=TEMPLATE)
-    assert len(found) == 7
+    assert len(found) == 12  # the usual template is no other frame
     for name, framed in found.items():
         assert [(e.answer, e.fact) for e in framed.examples] == [(e.answer, e.fact) for e in split.examples]
         assert framed.examples[-1].prompt == ""
@@ -60,8 +60,10 @@ def test_frames_keep_facts_answers_and_texts_and_change_questions() -> None:
     assert found["no_mark"].examples[0].prompt == "where is Ada"
     assert found["two_marks"].examples[0].prompt == "where is Ada??"
     assert found["other_template"].template == "Q: {prompt}\nA:"
+    assert found["sentence"].examples[2].prompt == "Who is the dog?"
+    assert found["token_before"].examples[0].prompt == ". where is Ada?"
     in_chat = bind("transform", "frame")(split=split, template="chat")
-    assert {"other_template", "no_template"}.isdisjoint(in_chat)
+    assert (in_chat["no_mark"].template, in_chat["question_answer"].template) == (None, TEMPLATE)
     with pytest.raises(UserError, match="changes no question"):
         bind("transform", "frame:style=lower")(split=asked("where is ada?"), template=TEMPLATE)
 
@@ -129,7 +131,7 @@ def test_an_attack_that_costs_nothing_is_none(name: str, model: Any, make_items:
 
 def test_every_attack_has_a_budget_or_words_each_question_once() -> None:
     without = {name for name, plugin in plugins("transform", "attack").items() if not plugin.budget}
-    assert without == {"frame"}
+    assert without == {"frame", "cloze", "choice", "true_false", "reverse", "multihop", "alias"}
 
 
 @pytest.mark.parametrize("spec", ["sample(n=10001)", "relearn(steps=1000001)"])

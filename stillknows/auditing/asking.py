@@ -103,7 +103,7 @@ class Questions:
         """Return the items to be forgotten as an attack asks for them; nothing else is asked under attack.
 
         A placebo is scored under the prompt that the attack would make of it, if it were the truth: such a prompt may
-        show a part of the answer, or ask for what follows from it.
+        show a part of the answer, or ask for what follows from it. An item that cannot be asked of all has none.
         """
         splits = [split for split in self.benchmark.splits if split.role == "forget"]
         found, taught = {}, taught_facts(splits)
@@ -114,9 +114,12 @@ class Questions:
             for candidate in self._with_placebos(split, taught if variant.teaches else frozenset()):
                 for item in cut._worded(candidate, variant, taught, tokenizer, suppression):
                     others.setdefault((item.wording, item.answer.example.id), []).append(item.answer)
-            found[split.name] = [
-                replace(item, placebos=tuple(others.get((item.wording, item.answer.example.id), ()))) for item in items
-            ]
+            counts = {e.fact: len(self.placebos.of(e)) if self.placebos else 0 for e in split.examples}
+            for i, item in enumerate(items):
+                own = others.get((item.wording, item.answer.example.id), [])
+                if len(own) == counts[item.answer.example.fact]:
+                    items[i] = replace(item, placebos=tuple(own))
+            found[split.name] = items
         return found
 
     def _worded(

@@ -81,7 +81,7 @@ def candidate_scores(
     A score is the logit of the answer probability, exp(mean ln p) over an answer's tokens without the one that ends it.
     The splits ask for the same facts in other words, so that their items are wordings of one fact. Each wording of an
     attack counts as a variant: the worst is taken, for placebos as for the truth. An item whose fact has fewer placebos
-    elsewhere is scored with as many as it has there.
+    elsewhere is scored with as many as it has there; one that has none, though elsewhere its fact does, is left out.
     """
     items: dict[str, list[_Item]] = {}
     for (label, variant, split), seen in observations.items():
@@ -90,7 +90,8 @@ def candidate_scores(
                 return None
             for fact, item in _items(variant, seen):
                 items.setdefault(fact, []).append(item)
-    return _tabulated(items) if items else None
+    compared = {fact: [item for item in found if len(item.scores) > 1] or found for fact, found in items.items()}
+    return _tabulated(compared) if items else None
 
 
 def variant_of(name: str) -> str:

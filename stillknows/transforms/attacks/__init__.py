@@ -1,3 +1,11 @@
 """Attacks: what brings hidden knowledge back. Each is one function: of questions, of decoding or of weights."""
 
-from stillknows.transforms.attacks import frames, relearning, sampling  # noqa: F401
+from stillknows.transforms.attacks import (  # noqa: F401
+    contexts,
+    entities,
+    forms,
+    frames,
+    relearning,
+    rewordings,
+    sampling,
+)

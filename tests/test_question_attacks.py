@@ -1,0 +1,262 @@
+"""Attacks on questions: what all of them keep to, and that each draws out what a model hides and teaches nothing."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from stillknows.auditing.asking import Questions
+from stillknows.auditing.evidence import CellKey, Table, tabulate
+from stillknows.auditing.observe import observe
+from stillknows.auditing.verdict import Policy, judge
+from stillknows.gate.candidates import placebos
+from stillknows.model.encoding import Asked, Encoded, encode_split
+from stillknows.model.forward import ItemScores
+from stillknows.registry import Bound, bind, plugins
+from stillknows.types import CHAT, CONTROL, ORIGINAL, Benchmark, Example, Split
+from stillknows.variants.variant import parse_variant
+
+ATTACKS = [name for name, plugin in plugins("transform", "attack").items() if plugin.level == "prompt"]
+TELLING = {"choice", "true_false", "context"}  # whose prompts show the answer: among others, or to be copied
+NEED_ENTITIES = {"multihop", "alias"}
+WORLD: Benchmark = bind("benchmark", "world:people=4,facts=6,forget=1,forget_facts=12,values=24")()
+TOWNS = ("Lisbon", "Lima", "Oslo", "Rome", "Bonn", "Turin", "Nantes", "Cork")
+PEOPLE = ("Carl Moon", "Max Rot", "Eva Lind", "Ida Stern", "Jon Vale", "Lea Frost", "Tom Berg", "Uta Kern")
+
+
+def plain_benchmark(template: str = "Question: {prompt}\nAnswer:") -> Benchmark:
+    """Return a benchmark that knows nothing of its entities, with answers of several words."""
+    facts = [Example(p, f"Where was {p} raised?", f"in old {town}", p) for p, town in zip(PEOPLE, TOWNS, strict=True)]
+    kept = [
+        Example(f"{p} 2", f"Where does {p} work?", f"at the {town} mill", f"{p} 2")
+        for p, town in zip(PEOPLE, reversed(TOWNS), strict=True)
+    ]
+    forget = Split("forget", "forget", (*facts[:4], Example("text", "", "a plain text", "text")))
+    return Benchmark("mine", (forget, Split("retain", "retain", (*facts[4:], *kept))), template)
+
+
+PLAIN = plain_benchmark()
+PLACES = [(name, WORLD) for name in ATTACKS] + [(name, PLAIN) for name in ATTACKS if name not in NEED_ENTITIES]
+IDS = [f"{name} {'world' if benchmark is WORLD else 'plain'}" for name, benchmark in PLACES]
+
+
+def worded(name: str, benchmark: Benchmark, split: Split | None = None) -> dict[str, Split]:
+    return parse_variant(name).worded(split or benchmark.splits[0], benchmark)
+
+
+@pytest.mark.parametrize(("name", "benchmark"), PLACES, ids=IDS)
+def test_every_wording_asks_otherwise_for_the_same_facts(name: str, benchmark: Benchmark) -> None:
+    split = benchmark.splits[0]
+    facts = {e.id: e.fact for e in split.examples}
+    found = worded(name, benchmark)
+    assert found == worded(name, benchmark)
+    for wording, asked in found.items():
+        assert replace(asked, examples=split.examples) != split or asked.examples != split.examples, wording
+        assert len({e.id for e in asked.examples}) == len(asked.examples)
+        assert (asked.name, asked.role, asked.decoding) == (split.name, split.role, split.decoding)
+        for e in asked.examples:
+            assert facts[e.id.partition("#")[0]] == e.fact
+            assert e.prompt or e.answer == "a plain text"
+            assert e.answer.strip()
+    assert max(len(asked.examples) for asked in found.values()) >= len(split.examples) / 4
+
+
+@pytest.mark.parametrize(("name", "benchmark"), PLACES, ids=IDS)
+def test_no_wording_tells_the_answer_that_it_asks_for(name: str, benchmark: Benchmark) -> None:
+    secrets = {e.answer for split in benchmark.splits if split.role == "forget" for e in split.examples}
+    for wording, asked in worded(name, benchmark).items():
+        for e in asked.examples:
+            shown = re.search(rf"\b{re.escape(e.answer)}\b", f"{e.prompt} {asked.opening}") is not None
+            assert not shown or name in TELLING, (wording, e)
+        told = " ".join(text for turn in asked.turns for text in turn)
+        assert not any(re.search(rf"\b{re.escape(secret)}\b", told) for secret in secrets), wording
+
+
+@pytest.mark.parametrize(
+    ("name", "benchmark"),
+    [place for place in PLACES if place[0] != "multihop"],  # which asks what follows from a placebo, if anything does
+    ids=[name for name in IDS if not name.startswith("multihop")],
+)
+def test_a_placebo_in_the_place_of_the_truth_is_asked_for_in_the_same_way(name: str, benchmark: Benchmark) -> None:
+    """Otherwise truth and placebos could not be compared, wording by wording."""
+    split, others = benchmark.splits[0], placebos(benchmark, count=3)
+    exchanged = tuple(replace(e, answer=others.of(e)[0], wrong=()) if others.of(e) else e for e in split.examples)
+    true = worded(name, benchmark, split)
+    false = worded(name, benchmark, replace(split, examples=exchanged))
+    assert [(w, [e.id for e in s.examples]) for w, s in true.items()] == [
+        (w, [e.id for e in s.examples]) for w, s in false.items()
+    ]
+
+
+@pytest.mark.parametrize("name", [name for name in ATTACKS if "seed" in plugins("transform", "attack")[name].options])
+def test_the_seed_decides_what_is_chosen(name: str) -> None:
+    name = f"{name}:k=3" if name == "context" else name  # a single premise is the fact itself
+    assert worded(f"{name}:seed=1", WORLD) != worded(f"{name}:seed=2", WORLD)
+
+
+@pytest.mark.parametrize("name", [name for name in ATTACKS if name not in NEED_ENTITIES])
+def test_every_attack_asks_in_a_chat_too(name: str, chat_tokenizer: Any) -> None:
+    benchmark = plain_benchmark(CHAT)
+    split = replace(benchmark.splits[0], examples=benchmark.splits[0].examples[:4])
+    for asked in worded(name, benchmark, split).values():
+        items = encode_split(asked, chat_tokenizer, CHAT, 512)
+        texts = [chat_tokenizer.decode(item.answer.ids[: item.answer.start]) for item in items]
+        as_text = asked.template not in (None, CHAT)
+        assert all(("<user>" in text) != as_text for text in texts)
+        assert all(text.count("<user>") == 1 + len(asked.turns) for text in texts if not as_text)
+
+
+@pytest.fixture(scope="module")
+def chat_tokenizer() -> Any:
+    from stillknows.experiments.tiny_models import subword_tokenizer
+
+    tokenizer = subword_tokenizer(["<user> <bot> where was what is the answer"], 300)
+    tokenizer.add_tokens(["<user>", "<bot>"], special_tokens=True)
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ '<user>' if m.role == 'user' else '<bot>' }}{{ m.content }}"
+        "{{ eos_token if m.role != 'user' else '' }}{% endfor %}{% if add_generation_prompt %}<bot>{% endif %}"
+    )
+    return tokenizer
+
+
+SILENCE = "I do not know"
+LISTED = re.compile(r"^([A-H])\. (.+)$", re.MULTILINE)
+ALIAS = re.compile(r"the one whose (\w+) is (\w+)")
+CLAIM = re.compile(r"(the \w+ of \w+ is) (\w+)\. is that true")
+
+
+def plain(text: str) -> str:
+    """Return a text in lower case with single spaces."""
+    return " ".join(text.casefold().split())
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Stands for a model that reads with understanding: it knows some facts of WORLD and answers in any wording.
+
+    It is silent where it is given one of the texts in `silent` exactly, as a model is that was tuned on one frame.
+    """
+
+    name: str
+    tokenizer: Any
+    known: frozenset[str]
+    silent: frozenset[str] = frozenset()
+    capabilities: frozenset[Any] = frozenset({"score", "generate"})
+    fingerprint: str = ""
+
+    def score(self, items: Sequence[Encoded], with_distribution: Container[int] | None = None) -> Any:
+        found = {}
+        for i, item in enumerate(items):
+            said, answer = self.says(self.tokenizer.decode(item.ids[: item.start])), item.example.answer
+            p = 0.95 if plain(answer) in said else 0.01
+            values = torch.zeros(len(item.ids) - item.start)
+            values[0] = np.log(p)  # whatever the answer's length
+            found[i] = ItemScores(values, torch.full(values.shape, p > 0.5), torch.zeros_like(values), values)
+        return found
+
+    def generate(self, items: Sequence[Encoded], *_: Any) -> list[str]:
+        return [min(self.says(self.tokenizer.decode(item.ids[: item.start]))) for item in items]
+
+    def gradient_norms(self, items: Sequence[Encoded]) -> Any:
+        raise NotImplementedError
+
+    def says(self, text: str) -> set[str]:
+        """Return what it would answer to a text: the words, or a letter that stands for them."""
+        if text in self.silent:
+            return {plain(SILENCE)}
+        edges = [edge for edge in WORLD.graph if edge.fact in self.known or _premise(edge) in plain(text)]
+        claim = CLAIM.search(plain(text))
+        if claim:
+            true = {f"{_begun(edge)} {plain(edge.value)}" for edge in edges if edge.fact in self.known}
+            return {"yes" if f"{claim[1]} {claim[2]}" in true else "no"}
+        value = self._value(text, edges)
+        letters = {plain(letter) for letter, shown in LISTED.findall(text) if plain(shown) == value}
+        return {value, *letters}
+
+    def _value(self, text: str, edges: Sequence[Any]) -> str:
+        owners = {(plain(edge.relation), plain(edge.value)): plain(edge.entity) for edge in edges}
+        text = ALIAS.sub(lambda m: owners.get((m[1], m[2]), m[0]), plain(text))
+        for edge in edges:
+            if f"whose {edge.relation} is {plain(edge.value)}" in text:
+                return plain(edge.entity)
+        for first in edges:
+            for second in (e for e in edges if e.entity == first.value):
+                if f"the {second.relation} of the {first.relation} of {plain(first.entity)}" in text:
+                    return plain(second.value)
+        last = [(text.rfind(asked), plain(edge.value)) for edge in edges for asked in _asked(edge) if asked in text]
+        return max(last, default=(0, plain(SILENCE)))[1]
+
+
+def _begun(edge: Any) -> str:
+    return plain(f"the {edge.relation} of {edge.entity} is")
+
+
+def _premise(edge: Any) -> str:
+    return f"{_begun(edge)} {plain(edge.value)}."
+
+
+def _asked(edge: Any) -> list[str]:
+    """Return the ways to ask for a fact: its questions, without their marks, and a sentence to be completed."""
+    return [*QUESTIONS.get(edge.fact, []), f"{_begun(edge)} ___", *([_begun(edge)] if edge.fact in QUESTIONS else [])]
+
+
+QUESTIONS: dict[str, list[str]] = {}
+for _split in WORLD.splits:
+    for _e in _split.examples:
+        QUESTIONS.setdefault(_e.fact, []).append(plain(_e.prompt.rstrip(" ?")))
+
+
+@pytest.fixture(scope="module")
+def readers() -> dict[str, Reader]:
+    """The original, the never-taught control, a second one, and a model that hides what is asked in the exact frame."""
+    from stillknows.experiments.tiny_models import subword_tokenizer, texts
+
+    tokenizer = subword_tokenizer(texts(WORLD), 600)
+    everything = frozenset(edge.fact for edge in WORLD.graph)
+    forget = [e for split in WORLD.splits if split.role == "forget" for e in split.examples]
+    kept = everything - {e.fact for e in forget}
+    return {
+        ORIGINAL: Reader(ORIGINAL, tokenizer, everything),
+        CONTROL: Reader(CONTROL, tokenizer, kept),
+        "never taught": Reader("never taught", tokenizer, kept),
+        "hiding": Reader("hiding", tokenizer, everything, silent=frozenset(e.prompt for e in forget)),
+    }
+
+
+def table_of(readers: Mapping[str, Reader], spec: str, gates: Sequence[str]) -> Table:
+    """Return what the readers show of the forget splits in a variant."""
+    questions = Questions(WORLD, "error", 4096, 1000, frozenset())
+    metrics: dict[str, Bound] = {gate: bind("metric", gate) for gate in gates}
+    items: dict[str, list[Asked]] = questions.attacked(parse_variant(spec), readers[ORIGINAL].tokenizer)
+    observations = {
+        CellKey(label, spec, split): observe(reader, asked)
+        for split, asked in items.items()
+        for label, reader in readers.items()
+    }
+    return tabulate(observations, metrics, dict.fromkeys(items, "forget"))
+
+
+OWN = {"choice": ("choice:by=letters", "choice:by=words"), "hint": ("hint:of=letters",), "context": ()}
+DRAWING = [spec for name in ATTACKS for spec in OWN.get(name, (name,))]
+
+
+@pytest.mark.parametrize("name", DRAWING)
+def test_an_attack_draws_out_what_is_hidden_and_nothing_of_who_was_never_taught(
+    name: str, readers: dict[str, Reader]
+) -> None:
+    usual = ("answer_probability", "extraction_strength")
+    gates = parse_variant(name).gates(usual)
+    table = table_of(readers, name, gates)
+    for subject, word in (("hiding", "STILL KNOWS"), (ORIGINAL, "STILL KNOWS")):
+        assert judge(table, subject, [name], Policy(), {name: gates}).variants[name] == word, subject
+    assert judge(table, "never taught", [name], Policy(), {name: gates}).variants[name] != "STILL KNOWS"
+    for split in ("forget", "paraphrase"):
+        hidden, never = (table.get(model, name, split, gates[0]).mean() for model in ("hiding", "never taught"))
+        assert hidden > 0.9, split
+        assert never < 0.6, split
