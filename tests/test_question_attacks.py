@@ -16,7 +16,7 @@ from stillknows.auditing.evidence import CellKey, Table, tabulate
 from stillknows.auditing.observe import observe
 from stillknows.auditing.verdict import Policy, judge
 from stillknows.gate.candidates import placebos
-from stillknows.model.encoding import Asked, Encoded, encode_split
+from stillknows.model.encoding import EncodedAnswer, EncodedItem, encode_split
 from stillknows.model.forward import ItemScores
 from stillknows.registry import Bound, bind, plugins
 from stillknows.types import CHAT, CONTROL, ORIGINAL, Benchmark, Example, Split
@@ -150,7 +150,7 @@ class Reader:
     capabilities: frozenset[Any] = frozenset({"score", "generate"})
     fingerprint: str = ""
 
-    def score(self, items: Sequence[Encoded], with_distribution: Container[int] | None = None) -> Any:
+    def score(self, items: Sequence[EncodedAnswer], with_distribution: Container[int] | None = None) -> Any:
         found = {}
         for i, item in enumerate(items):
             said, answer = self.says(self.tokenizer.decode(item.ids[: item.start])), item.example.answer
@@ -160,10 +160,10 @@ class Reader:
             found[i] = ItemScores(values, torch.full(values.shape, p > 0.5), torch.zeros_like(values), values)
         return found
 
-    def generate(self, items: Sequence[Encoded], *_: Any) -> list[str]:
+    def generate(self, items: Sequence[EncodedAnswer], *_: Any) -> list[str]:
         return [min(self.says(self.tokenizer.decode(item.ids[: item.start]))) for item in items]
 
-    def gradient_norms(self, items: Sequence[Encoded]) -> Any:
+    def gradient_norms(self, items: Sequence[EncodedAnswer]) -> Any:
         raise NotImplementedError
 
     def says(self, text: str) -> set[str]:
@@ -233,7 +233,7 @@ def table_of(readers: Mapping[str, Reader], spec: str, gates: Sequence[str]) -> 
     """Return what the readers show of the forget splits in a variant."""
     questions = Questions(WORLD, "error", 4096, 1000, frozenset())
     metrics: dict[str, Bound] = {gate: bind("metric", gate) for gate in gates}
-    items: dict[str, list[Asked]] = questions.attacked(parse_variant(spec), readers[ORIGINAL].tokenizer)
+    items: dict[str, list[EncodedItem]] = questions.attacked(parse_variant(spec), readers[ORIGINAL].tokenizer)
     observations = {
         CellKey(label, spec, split): observe(reader, asked)
         for split, asked in items.items()
