@@ -1,7 +1,7 @@
-"""The property that every architecture must have: the same number alone, in a batch, with shared beginnings, with
-fillers, in any order.
+"""The property that every architecture must have: the same number alone, in a batch, with shared prefixes, with
+padding, in any order.
 
-What is right is the model's own forward pass over one row, in float64, without a cache and without fillers. Each check
+What is right is the model's own forward pass over one row, in float64, without a cache and without padding. Each check
 returns the largest gap that it saw; it raises `Disagreement` for one above tolerance, and UserError where stillknows
 refuses. Nothing else may happen.
 """
@@ -95,7 +95,7 @@ def shuffled(items: Sequence[Any], seed: int = 1) -> list[Any]:
 
 
 def check_log_probs(model: nn.Module, layer: OutputLayer, own: Own) -> float:
-    """Score items alone, in batches, with shared beginnings, with fillers and in another order."""
+    """Score items alone, in batches, with shared prefixes, with padding and in another order."""
     lots = [*([item] for item in (*apart(), *sharing())), apart(), sharing(), shuffled([*apart(), *sharing()])]
     with torch.no_grad():
         right = {item.ids: own.log_probs(item) for item in (*apart(), *sharing())}

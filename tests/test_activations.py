@@ -304,7 +304,7 @@ def log_probs(model: Any, items: list[Any], batch_size: int) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("chain", ["int8+int8_activations:threshold=1", "kv:bits=4:group=0", "kv_fp8"])
-def test_batches_and_shared_beginnings_change_nothing(
+def test_batches_and_shared_prefixes_change_nothing(
     make_model: Callable[..., Any], make_items: Callable[..., list[Any]], chain: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Items share their questions; once read from the start one by one, once together with the cache shared out."""

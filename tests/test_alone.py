@@ -104,7 +104,7 @@ def log_probs_alone(model: Any, item: Any) -> Tensor:
 
 
 def test_scores_do_not_depend_on_what_is_read_beside_or_before(odd_model: Any, make_items: Items) -> None:
-    """Beginnings shared or not, in batches, alone, and in the other order, which leaves another state behind."""
+    """Prefixes shared or not, in batches, alone, and in the other order, which leaves another state behind."""
     items, layer = mixed_items(make_items), output_layer(odd_model)
     expected = [log_probs_alone(built_like(odd_model), item) for item in items]
     for order in (range(len(items)), range(len(items))[::-1], range(0, len(items), 3), [0]):

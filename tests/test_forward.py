@@ -76,7 +76,7 @@ def asked_items(make_items: Items, root: int = 4) -> list[Any]:
 def test_what_items_share_is_read_once_with_the_same_result(
     family_model: Any, make_items: Items, root: int, batch_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Common beginnings from a cache, against each item from its own start, for every family."""
+    """Common prefixes from a cache, against each item from its own start, for every family."""
     items = asked_items(make_items, root)
     monkeypatch.setattr(forward, "answer_states", None)  # the plain way must not be taken
     shared = dict(score_items(family_model, output_layer(family_model), items, batch_size))
@@ -87,7 +87,7 @@ def test_what_items_share_is_read_once_with_the_same_result(
         assert shared[i].hits.tolist() == hits.tolist()
 
 
-def test_shared_beginnings_save_tokens(model: Any, make_items: Items, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shared_prefixes_save_tokens(model: Any, make_items: Items, monkeypatch: pytest.MonkeyPatch) -> None:
     """The root once, each prompt once without its last token, each answer with the token before it."""
     items, read_tokens = asked_items(make_items), []
 
@@ -106,14 +106,14 @@ def test_unshared_items_are_read_in_one_pass(model: Any, make_items: Items, monk
     assert len(dict(score_items(model, output_layer(model), make_items(LENGTHS)))) == len(LENGTHS)
 
 
-@pytest.mark.parametrize("filler", [0, 2, 31])
-def test_the_filler_is_never_seen(model: Any, make_items: Items, filler: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("padding", [0, 2, 31])
+def test_padding_is_never_seen(model: Any, make_items: Items, padding: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever token pads, even the end of sequence, and also where answers hold that token themselves."""
 
     def padded(rows: Any, device: Any) -> Tensor:
         ids_BL = right_padded(rows, device)
         for b, row in enumerate(rows):
-            ids_BL[b, len(row) :] = filler
+            ids_BL[b, len(row) :] = padding
         return ids_BL
 
     items = [i for seed in range(4) for i in make_items(LENGTHS, vocabulary=6, seed=seed)]
@@ -222,7 +222,7 @@ def test_batches_hold_every_item_once_and_alike(make_items: Items) -> None:
 
 
 def test_batches_of_long_items_hold_fewer() -> None:
-    """At most so many tokens with fillers, and at least one row."""
+    """At most so many tokens with padding, and at least one row."""
     assert [len(rows) for rows in batches([300, 50, 50, 50, 4, 4], 64, 100)] == [1, 2, 2, 1]
 
 

@@ -33,7 +33,7 @@ def expected(model: Any, prompt: list[int], limit: int) -> list[int]:
 
 
 def test_greedy_equals_the_librarys(family_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ends, own limits, common beginnings, batches that lose rows: for every family."""
+    """Ends, own limits, common prefixes, batches that lose rows: for every family."""
     for asked in (prompts(9), prompts(9, opening=())):
         limits = [i % 7 + 6 for i in range(len(asked))]
         alone = [expected(family_model, prompt, limit) for prompt, limit in zip(asked, limits, strict=True)]

@@ -1,4 +1,4 @@
-"""Reading in steps, with fillers and branches, is reading at once."""
+"""Reading in steps, with padding and branches, is reading at once."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from stillknows.model.encoding import common_beginning
+from stillknows.model.encoding import common_prefix
 from stillknows.model.kv_cache import Shape, can_share, left_padded, nothing_read, read
 from stillknows.model.layers import hidden_states
 
@@ -23,7 +23,7 @@ def test_padding_on_the_left() -> None:
 
 @torch.no_grad()
 def test_branches_of_one_context(family_model: Any) -> None:
-    """One beginning, two prompts of unlike length, three answers: each as if read alone, and the context unspoilt."""
+    """One prefix, two prompts of unlike length, three answers: each as if read alone, and the context unspoilt."""
     _, root = read(family_model, [[3, 4, 5]], nothing_read(family_model, 1))
     prompts = [[6, 7, 8, 9], [10]]
     _, context = read(family_model, prompts, root.rows([0, 0]))
@@ -89,5 +89,5 @@ def test_a_context_knows_its_size(make_model: Callable[..., Any]) -> None:
         ([[10, 1], [9, 1]], ()),
     ],
 )
-def test_common_beginning(rows: list[list[int]], common: tuple[int, ...]) -> None:
-    assert common_beginning(rows) == common
+def test_common_prefix(rows: list[list[int]], common: tuple[int, ...]) -> None:
+    assert common_prefix(rows) == common

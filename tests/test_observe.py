@@ -15,7 +15,7 @@ from tokenizers import processors
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from stillknows.auditing.observe import OPTIONAL, SLACK, observe
+from stillknows.auditing.observe import EXTRA_TOKENS, OPTIONAL, observe
 from stillknows.model import generate as generating
 from stillknows.model import layers, logprobs
 from stillknows.model import target as targets
@@ -120,7 +120,7 @@ def test_texts_do_not_depend_on_the_batch(family_model: Any, tokenizer: Any, mon
 
 @torch.no_grad()
 def plain(model: Any, item: EncodedAnswer) -> dict[str, np.ndarray]:
-    """One item at a time, in float64, from the model's own logits: no batch, filler, chunk or cache."""
+    """One item at a time, in float64, from the model's own logits: no batch, padding, chunk or cache."""
     log_p_LV = model(input_ids=torch.tensor([item.ids]), use_cache=False).logits[0].log_softmax(-1)
     rows_AV = log_p_LV[max(1, item.start) - 1 : -1]
     targets_A = torch.tensor(item.ids[max(1, item.start) :])
@@ -145,7 +145,7 @@ def assert_equal(found: np.ndarray, expected: np.ndarray) -> None:
 def test_likelihoods_equal_a_plain_loop_in_float64(
     family_model: Any, tokenizer: Any, shared: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With beginnings that are read once, and with every answer read from its own start."""
+    """With prefixes that are read once, and with every answer read from its own start."""
     monkeypatch.setattr("stillknows.model.forward.WORTH_SHARING", 0.0 if shared else 1.0)
     items = asked(tokenizer)
     seen = observe(LocalTarget("m", family_model, tokenizer), items)
@@ -255,7 +255,7 @@ def test_generations_are_cut_before_the_first_of_the_stops(
 def test_generations_have_so_many_tokens_at_most(
     model: Any, tokenizer: Any, new_tokens: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not given: the true answer's tokens, its end and SLACK more."""
+    """Not given: the true answer's tokens, its end and EXTRA_TOKENS more."""
     asked_for: list[Sequence[int]] = []
 
     def generate(_model: Any, _layer: Any, prompts: Any, limits: Sequence[int], *_: Any) -> list[list[int]]:
@@ -266,7 +266,7 @@ def test_generations_have_so_many_tokens_at_most(
     decoding = Decoding(new_tokens=new_tokens)
     observe(LocalTarget("m", model, tokenizer), asked(tokenizer), fields=["generations"], decoding=decoding)
     words = [len(e.answer.split()) for e in EXAMPLES if e.prompt]
-    assert asked_for == [[new_tokens or count + 1 + SLACK for count in words]]
+    assert asked_for == [[new_tokens or count + 1 + EXTRA_TOKENS for count in words]]
 
 
 def test_samples_are_as_many_as_asked_for_and_differ(model: Any, tokenizer: Any) -> None:

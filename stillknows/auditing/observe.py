@@ -13,7 +13,7 @@ from stillknows.model.forward import ItemScores
 from stillknows.model.target import Target
 from stillknows.types import Decoding, Floats, Observations
 
-SLACK = 8  # tokens that a generation may be longer than the true answer, where the split sets no limit
+EXTRA_TOKENS = 8  # tokens that a generation may be longer than the true answer, where the split sets no limit
 OPTIONAL = frozenset(  # observed if asked for
     {"generations", "samples", "lowered_log_probs", "placebo_log_probs", "gradient_norms"}
 )
@@ -121,7 +121,7 @@ def _samples(target: Target, items: Sequence[EncodedItem], decoding: Decoding) -
 def _continued(
     target: Target, items: Sequence[EncodedAnswer], decoding: Decoding, temperature: float = 0.0
 ) -> list[str]:
-    limits = [decoding.new_tokens or len(item.ids) - item.start + SLACK for item in items]
+    limits = [decoding.new_tokens or len(item.ids) - item.start + EXTRA_TOKENS for item in items]
     texts = target.generate(items, limits, temperature, decoding.seed)
     return [_cut(text, decoding.stop) for text in texts]
 

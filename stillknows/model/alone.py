@@ -1,4 +1,4 @@
-"""Numbers that were measured together with others, against those of an item read alone: no cache, no fillers.
+"""Numbers that were measured together with others, against those of an item read alone: no cache, no padding.
 
 Reading together changes how sums are rounded. Formats of activations make steps of that, so what is allowed is measured
 on the model itself where it is more than `TOLERANCE`: how far the numbers move when all embeddings move a little.
@@ -25,7 +25,7 @@ CHUNK = 64  # tokens whose logits are in memory at once
 
 
 def chosen(lengths: Sequence[int]) -> list[int]:
-    """Return one in a hundred of the items, from the shortest on: in batches it has the most fillers."""
+    """Return one in a hundred of the items, from the shortest on: in batches it has the most padding."""
     return sorted(range(len(lengths)), key=lambda i: (lengths[i], i))[::ONE_IN]
 
 

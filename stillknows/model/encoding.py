@@ -107,7 +107,7 @@ def _given(item: EncodedAnswer, tokenizer: PreTrainedTokenizerBase, tokens: int)
 
 def _shortened(example: Example, tokenizer: PreTrainedTokenizerBase, tokens: int | None) -> Example:
     """Keep the first tokens of the true answer, as MUSE cuts what a generation is compared with."""
-    ids = _plain_ids(tokenizer, _beginning(example.answer, tokenizer, tokens)) if tokens is not None else []
+    ids = _plain_ids(tokenizer, _first_part(example.answer, tokenizer, tokens)) if tokens is not None else []
     return replace(example, answer=str(tokenizer.decode(ids[:tokens]))) if len(ids) > (tokens or 0) else example
 
 
@@ -159,7 +159,7 @@ def encode(
     if questions:
         require_place(frame.template)
     if questions and frame.template == CHAT:
-        chat.require_questions(tokenizer, (_beginning(question, tokenizer, context) for question in questions))
+        chat.require_questions(tokenizer, (_first_part(question, tokenizer, context) for question in questions))
     items = [_encode_one(example, tokenizer, frame, context, long_items) for example in examples]
     for item in items:
         if vocabulary is not None and max(item.ids) >= vocabulary:
@@ -177,7 +177,7 @@ def _encode_one(
         f"{example.prompt}{example.answer}".encode()
     except UnicodeEncodeError as error:
         raise UserError(f"item {example.id!r} holds half a character: {error.reason}", "correct the item") from error
-    read = replace(example, **{n: _beginning(getattr(example, n), tokenizer, context) for n in ("prompt", "answer")})
+    read = replace(example, **{n: _first_part(getattr(example, n), tokenizer, context) for n in ("prompt", "answer")})
     if not example.prompt:
         ids, end = _ids(tokenizer, read.answer), None
         start = min(1, len(ids))
@@ -201,8 +201,8 @@ def _encode_one(
     return EncodedAnswer(example, tuple(ids[:context]), start, False, truncated=True)
 
 
-def _beginning(text: str, tokenizer: PreTrainedTokenizerBase, tokens: int) -> str:
-    """Return a text, or of one that is much longer than so many tokens a beginning that is twice as long in tokens.
+def _first_part(text: str, tokenizer: PreTrainedTokenizerBase, tokens: int) -> str:
+    """Return a text, or of one that is much longer than so many tokens a first part that is twice as long in tokens.
 
     To tokenize megabytes takes minutes, and what lies beyond the context is not looked at.
     """
@@ -227,7 +227,7 @@ def _join(example: Example, tokenizer: PreTrainedTokenizerBase, frame: Frame) ->
     if frame.opening:
         prompt, space = f"{prompt}{space}{frame.opening}", " "
     head, both = ids(tokenizer, prompt), ids(tokenizer, f"{prompt}{space}{example.answer}")
-    return both, max(1, len(common_beginning([head, both]))), end
+    return both, max(1, len(common_prefix([head, both]))), end
 
 
 def framed(prompt: str, template: str) -> str:
@@ -255,7 +255,7 @@ def _chat(question: str, tokenizer: PreTrainedTokenizerBase, turns: Sequence[tup
     return prompt, "" if space.strip() else space, int(end[0])  # type: ignore[arg-type]
 
 
-def common_beginning(rows: Iterable[Sequence[int]]) -> tuple[int, ...]:
+def common_prefix(rows: Iterable[Sequence[int]]) -> tuple[int, ...]:
     """Return the longest run of tokens that every row begins with."""
     ordered = sorted(map(tuple, rows))
     pairs = zip(ordered[0], ordered[-1], strict=False)
@@ -282,7 +282,7 @@ def without_end(items: Sequence[EncodedAnswer]) -> list[EncodedAnswer]:
 
 
 def batches(lengths: Sequence[int], size: int, tokens: int) -> list[list[int]]:
-    """Return indices in batches of at most `size` rows and, with fillers, `tokens` tokens (a single row may have more),
+    """Return indices in batches of at most `size` rows and, with padding, `tokens` tokens (a single row may have more),
     longest first, neighbours alike."""
     found: list[list[int]] = []
     for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
@@ -293,7 +293,7 @@ def batches(lengths: Sequence[int], size: int, tokens: int) -> list[list[int]]:
 
 
 def right_padded(rows: Sequence[Sequence[int]], device: torch.device | str = "cpu") -> Tensor:
-    """Return ids [B, L], filled up with token 0. The filler comes after each row's last token, so a causal model
+    """Return ids [B, L], filled up with token 0. The padding comes after each row's last token, so a causal model
     cannot see it; which positions count is known from the lengths alone."""
     ids_BL = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
     for b, row in enumerate(rows):

@@ -6,16 +6,16 @@ from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from stillknows.lazy import Tensor, nn, no_grad, torch
-from stillknows.model.encoding import EncodedAnswer, batches, common_beginning, right_padded
+from stillknows.model.encoding import EncodedAnswer, batches, common_prefix, right_padded
 from stillknows.model.kv_cache import Context, Shape, can_share, last_states, nothing_read, read, together
 from stillknows.model.layers import OutputLayer, block_output, hidden_states
 from stillknows.model.lengths import shared_limit
 from stillknows.model.logprobs import AnswerIndex, answer_index, token_scores
 
 EVALUATION_BATCH = 64
-LARGE_BATCH = 2**15  # tokens of one batch, fillers included, so that long texts do not fill the memory
+LARGE_BATCH = 2**15  # tokens of one batch, padding included, so that long texts do not fill the memory
 BATCH_TOKENS = {"cpu": 2**12}  # a CPU gains nothing from more
-WORTH_SHARING = 0.25  # share of all tokens from which on it pays to read common beginnings by themselves
+WORTH_SHARING = 0.25  # share of all tokens from which on it pays to read common prefixes by themselves
 
 
 class AnswerStates(NamedTuple):
@@ -95,12 +95,10 @@ def score_items(
     flags = [with_distribution is None or i in with_distribution for i in range(len(items))]
     tokens, limit = batch_tokens(model), shared_limit(model)
     near = [i for i, item in enumerate(items) if len(item.ids) <= limit]
-    beginnings = Beginnings.of({i: items[i] for i in near})
-    if beginnings.saved < WORTH_SHARING or not can_share(
-        model, beginnings.shape, {t for i in near for t in items[i].ids}
-    ):
-        near, beginnings = [], Beginnings.of({})
-    for context, members in _read_beginnings(model, beginnings, batch_size, tokens):
+    prefixes = SharedPrefixes.of({i: items[i] for i in near})
+    if prefixes.saved < WORTH_SHARING or not can_share(model, prefixes.shape, {t for i in near for t in items[i].ids}):
+        near, prefixes = [], SharedPrefixes.of({})
+    for context, members in _read_prefixes(model, prefixes, batch_size, tokens):
         for part in batches([len(items[i].ids) for _, i in members], batch_size, tokens):
             parents, indices = zip(*(members[k] for k in part), strict=True)
             hidden_TD, targets_T, counts = _read_answers(model, [items[i] for i in indices], context.rows(parents))
@@ -116,11 +114,11 @@ def score_items(
 
 
 def batch_tokens(model: nn.Module) -> int:
-    """Return how many tokens, fillers included, a batch may have where the model is."""
+    """Return how many tokens, padding included, a batch may have where the model is."""
     return BATCH_TOKENS.get(next(model.parameters()).device.type, LARGE_BATCH)
 
 
-class Beginnings(NamedTuple):
+class SharedPrefixes(NamedTuple):
     """What items share: `root`, the tokens that all of them begin with; `groups`, items by the tokens between the root
     and the last one before the answer; `saved`, the share of all tokens that need not be read again, 0..1; `shape`,
     the lengths of all that."""
@@ -131,12 +129,12 @@ class Beginnings(NamedTuple):
     shape: Shape
 
     @classmethod
-    def of(cls, items: Mapping[int, EncodedAnswer]) -> Beginnings:
+    def of(cls, items: Mapping[int, EncodedAnswer]) -> SharedPrefixes:
         """Find out what the items share. The last token before an answer is left to the item: it predicts the first."""
         if not items:
             return cls((), {}, 0.0, Shape.of(0, [0], [0]))
         heads = {i: item.ids[: max(1, item.start) - 1] for i, item in items.items()}
-        root = common_beginning(heads.values())
+        root = common_prefix(heads.values())
         groups: dict[tuple[int, ...], list[int]] = {}
         for i, head in heads.items():
             groups.setdefault(head[len(root) :], []).append(i)
@@ -146,19 +144,19 @@ class Beginnings(NamedTuple):
         return cls(root, groups, again / (read + sum(answers)), Shape.of(len(root), map(len, groups), answers))
 
 
-def _read_beginnings(
-    model: nn.Module, beginnings: Beginnings, batch_size: int, tokens: int
+def _read_prefixes(
+    model: nn.Module, prefixes: SharedPrefixes, batch_size: int, tokens: int
 ) -> Iterator[tuple[Context, list[tuple[int, int]]]]:
     """Yield contexts of a batch of groups, each with its (row, item) pairs."""
     root = nothing_read(model, 1)
-    if beginnings.root:
-        root = read(model, [beginnings.root], root)[1]
-    heads = list(beginnings.groups)
-    for part in batches([len(beginnings.root) + len(head) for head in heads], batch_size, tokens):
+    if prefixes.root:
+        root = read(model, [prefixes.root], root)[1]
+    heads = list(prefixes.groups)
+    for part in batches([len(prefixes.root) + len(head) for head in heads], batch_size, tokens):
         context = root.rows([0] * len(part))
         if heads[part[0]]:
             context = read(model, [heads[k] for k in part], context)[1]
-        yield context, [(row, i) for row, k in enumerate(part) for i in beginnings.groups[heads[k]]]
+        yield context, [(row, i) for row, k in enumerate(part) for i in prefixes.groups[heads[k]]]
 
 
 def _read_answers(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 from stillknows.lazy import Tensor, nn, no_grad, torch
-from stillknows.model.encoding import EncodedAnswer, batches, common_beginning
+from stillknows.model.encoding import EncodedAnswer, batches, common_prefix
 from stillknows.model.forward import batch_tokens
 from stillknows.model.kv_cache import Context, Shape, can_share, last_states, nothing_read, read
 from stillknows.model.layers import OutputLayer
@@ -106,7 +106,7 @@ class _Loop:
     def with_cache(self, chosen: Sequence[int]) -> bool:
         """Continue these prompts, each token read once; False if the model cannot be read in steps."""
         prompts = [self.prompts[i] for i in chosen]
-        root = common_beginning([prompt[:-1] for prompt in prompts])
+        root = common_prefix([prompt[:-1] for prompt in prompts])
         rest = [prompt[len(root) :] for prompt in prompts]
         shape = Shape.of(len(root), map(len, rest), [self.limits[i] for i in chosen])
         if not can_share(self.model, shape, {token for prompt in prompts for token in prompt}):

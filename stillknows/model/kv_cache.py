@@ -1,6 +1,6 @@
 """Which texts may be read together, and what has been read as a cache that several continuations share.
 
-Rows that are read from the start are filled up on the right, where causality hides the fillers. Rows that are read on
+Rows that are read from the start are filled up on the right, where causality hides the padding. Rows that are read on
 are filled up on the left and masked, as in generation, so that every row's next token comes at the same place. Whether
 a model says the same of a row then as of the row alone is tried out on the model itself, at the lengths in question.
 """
@@ -148,10 +148,10 @@ class Shape(NamedTuple):
 
 
 def can_share(model: nn.Module, shape: Shape, tokens: Collection[int]) -> bool:
-    """Tell whether reading texts of this shape in steps, with fillers, gives the hidden states of reading them at once.
+    """Tell whether reading texts of this shape in steps, with padding, gives the hidden states of reading them at once.
 
     Tried with `tokens`, in random order. False for architectures without a cache of keys and values or with other rules
-    for places and masks, and for texts longer than a window, in which fillers would count: these have to be read from
+    for places and masks, and for texts longer than a window, in which padding would count: these have to be read from
     the start every time.
     """
     tried = _TRIED.setdefault(model, _Tried()).shared

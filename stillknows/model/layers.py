@@ -66,7 +66,7 @@ def decoder(model: nn.Module) -> nn.Module:
 
 
 def hidden_states(model: nn.Module, ids_BL: Tensor) -> Tensor:
-    """Return what the output layer reads, [B, L, D]. No mask: causality hides the fillers at the right."""
+    """Return what the output layer reads, [B, L, D]. No mask: causality hides the padding at the right."""
     restart_rotations(model)
     return decoder(model)(input_ids=ids_BL, use_cache=False).last_hidden_state
 

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 from stillknows.lazy import Tensor, checkpoint, torch
 
-OutputLayer = Callable[[Tensor], Tensor]  # hidden [*, D] -> logits [*, V]
-NEVER = -1e4  # nats: p is 0 in float32 long before, so that p·ln p is 0 for tokens that are ruled out
+ToLogits = Callable[[Tensor], Tensor]  # hidden [*, D] -> logits [*, V]
+MIN_LOG_PROB = -1e4  # nats: p is 0 in float32 long before, so that p·ln p is 0 for tokens that are ruled out
 LARGE_CHUNK = 2**26  # logits in memory at once: 256 MiB in float32
 CHUNK_LOGITS = {"cpu": 2**22}  # 16 MiB: a CPU gains nothing from more
 
@@ -51,7 +51,7 @@ def answer_index(starts: Sequence[int], lengths: Sequence[int], device: torch.de
     return AnswerIndex(rows_T.to(device), columns_T.to(device), slots_T.to(device), mask_BA.to(device))
 
 
-def token_log_probs(hidden_TD: Tensor, output_layer: OutputLayer, targets_T: Tensor, vocabulary: int) -> Tensor:
+def token_log_probs(hidden_TD: Tensor, output_layer: ToLogits, targets_T: Tensor, vocabulary: int) -> Tensor:
     """Return ln p(target) in float32, [T], computed in chunks that are recomputed in the backward pass.
 
     p = softmax(logits), so a constant added to all logits of a token changes nothing.
@@ -64,7 +64,7 @@ def token_log_probs(hidden_TD: Tensor, output_layer: OutputLayer, targets_T: Ten
     return _in_chunks(part, vocabulary, hidden_TD, targets_T)
 
 
-def token_mean_log_probs(hidden_TD: Tensor, output_layer: OutputLayer, vocabulary: int) -> Tensor:
+def token_mean_log_probs(hidden_TD: Tensor, output_layer: ToLogits, vocabulary: int) -> Tensor:
     """Return the mean of ln p over the vocabulary, [T] float32; −ln V − KL(uniform ‖ p)."""
     return _in_chunks(lambda hidden_CD: output_layer(hidden_CD).float().log_softmax(-1).mean(-1), vocabulary, hidden_TD)
 
@@ -81,7 +81,7 @@ class TokenScores(NamedTuple):
 
 def token_scores(
     hidden_TD: Tensor,
-    output_layer: OutputLayer,
+    output_layer: ToLogits,
     targets_T: Tensor,
     vocabulary: int,
     with_distribution_T: Tensor | None = None,
@@ -103,7 +103,7 @@ def token_scores(
             log_probs_CV = log_probs_CV[chosen_C]
         found_4C[1, chosen_C] = (log_probs_CV.argmax(-1) == targets_C[chosen_C]).float()
         probs_CV = log_probs_CV.exp()
-        log_probs_CV.clamp_(min=NEVER)
+        log_probs_CV.clamp_(min=MIN_LOG_PROB)
         entropies_C = -torch.einsum("cv,cv->c", probs_CV, log_probs_CV)
         variances_C = log_probs_CV.add_(entropies_C[:, None]).square_().mul_(probs_CV).sum(-1)
         found_4C[2:, chosen_C] = torch.stack([entropies_C, variances_C.sqrt()])
@@ -115,7 +115,7 @@ def token_scores(
 
 
 def token_kl(
-    hidden_TD: Tensor, output_layer: OutputLayer, ref_hidden_TD: Tensor, ref_output_layer: OutputLayer, vocabulary: int
+    hidden_TD: Tensor, output_layer: ToLogits, ref_hidden_TD: Tensor, ref_output_layer: ToLogits, vocabulary: int
 ) -> Tensor:
     """Return KL(p_ref ‖ p) in nats per token, [T] float32 ≥ 0, over the whole vocabulary, exact.
 
@@ -135,7 +135,7 @@ def token_kl(
 class Logits:
     """The logits of a batch's answer tokens, handed to functions in chunks: no [B, A, V] tensor exists."""
 
-    def __init__(self, hidden_TD: Tensor, output_layer: OutputLayer, targets_T: Tensor, places: AnswerIndex) -> None:
+    def __init__(self, hidden_TD: Tensor, output_layer: ToLogits, targets_T: Tensor, places: AnswerIndex) -> None:
         self.hidden_TD, self.output_layer, self.targets_T, self.places = hidden_TD, output_layer, targets_T, places
 
     def towards(self, tokens_BA: Tensor) -> Logits:

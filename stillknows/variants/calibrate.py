@@ -100,7 +100,7 @@ class _Sums:
 def _first_inputs(model: nn.Module, found: Sequence[nn.Module], ids_NL: Tensor) -> tuple[list[Tensor], list[_Call]]:
     """Return what enters the first block, for each sequence, and what each block is called with besides.
 
-    All sequences have one length and no filler, so that the latter is the same for all of them.
+    All sequences have one length and no padding, so that the latter is the same for all of them.
     """
     seen: list[tuple[Tensor, _Call]] = []
 
