@@ -59,6 +59,12 @@ AT_ONCE = (  # classes that inherit from torch's: imported by the functions that
     "steps.low_rank",
 )
 
+LONGEST_MODULE, LONGEST_FUNCTION = 300, 60  # lines
+LONG = {  # what is longer, with the reason
+    "registry": "registering, naming and binding a plug-in are one mechanism",
+    "transforms.compression.gguf_blocks": "the block types of one library share arithmetic in one order",
+}
+
 
 def layer_name(module: str) -> str:
     """ "stillknows.metrics.model.tofu" -> "metrics/model/", "stillknows.store" -> "store"; itself -> "__init__"."""
@@ -225,6 +231,19 @@ def test_the_reader_of_imports_sees(source: str, expected: set[str]) -> None:
 )
 def test_the_rule_refuses(module: str, name: str) -> None:
     assert len(violations({module: {name}})) == 1
+
+
+def test_modules_and_functions_are_short() -> None:
+    """What is longer has a reason in LONG, and nothing is there that need not be."""
+    lengths = {name: len(path.read_text(encoding="utf-8").splitlines()) for name, path in MODULES.items()}
+    found = {name.removeprefix("stillknows."): n for name, n in lengths.items() if n > LONGEST_MODULE}
+    for name, path in MODULES.items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                length = (node.end_lineno or node.lineno) - node.lineno + 1
+                if length > LONGEST_FUNCTION:
+                    found[f"{name.removeprefix('stillknows.')}.{node.name}"] = length
+    assert found.keys() == LONG.keys(), found
 
 
 @pytest.mark.parametrize("module", [m for m in MODULES if layer_name(m) not in PLUGINS and "packed." not in m])

@@ -57,7 +57,7 @@ def unlearn(
         long_items: what to do with items longer than the context.
         after: folder of an earlier run on `model`, to unlearn more from where it ended.
         resume: continue an interrupted run; the result is the same.
-        settings: how to optimise: see `training.loop.Settings` (`lr`, `epochs`, `max_steps`, `batch_size`, `seed`, …).
+        settings: see `training.settings.Settings` (`lr`, `epochs`, `max_steps`, `batch_size`, `seed`, …).
     """
     from stillknows.auditing.findings import out_of_reach_words
     from stillknows.auditing.verdict import out_of_reach

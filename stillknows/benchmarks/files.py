@@ -284,10 +284,7 @@ def texts(item: Item, key: str) -> tuple[str, ...]:
 
 
 def require_count(path: Path, items: Sequence[Item], published: int) -> None:
-    """Raise UserError for a file that does not hold as many items as were published under its name.
-
-    Benchmarks that check this have an option `subset`, which leaves it out.
-    """
+    """Raise UserError for a file without as many items as were published; the option `subset` skips this check."""
     if len(items) != published:
         raise UserError(
             f"{path} holds {len(items)} items, {published} were published",

@@ -293,8 +293,7 @@ def batches(lengths: Sequence[int], size: int, tokens: int) -> list[list[int]]:
 
 
 def right_padded(rows: Sequence[Sequence[int]], device: torch.device | str = "cpu") -> Tensor:
-    """Return ids [B, L], filled up with token 0. The padding comes after each row's last token, so a causal model
-    cannot see it; which positions count is known from the lengths alone."""
+    """Return ids [B, L], padded with token 0 behind each row: a causal model cannot see that."""
     ids_BL = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
     for b, row in enumerate(rows):
         ids_BL[b, : len(row)] = torch.tensor(row)
