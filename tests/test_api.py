@@ -33,6 +33,17 @@ def test_public_names_are_these_and_importing_them_is_quick() -> None:
         sk.unlern  # noqa: B018
 
 
+def test_results_have_these_attributes() -> None:
+    def attributes(kind: type) -> set[str]:
+        return {name for name in (*dir(kind), *kind.__annotations__) if not name.startswith("_")}
+
+    assert attributes(sk.Report) == {
+        *("data", "verdict", "verdicts", "exit_code", "reasons", "cells", "policy", "splits", "variants"),
+        *("out_of_reach", "save", "to_json"),
+    }
+    assert attributes(sk.Unlearned) == {"path", "record", "method", "settings", "fit", "load"}
+
+
 def test_three_lines_unlearn_a_model_audit_it_and_show_the_verdict(world: Any, tmp_path: Path) -> None:
     unlearned = sk.unlearn(world.original, world.benchmark, method="ga + nll", lr=3e-3, max_steps=6, batch_size=16)
     report = sk.audit(

@@ -532,7 +532,13 @@ def test_reading_what_is_no_report_is_the_users_error(content: str | None, tmp_p
 
 @pytest.mark.parametrize(
     ("command", "typed"),
-    [("stillknows audit m --out a", ": stillknows audit m --out a --overwrite"), ("rm -r /", ""), (None, "")],
+    [
+        ("stillknows audit m --out a", ": stillknows audit m --out a --overwrite"),
+        ("stillknows audit m --overwrite", ": stillknows audit m --overwrite"),
+        ("stillknows demo --seed 1", ": stillknows demo --seed 1"),
+        ("rm -r /", ""),
+        (None, ""),
+    ],
 )
 def test_a_report_of_another_version_is_refused_with_what_to_type(
     command: str | None, typed: str, tmp_path: Path

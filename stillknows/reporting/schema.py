@@ -248,11 +248,13 @@ def parsed(content: Json, place: str) -> AuditReport:
 
 def _repeated(content: Json) -> str:
     """Say how to make a report of another version again."""
-    command = content.get("repeat", {})
-    command = command.get("command") if isinstance(command, Mapping) else None
-    typed = f"{command} --overwrite" if isinstance(command, str) and command.startswith("stillknows ") else ""
-    why = "saved observations are used again where they still hold"
-    return f"make it again with this version; {why}" + (f": {typed}" if typed else "")
+    how = "make it again with this version; saved observations are used again where they still hold"
+    repeat = content.get("repeat")
+    command = repeat.get("command") if isinstance(repeat, Mapping) else None
+    if not isinstance(command, str) or not command.startswith("stillknows "):
+        return how
+    needed = command.startswith("stillknows audit ") and "--overwrite" not in command
+    return f"{how}: {command}{' --overwrite' * needed}"
 
 
 def json_schema() -> Json:
