@@ -33,15 +33,15 @@ def test_faithfulness_counts_models_as_often_as_they_are_drawn() -> None:
 
 
 @pytest.mark.parametrize(
-    ("knowing", "ignorant", "expected"),
+    ("taught", "untaught", "expected"),
     [
         ([0.9, 0.5], [0.3, 0.1], 0.4),
         ([0.9, 0.2], [0.3, 0.1], 0.15),  # .15 and .6 both take three of four rightly: the stricter one
         ([0.5, 0.5], [0.5], 0.5),
     ],
 )
-def test_threshold_parts_the_pools_best(knowing: list[float], ignorant: list[float], expected: float) -> None:
-    assert ranking.best_threshold(np.array(knowing), np.array(ignorant)) == pytest.approx(expected)
+def test_threshold_parts_the_pools_best(taught: list[float], untaught: list[float], expected: float) -> None:
+    assert ranking.best_threshold(np.array(taught), np.array(untaught)) == pytest.approx(expected)
 
 
 def test_resistance_measures_the_rise_in_units_of_the_gap() -> None:
@@ -69,7 +69,7 @@ def observed(*probabilities: float, split: str = "forget") -> Observations:
 
 
 def trial(unlearned: Mapping[str, Mapping[str, Sequence[float]]], **retain: float) -> Trial:
-    """Four facts, the last two relearned. Knowing models score .9, ignorant ones .1; the control rises to .2."""
+    """Four facts, the last two relearned. Taught models score .9, untaught ones .1; the control rises to .2."""
     states: dict[str, Mapping[str, Sequence[float]]] = {
         "knows-0": {FULL: [0.9] * 4},
         "knows-1": {FULL: [0.9] * 4},
@@ -84,8 +84,8 @@ def trial(unlearned: Mapping[str, Mapping[str, Sequence[float]]], **retain: floa
             seen[model, state, "holdout"] = observed(0.5, 0.5, split="holdout")
             seen[model, state, "retain"] = observed(retain.get(model.replace("-", "_"), 0.8), split="retain")
     return Trial(
-        knowing=("knows-0", "knows-1"),
-        ignorant=("never-0", "never-1"),
+        taught=("knows-0", "knows-1"),
+        untaught=("never-0", "never-1"),
         unlearned=dict.fromkeys(unlearned, "knows-0"),
         formats=(FORMAT,),
         measured=np.array([True, True, False, False]),
@@ -148,7 +148,7 @@ def test_without_a_model_that_it_takes_for_unlearned_robustness_is_not_measured(
 
 def test_a_metric_that_ranks_the_pools_the_wrong_way_is_not_judged_robust() -> None:
     right = trial({"hidden": HIDDEN})
-    found = ranking.judge(replace(right, knowing=right.ignorant, ignorant=right.knowing), PROBABILITY)
+    found = ranking.judge(replace(right, taught=right.untaught, untaught=right.taught), PROBABILITY)
     assert found["faithfulness"].value == 0
     assert "no higher on average" in found["aggregate"]
 

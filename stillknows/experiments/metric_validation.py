@@ -92,8 +92,8 @@ def validate_metrics(
         train(out, world, trained)
         unlearn_models(out, world, unlearned)
         trial = Trial(
-            knowing=tuple(model.name for model in trained if model.pool == KNOWING),
-            ignorant=tuple(model.name for model in trained if model.pool == IGNORANT),
+            taught=tuple(model.name for model in trained if model.pool == KNOWING),
+            untaught=tuple(model.name for model in trained if model.pool == IGNORANT),
             unlearned={model.name: model.original for model in unlearned},
             formats=FORMATS,
             measured=world.measured,

@@ -36,16 +36,16 @@ Seen = Mapping[tuple[str, str, str], Observations]  # (model, state, split); a s
 class Trial:
     """What metrics are judged by.
 
-    knowing, ignorant: the pools, models that were and were not taught the facts of the split "forget".
-    unlearned: models made from knowing ones, with the name of the one that each was made from.
+    taught, untaught: the pools, models that were and were not taught the facts of the split "forget".
+    unlearned: models made from taught ones, with the name of the one that each was made from.
     formats: what the unlearned models and the control were quantized to.
     measured: [N] which items of "forget" were not relearned; the others are left out where relearning is judged.
     seen: all models' observations of "forget", of "holdout" (facts of the same form that no model was taught) and of
         "retain", as they are (FULL); the unlearned models' and the never-taught CONTROL's in every other state as well.
     """
 
-    knowing: tuple[str, ...]
-    ignorant: tuple[str, ...]
+    taught: tuple[str, ...]
+    untaught: tuple[str, ...]
     unlearned: Mapping[str, str]
     formats: tuple[str, ...]
     measured: NDArray[np.bool_]
@@ -57,17 +57,17 @@ class Trial:
 
         Raises NotMeasured when no item can be judged.
         """
-        values, drawn = self._judged(metric, model, state, "forget", measured_only=measured_only)
+        values, drawn = self._scored(metric, model, state, "forget", measured_only=measured_only)
         with np.errstate(invalid="ignore"):  # a resample without any of the items has no score
             if metric.plugin.measures == "knowledge":
                 return resampled_mean(values, drawn)
-            held, drawn_held = self._judged(metric, model, state, "holdout")
+            held, drawn_held = self._scored(metric, model, state, "holdout")
             return resampled_auc(values, held, drawn, drawn_held)
 
-    def _judged(
+    def _scored(
         self, metric: Bound, model: str, state: str, split: str, *, measured_only: bool = False
     ) -> tuple[Floats, Floats]:
-        """Return the scores [n] of the items that can be judged and how often each is drawn, [B, n]."""
+        """Return the scores [n] of the items that have a score and how often each is drawn, [B, n]."""
         seen = self.seen[model, state, split]
         values = score(metric, seen, self.seen[CONTROL, state, split])
         kept = ~np.isnan(values) & (self.measured if measured_only else True)
@@ -95,22 +95,22 @@ def with_all(units: Sequence[str], seed: int) -> Floats:
     return np.vstack([np.ones((1, drawn.shape[1])), drawn])
 
 
-def pool_auc(knowing: Floats, ignorant: Floats, drawn: Floats, drawn_ignorant: Floats) -> Floats:
-    """Return P(knowing > ignorant) + ½·P(equal) in every resample, [B], 0..1: the paper's faithfulness; ½ is chance.
+def pool_auc(taught: Floats, untaught: Floats, drawn: Floats, drawn_untaught: Floats) -> Floats:
+    """Return P(taught > untaught) + ½·P(equal) in every resample, [B], 0..1: the paper's faithfulness; ½ is chance.
 
     The models' scores [B, M] and [B, K] come with how often each model is drawn, of the same shapes.
     """
-    column, row = knowing[:, :, None], ignorant[:, None, :]
+    column, row = taught[:, :, None], untaught[:, None, :]
     won = (column > row) + (column == row) / 2
-    return np.einsum("bm,bmk,bk->b", drawn, won, drawn_ignorant) / (drawn.sum(1) * drawn_ignorant.sum(1))
+    return np.einsum("bm,bmk,bk->b", drawn, won, drawn_untaught) / (drawn.sum(1) * drawn_untaught.sum(1))
 
 
-def best_threshold(knowing: Floats, ignorant: Floats) -> float:
-    """Return the score up to which a model is best taken for ignorant: of the midpoints between neighbouring scores the
-    one with the highest balanced accuracy, the lowest of several; the only score where all are equal."""
-    scores = np.unique(np.concatenate([knowing, ignorant]))
+def best_threshold(taught: Floats, untaught: Floats) -> float:
+    """Return the threshold with the best balanced accuracy, of the midpoints between neighbouring scores; ties take the
+    lowest. Models above it count as taught. Where all scores are equal, it is that score."""
+    scores = np.unique(np.concatenate([taught, untaught]))
     candidates = (scores[1:] + scores[:-1]) / 2 if len(scores) > 1 else scores
-    accuracy = [(knowing > t).mean() + (ignorant <= t).mean() for t in candidates]
+    accuracy = [(taught > t).mean() + (untaught <= t).mean() for t in candidates]
     return float(candidates[int(np.argmax(accuracy))])
 
 
@@ -118,7 +118,7 @@ def resistance(rise: Floats, gap: Floats) -> Floats:
     """Return 1 − rise/gap, held within 0..1: 1, the score did not rise; 0, by as much as knowing the facts adds to it.
 
     rise: [B, M], what an intervention adds to a score, beyond what it adds to a never-taught model's where it teaches.
-    gap: [B], mean score of the knowing models minus that of the ignorant; NaN is returned where it is not positive.
+    gap: [B], mean score of the taught models minus that of the untaught; NaN is returned where it is not positive.
     """
     with np.errstate(divide="ignore", invalid="ignore"):
         share = np.where(gap > 0, rise.T / gap, np.nan).T
@@ -163,14 +163,14 @@ def judge(trial: Trial, metric: Bound) -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     try:
-        knowing, ignorant = trial.pool(metric, trial.knowing), trial.pool(metric, trial.ignorant)
-        drawn, drawn_ignorant = with_all(trial.knowing, 2), with_all(trial.ignorant, 3)
-        faithful = pool_auc(knowing, ignorant, drawn, drawn_ignorant)
-        found["faithfulness"] = _interval(faithful, len(trial.knowing) + len(trial.ignorant))
-        gap = _mean(knowing, drawn) - _mean(ignorant, drawn_ignorant)
+        taught, untaught = trial.pool(metric, trial.taught), trial.pool(metric, trial.untaught)
+        drawn, drawn_untaught = with_all(trial.taught, 2), with_all(trial.untaught, 3)
+        faithful = pool_auc(taught, untaught, drawn, drawn_untaught)
+        found["faithfulness"] = _interval(faithful, len(trial.taught) + len(trial.untaught))
+        gap = _mean(taught, drawn) - _mean(untaught, drawn_untaught)
         if not gap[0] > 0:
             raise NotMeasured("models that know score no higher on average than models that do not")
-        taken = _taken_for_unlearned(trial, metric, best_threshold(knowing[0], ignorant[0]))
+        taken = _taken_for_unlearned(trial, metric, best_threshold(taught[0], untaught[0]))
         found |= _robustness(trial, metric, taken, gap, faithful)
     except NotMeasured as reason:
         found = dict.fromkeys(PARTS, str(reason)) | {"published": None} | found
