@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,16 +12,20 @@ import numpy as np
 import pytest
 import torch
 
+from stillknows import registry
 from stillknows.auditing import audit
 from stillknows.auditing.asking import Questions
 from stillknows.auditing.evidence import CellKey, tabulate
 from stillknows.auditing.plan import AuditConfig
 from stillknows.auditing.verdict import Policy, judge
 from stillknows.errors import UserError
+from stillknows.lazy import Tensor, nn
 from stillknows.registry import bind, plugins
 from stillknows.reporting.build import build
 from stillknows.reporting.page import html
 from stillknows.types import CONTROL, FULL, ORIGINAL, Benchmark, Decoding, Example, Observations, Split
+from stillknows.variants import compress
+from stillknows.variants.compress import Quantized, quantize
 from stillknows.variants.variant import Variant, parse_variant, taught_facts
 
 TEMPLATE = "Question: {prompt}\nAnswer:"
@@ -138,6 +144,58 @@ def test_every_attack_has_a_budget_or_words_each_question_once() -> None:
 def test_budgets_that_no_run_can_spend_are_refused(spec: str) -> None:
     with pytest.raises(UserError, match="is out of range\n  give at least 0, at most 1"):
         parse_variant(spec)
+
+
+@pytest.fixture
+def sandbox() -> Iterator[None]:
+    """Take away what a test registers."""
+    registry.load_own()
+    before = dict(registry._plugins["transform"])
+    yield
+    registry._plugins["transform"].clear()
+    registry._plugins["transform"].update(before)
+
+
+@pytest.mark.usefixtures("sandbox")
+def test_attacks_of_every_level_stand_in_a_chain_and_leave_no_trace(model: Any) -> None:
+    """On a matrix, on the activations of a whole model, and around the logits, one after another and with formats."""
+
+    @registry.register("transform", role="attack", source="this test")
+    def doubled(weight_OI: Tensor) -> Quantized:
+        """Double the weights."""
+        return Quantized(2 * weight_OI, weight_OI.int())
+
+    @registry.register("transform", role="attack", level="activations", source="this test")
+    @contextlib.contextmanager
+    def steered(model: nn.Module, *, by: float = 1.0) -> Iterator[None]:
+        """Add to what the first block gives."""
+        block = model.model.layers[0].mlp  # type: ignore[union-attr]
+        hook = block.register_forward_hook(lambda module, given, out: out + by)  # type: ignore[operator]
+        yield
+        hook.remove()
+
+    @registry.register("transform", role="defence", source="this test")
+    def halved(model: nn.Module) -> nn.Module:
+        """Answer with another module."""
+        return nn.Sequential(model)
+
+    levels = [plugins("transform")[name].level for name in ("doubled", "steered", "halved")]
+    assert levels == ["weights", "activations", "logits"]
+    ids = torch.tensor([[3, 4, 5]])
+    before, weights = model(ids).logits, {name: p.clone() for name, p in model.named_parameters()}
+    projection = model.model.layers[0].mlp.up_proj.weight
+    with parse_variant("doubled+int8").applied(model) as served:
+        assert served is model
+        with torch.no_grad():
+            expected = quantize(2 * weights["model.layers.0.mlp.up_proj.weight"], compress.parse_variant("int8"))
+        assert torch.equal(projection, expected.values_OI)
+    with parse_variant("steered(by=0.5)+halved").applied(model) as served:
+        assert isinstance(served, nn.Sequential)
+        assert not torch.allclose(served(ids).logits, before)
+    assert torch.equal(model(ids).logits, before)
+    assert all(torch.equal(p, weights[name]) for name, p in model.named_parameters())
+    assert parse_variant("doubled").is_plain
+    assert not parse_variant("steered").is_plain
 
 
 def test_relearning_that_leaves_the_range_of_numbers_says_whose_rate_is_too_high(model: Any, make_items: Any) -> None:

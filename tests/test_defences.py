@@ -12,7 +12,10 @@ import numpy as np
 import pytest
 import torch
 
+from stillknows.auditing import audit
+from stillknows.auditing.asking import Questions
 from stillknows.auditing.observe import observe
+from stillknows.auditing.plan import AuditConfig
 from stillknows.errors import UserError
 from stillknows.model import modelfiles
 from stillknows.model.encoding import CHAT, encode, encode_split
@@ -24,9 +27,10 @@ from stillknows.model.target import LocalTarget
 from stillknows.registry import bind
 from stillknows.transforms.defences.gates import thrust_score
 from stillknows.transforms.defences.together import Together
-from stillknows.types import UNWRAPPED, Benchmark, Example, Split
+from stillknows.types import UNDEFENDED, Benchmark, Example, Split
 from stillknows.variants import defences
 from stillknows.variants.retrieval import finder
+from stillknows.variants.variant import parse_variant
 
 Case = Callable[..., Any]
 FORGET = (Example("f1", "Where is Ada ?", "Paris", "a"), Example("f2", "Who likes Ada ?", "Bela", "b"))
@@ -141,14 +145,14 @@ def test_each_question_is_read_as_its_state_says(tmp_path: Path, save_model: Cas
     def asked(part: Split) -> Any:
         return encode_split(part, tokenizer, BENCHMARK.template, 64)
 
-    parts = list(found.splits(split, BENCHMARK.template))
+    parts = list(defences.through([found.defence], split, BENCHMARK.template))
     assert [part.template for part in parts] == ["Rome is in Italy\nQ: {prompt}\nA:", BENCHMARK.template]
     bare, retrieved = asked(split), [item for part in parts for item in asked(part)]
-    known = asked(found.known(split, BENCHMARK.template))
+    known = asked(found.defence.known(split, BENCHMARK.template))
     assert {item.answer.example for item in known} == set(RETAIN)
-    assert found.chosen(model, known, bare, retrieved) == bare
+    assert found.defence.chosen(model, known, bare, retrieved) == bare
     other = 0 if known[0].answer.example == RETAIN[1] else 1
-    chosen = found.chosen(model, [known[other]], bare, retrieved)
+    chosen = found.defence.chosen(model, [known[other]], bare, retrieved)
     assert chosen == [retrieved[0], bare[1]]
 
 
@@ -157,7 +161,7 @@ def test_reports_show_the_question_that_was_asked(tmp_path: Path, save_model: Ca
     found = defences.read(tmp_path / "s.json")
     assert found is not None
     split = BENCHMARK.split("forget")
-    parts = list(found.splits(split, BENCHMARK.template))
+    parts = list(defences.through([found.defence], split, BENCHMARK.template))
     assert [part.examples[0].prompt for part in parts] == ["No", "No"]
     item = defences.with_question(encode_split(parts[0], tokenizer, "{prompt}", 64)[0], "Where is Ada ?")
     assert item.answer.example == FORGET[0]
@@ -188,7 +192,7 @@ def test_an_offset_is_observed_like_a_model(make_model: Case, tokenizer: Any) ->
         assert a == pytest.approx(b, abs=1e-4)
 
 
-def test_what_a_suppression_cannot_use_is_refused(tmp_path: Path, save_model: Case, cli: Case) -> None:
+def test_what_a_defence_cannot_use_is_refused(tmp_path: Path, save_model: Case, cli: Case) -> None:
     model = str(save_model("model"))
     for spec, helpers, message in (
         ("guard", {"unlearned": model}, "no use for `unlearned`"),
@@ -214,7 +218,7 @@ def test_what_a_suppression_cannot_use_is_refused(tmp_path: Path, save_model: Ca
 @pytest.mark.parametrize("content", ["[]", '{"suppression": "guard"}'])
 def test_a_file_of_another_kind_is_refused(content: str, tmp_path: Path) -> None:
     (tmp_path / "s.json").write_text(content)
-    with pytest.raises(UserError, match="holds no suppression"):
+    with pytest.raises(UserError, match="holds no defence"):
         defences.read(tmp_path / "s.json")
 
 
@@ -234,7 +238,7 @@ ITEM = {"id": "1", "prompt": "where is Ada", "answer": "Paris", "fact": "1"}
     ],
     ids=range(7),
 )
-def test_a_damaged_suppression_is_named(changes: dict[str, Any], words: str, tmp_path: Path) -> None:
+def test_a_damaged_defence_is_named(changes: dict[str, Any], words: str, tmp_path: Path) -> None:
     content = {"stillknows": "0", "suppression": "guard", "model": "m", "helpers": {}, "forget": [ITEM], "retain": []}
     (tmp_path / "s.json").write_text(json.dumps({**content, "passages": [], **changes}))
     with pytest.raises(UserError, match=rf"s\.json.* {words}\n"):
@@ -249,7 +253,78 @@ def test_a_guard_without_words_is_refused_and_icul_takes_a_question_without_any(
     assert "???" in rewrite("!!!", "{prompt}")[1]
 
 
-def test_folders_are_no_suppressions(tmp_path: Path) -> None:
+def test_files_of_the_first_version_stay_readable(tmp_path: Path, save_model: Case) -> None:
+    model = str(save_model("model"))
+    content = defences.write(tmp_path / "new.json", model, "guard:says=No", BENCHMARK, {}, overwrite=False)
+    former = {"suppression": content.pop("defence"), **content}
+    (tmp_path / "old.json").write_text(json.dumps(former))
+    new, old = (defences.read(tmp_path / name) for name in ("new.json", "old.json"))
+    assert new is not None
+    assert new == old
+    assert new.model == model
+    assert new.defence.identity == defences.made_of(new.defence.bound, BENCHMARK).identity
+
+
+# In chains
+
+
+def test_attacks_ask_through_defences_whatever_is_written_first(tokenizer: Any) -> None:
+    """Flagged questions are withheld: the attack's wordings of them as well."""
+    questions = Questions(BENCHMARK, "error", 64, 64, frozenset())
+    for spec in ("guard:says=No+frame:style=upper", "frame:style=upper+int8+guard:says=No"):
+        variant = parse_variant(spec)
+        chain = [defences.made_of(link, BENCHMARK) for link in variant.defences]
+        reading = questions.reading(variant, tokenizer, chain)
+        assert reading.items.keys() == {"forget"}
+        expected = questions.encoded(tokenizer, chain)["forget"]
+        assert [item.answer.ids for item in reading.items["forget"]] == [item.answer.ids for item in expected]
+    assert parse_variant("guard").role == "deployment"
+    assert parse_variant("guard+int8").asking != parse_variant("int8").asking
+
+
+def test_two_defences_are_asked_one_after_the_other(tokenizer: Any) -> None:
+    icul, guard = (defences.made_of(bind("transform", spec), BENCHMARK) for spec in ("icul:kept=0", "guard:says=No"))
+    split = BENCHMARK.split("forget")
+    for first, second in ((icul, guard), (guard, icul)):
+        e = split.examples[0]
+        expected = second.rewrite(*first.rewrite(e.prompt, BENCHMARK.template))
+        part = next(defences.through([first, second], split, BENCHMARK.template))
+        assert (part.examples[0].prompt, part.template) == expected
+
+
+def test_what_a_chain_cannot_hold_is_refused(tokenizer: Any) -> None:
+    with pytest.raises(UserError, match=r"offset needs models besides .*\n  save it with `stillknows defend`"):
+        parse_variant("int4+offset")
+    thrust = defences.made_of(bind("transform", "thrust"), BENCHMARK)
+    questions = Questions(BENCHMARK, "error", 64, 64, frozenset())
+    with pytest.raises(UserError, match="thrust and thrust both look at the model's states"):
+        questions.reading(parse_variant("thrust"), tokenizer, [thrust, thrust])
+
+
+def test_an_audit_measures_a_defence_in_a_chain_on_all_models_alike(world: Any, tmp_path: Path) -> None:
+    """The input filter withholds the questions to forget, from the controls as well; nothing is learned of weights."""
+    request = AuditConfig(
+        str(world.original),
+        {"mine": str(world.original)},
+        world.benchmark,
+        str(world.control),
+        "full,guard+int8,thrust",
+    )
+    result = audit.audit(request, tmp_path / "audit")
+    assert {key.variant for key in result.observations} == {"full", "guard+int8", "thrust"}
+    known = {
+        (key.model, key.variant): float(np.mean([np.exp(p.mean()) for p in seen.log_probs or ()]))
+        for key, seen in result.observations.items()
+        if key.split == "forget"
+    }
+    assert known["mine", "full"] > 0.9
+    for name in ("mine", "original"):
+        assert known[name, "guard+int8"] < 0.3
+    updates = {cell.variant for cell in result.cells if cell.split == "weights"}
+    assert updates == {"full"}, "what a defence leaves of an update is not a number"
+
+
+def test_folders_are_no_defences(tmp_path: Path) -> None:
     assert defences.read(tmp_path) is None
 
 
@@ -287,17 +362,17 @@ def test_a_guard_hides_what_it_knows_and_nothing_of_the_weights(hides: Case) -> 
     """It was made of the first wording of each question; the second one gets past it."""
     ran, report = hides("guard")
     assert (ran.code, report["verdict"]) == (3, "STILL KNOWS"), ran.err
-    assert report["variants"] == ["full", "int8", UNWRAPPED]
+    assert report["variants"] == ["full", "int8", UNDEFENDED]
     for variant in ("full", "int8"):
         assert kept(report, "hidden", variant) < 0.1
         assert kept(report, "hidden", variant, "paraphrase") > 0.5
-    assert kept(report, "hidden", UNWRAPPED) == pytest.approx(1)
+    assert kept(report, "hidden", UNDEFENDED) == pytest.approx(1)
     subject = report["subjects"][0]
-    assert subject["findings"][0]["detail"].startswith("suppression by guard: the weights are the original's")
-    assert subject["variants"][UNWRAPPED] == "STILL KNOWS"
-    assert subject["suppression"] == "guard"
-    assert "hidden is a suppression (guard)" in ran.out
-    assert not any(control["suppression"] for control in report["subjects"][1:])
+    assert subject["findings"][0]["detail"].startswith("defence by guard: the weights are the original's")
+    assert subject["variants"][UNDEFENDED] == "STILL KNOWS"
+    assert subject["defence"] == "guard"
+    assert "hidden stands behind a defence (guard)" in ran.out
+    assert not any(control["defence"] for control in report["subjects"][1:])
     asked = {leak["question"] for leak in subject["leaks"]}
     assert not any("cannot be answered" in question for question in asked)
 
@@ -305,19 +380,23 @@ def test_a_guard_hides_what_it_knows_and_nothing_of_the_weights(hides: Case) -> 
 def test_a_guard_that_lets_everything_through_still_knows(hides: Case) -> None:
     ran, report = hides("guard:threshold=1000")
     assert (ran.code, report["verdict"]) == (3, "STILL KNOWS")
-    assert kept(report, "hidden", "full") == kept(report, "hidden", UNWRAPPED) == pytest.approx(1)
+    assert kept(report, "hidden", "full") == kept(report, "hidden", UNDEFENDED) == pytest.approx(1)
 
 
-def test_general_tasks_are_not_asked_past_a_suppression(hides: Case) -> None:
+def test_general_tasks_are_not_asked_past_a_defence(hides: Case) -> None:
     ran, report = hides("guard", "--tasks", "mmlu")
     assert (ran.code, report) == (2, {})
-    assert "would not be asked through a suppression" in ran.err
+    assert "would not be asked through a defence" in ran.err
 
 
 def test_controls_are_measured_once(hides: Case, tmp_path: Path) -> None:
     hides("guard")
     folders = {path.name: {f.name for f in path.iterdir()} for path in (tmp_path / "audit" / "observations").iterdir()}
-    assert folders == {"hidden": {"full", "int8", UNWRAPPED}, "original": {"full", "int8"}, "control": {"full", "int8"}}
+    assert folders == {
+        "hidden": {"full", "int8", UNDEFENDED},
+        "original": {"full", "int8"},
+        "control": {"full", "int8"},
+    }
 
 
 def test_retrieval_hides_nothing_of_the_weights_and_is_named(hides: Case) -> None:
@@ -325,9 +404,9 @@ def test_retrieval_hides_nothing_of_the_weights_and_is_named(hides: Case) -> Non
     ran, report = hides("thrust:share=1")
     assert ran.code == 3, ran.err
     assert kept(report, "hidden", "full") < 0.9
-    assert kept(report, "hidden", UNWRAPPED) == pytest.approx(1)
-    assert report["subjects"][0]["suppression"] == "thrust:share=1"
-    assert "hidden is a suppression (thrust:share=1)" in ran.out
+    assert kept(report, "hidden", UNDEFENDED) == pytest.approx(1)
+    assert report["subjects"][0]["defence"] == "thrust:share=1"
+    assert "hidden stands behind a defence (thrust:share=1)" in ran.out
 
 
 def test_in_context_unlearning_and_an_offset_go_the_whole_way(
@@ -348,7 +427,7 @@ def test_in_context_unlearning_and_an_offset_go_the_whole_way(
     assert ran.code == 3, ran.err
     report = json.loads((out / "report.json").read_text())
     for name in ("icul", "offset"):
-        assert kept(report, name, UNWRAPPED) == pytest.approx(1)
+        assert kept(report, name, UNDEFENDED) == pytest.approx(1)
     assert kept(report, "icul", "full") < 0.9
     assert kept(report, "offset", "full") == pytest.approx(0, abs=0.05)  # z_o + z_c − z_o: it answers as the control
     verdicts = {s["name"]: s["verdict"] for s in report["subjects"]}

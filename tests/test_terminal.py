@@ -56,7 +56,7 @@ def with_names(built: Json, name: str) -> Json:
     variants = {variant: name if variant == "int4" else variant for variant in result["variants"]}
     result["variants"] = list(variants.values())
     for subject in result["subjects"]:
-        subject |= {"path": name, "fingerprint": name, "quantized": name, "suppression": name}
+        subject |= {"path": name, "fingerprint": name, "quantized": name, "defence": name}
         for finding in subject["findings"]:
             finding |= {"variant": variants[finding["variant"]], "split": name, "metric": name, "detail": name}
         subject["findings"].append(asdict(Finding("served_differently", "note", detail=name)))

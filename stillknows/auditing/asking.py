@@ -9,24 +9,50 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from stillknows.errors import UserError
 from stillknows.gate.candidates import Placebos
+from stillknows.lazy import nn
 from stillknows.model.encoding import CHAT, EncodedAnswer, EncodedItem, LongItems, encode_split
 from stillknows.model.ref import ModelRef
 from stillknows.store import digest
 from stillknows.types import Benchmark, Split
-from stillknows.variants.defences import Suppression, with_question
+from stillknows.variants.defences import Defence, through, with_question
 from stillknows.variants.variant import Variant, taught_facts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Items = dict[str, list[EncodedItem]]  # by split
+
+
+class Reading(NamedTuple):
+    """What a model reads in a variant, by split.
+
+    Where the model's own states decide which items it reads as they are, `bare`, and which with a passage, `items`,
+    `known` are what the states are compared with and `decides` is the defence that does so.
+    """
+
+    items: Items
+    bare: Items | None = None
+    known: Items | None = None
+    decides: Defence | None = None
+
+    def candidates(self, split: str) -> list[EncodedItem]:
+        """Return everything of a split that may be asked, and what decides on it."""
+        return [item for items in (self.items, self.bare, self.known) if items for item in items[split]]
+
+    def asked(self, split: str, model: nn.Module) -> list[EncodedItem]:
+        """Return what is asked of a split, by the model's states where these decide."""
+        if self.decides is None or self.bare is None or self.known is None:
+            return self.items[split]
+        return self.decides.chosen(model, self.known[split], self.bare[split], self.items[split])
+
+
 FIX = (
     "give it the original's tokenizer.json, tokenizer_config.json and chat_template.jinja: an audit measures what "
     "weights know, which other tokens for the same words hide"
@@ -84,14 +110,35 @@ class Questions:
         """Whether items are asked through the chat template."""
         return any((split.template or self.benchmark.template) == CHAT for split in self.benchmark.splits)
 
-    def encoded(self, tokenizer: Any, suppression: Suppression | None = None) -> Items:
-        """Return the items of every split as a model reads them, through a suppression if there is one."""
+    def reading(self, variant: Variant, tokenizer: Any, defences: Sequence[Defence]) -> Reading:
+        """Return what a model reads in a variant: the attacks' wordings, through the defences from first to last.
+
+        Raises UserError for two defences that look at the model's states, which each would change for the other.
+        """
+        deciding = [defence for defence in defences if defence.retrieves]
+        items = self._read(variant, tokenizer, defences)
+        if not deciding:
+            return Reading(items)
+        if len(deciding) > 1:
+            names = " and ".join(defence.bound.plugin.name for defence in deciding)
+            raise UserError(f"{names} both look at the model's states", "leave one of them out")
+        bare = self._read(variant, tokenizer, [defence for defence in defences if not defence.retrieves])
+        return Reading(items, bare, self._known(tokenizer, deciding[0]), deciding[0])
+
+    def _read(self, variant: Variant, tokenizer: Any, defences: Sequence[Defence]) -> Items:
+        if variant.role == "attack":
+            return self.attacked(variant, tokenizer, defences)
+        return self.encoded(tokenizer, defences)
+
+    def encoded(self, tokenizer: Any, defences: Sequence[Defence] = ()) -> Items:
+        """Return the items of every split as a model reads them, through defences if there are any."""
+        rewriting = [defence for defence in defences if defence.rewrites]
         found = {}
         for split in self.benchmark.splits:
-            if suppression is None or not suppression.rewrites:
+            if not rewriting:
                 found[split.name] = self._split(split, tokenizer, split.name in self.lowered)
                 continue
-            parts = zip(split.examples, suppression.splits(split, self.benchmark.template), strict=True)
+            parts = zip(split.examples, through(rewriting, split, self.benchmark.template), strict=True)
             found[split.name] = [
                 with_question(item, e.prompt)
                 for e, part in parts
@@ -99,7 +146,7 @@ class Questions:
             ]
         return found
 
-    def attacked(self, variant: Variant, tokenizer: Any, suppression: Suppression | None = None) -> Items:
+    def attacked(self, variant: Variant, tokenizer: Any, defences: Sequence[Defence] = ()) -> Items:
         """Return the items to be forgotten as an attack asks for them; nothing else is asked under attack.
 
         A placebo is scored under the prompt that the attack would make of it, if it were the truth: such a prompt may
@@ -108,11 +155,11 @@ class Questions:
         splits = [split for split in self.benchmark.splits if split.role == "forget"]
         found, taught = {}, taught_facts(splits)
         for split in splits:
-            items = self._worded(split, variant, taught, tokenizer, suppression)
+            items = self._worded(split, variant, taught, tokenizer, defences)
             others: dict[tuple[str, str], list[EncodedAnswer]] = {}
             cut = replace(self, long_items="truncate", lowered=frozenset())
             for candidate in self._with_placebos(split, taught if variant.teaches else frozenset()):
-                for item in cut._worded(candidate, variant, taught, tokenizer, suppression):
+                for item in cut._worded(candidate, variant, taught, tokenizer, defences):
                     others.setdefault((item.wording, item.answer.example.id), []).append(item.answer)
             counts = {e.fact: len(self.placebos.of(e)) if self.placebos else 0 for e in split.examples}
             for i, item in enumerate(items):
@@ -128,13 +175,13 @@ class Questions:
         variant: Variant,
         taught: frozenset[str],
         tokenizer: Any,
-        suppression: Suppression | None,
+        defences: Sequence[Defence],
     ) -> list[EncodedItem]:
         """Return the items of a split in all of an attack's wordings, without placebos."""
         found = []
         for name, wording in variant.worded(split, self.benchmark, taught).items():
             alone = replace(self, benchmark=replace(self.benchmark, splits=(wording,)), placebos=None)
-            found += [replace(item, wording=name) for item in alone.encoded(tokenizer, suppression)[split.name]]
+            found += [replace(item, wording=name) for item in alone.encoded(tokenizer, defences)[split.name]]
         return found
 
     def _with_placebos(self, split: Split, left_out: frozenset[str]) -> Iterator[Split]:
@@ -146,10 +193,10 @@ class Questions:
             examples = tuple(replace(e, answer=own[k], paraphrase=None, wrong=()) for e, own in pairs if k < len(own))
             yield replace(split, examples=examples)
 
-    def known(self, tokenizer: Any, suppression: Suppression) -> Items:
+    def _known(self, tokenizer: Any, defence: Defence) -> Items:
         """Return the items that a model's states are compared with, framed as each split's own are."""
         template = self.benchmark.template
-        splits = {split.name: suppression.known(split, template) for split in self.benchmark.splits}
+        splits = {split.name: defence.known(split, template) for split in self.benchmark.splits}
         return {name: self._split(split, tokenizer, lowered=False) for name, split in splits.items()}
 
     def _split(self, split: Split, tokenizer: Any, lowered: bool) -> list[EncodedItem]:
@@ -205,15 +252,15 @@ def _settings(model: PreTrainedModel) -> dict[str, Any]:
 
 
 def require_same_tokens(
-    questions: Questions, original: Reader, model: Reader, expected: Items, suppression: Suppression | None = None
+    questions: Questions, original: Reader, model: Reader, expected: Items, defences: Sequence[Defence] = ()
 ) -> None:
     """Raise UserError that names the first item that a model would read otherwise than the original does.
 
     Args:
-        expected: the items as the original reads them, through the suppression if there is one.
+        expected: the items as the original reads them, through the defences if there are any.
     """
     try:
-        found = questions.encoded(model.tokenizer, suppression)
+        found = questions.encoded(model.tokenizer, defences)
     except UserError as error:
         first = str(error).partition("\n")[0]
         raise UserError(f"{model.name} does not read the items as {original.name} does: {first}", FIX) from error

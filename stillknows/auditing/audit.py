@@ -24,7 +24,7 @@ from stillknows.model import run_record
 from stillknows.model.ref import ModelRef
 from stillknows.progress import warn
 from stillknows.store import locked
-from stillknows.types import ORIGINAL, UNWRAPPED, Cell, Finding, Observations, Verdict
+from stillknows.types import ORIGINAL, UNDEFENDED, Cell, Finding, Observations, Verdict
 from stillknows.variants.variant import Variant
 
 
@@ -43,7 +43,7 @@ class Audit:
     verdicts: tuple[Verdict, ...]
     out_of_reach: tuple[Finding, ...] = ()
     left_out: tuple[LeftOut, ...] = ()
-    suppressions: Mapping[str, str] = field(default_factory=dict)
+    defences: Mapping[str, str] = field(default_factory=dict)
     placebos: Placebos | None = None
     facts: Mapping[str, PlaceboTest] = field(default_factory=dict)  # by model
 
@@ -63,14 +63,15 @@ def _audit(request: AuditConfig, out: Path) -> Audit:
     run_records = {model.label: run_record.read(model.ref.path) for model in prepared}
     versions = run_record.versions() | ({} if suite is None else {"lm-eval": suite.version})
     deployments = {name: variant for name, variant in variants.items() if variant.role == "deployment"}
+    formats = {name: variant for name, variant in variants.items() if variant.is_plain}
     keys = Keys()
     load, measured = Loader(reader, [variant.chain for variant in variants.values()]), []
     for model in prepared:
         if model.label != ORIGINAL:
-            measured += updates(load, prepared[0], model, deployments, out)
+            measured += updates(load, prepared[0], model, formats, out)
         observe_missing(load, model, variants, keys, out)
         if suite is not None:
-            measured += general(load, model, deployments, suite, request, out)
+            measured += general(load, model, formats, suite, request, out)
     observations = {place: seen for p in prepared for place, seen in collected(p, variants, keys, out).items()}
     table = evidence.tabulate(observations, metrics, {s.name: s.role for s in request.benchmark.splits})
     labels = [model.label for model in prepared]
@@ -92,7 +93,7 @@ def _audit(request: AuditConfig, out: Path) -> Audit:
         verdicts,
         obstacles,
         left_out,
-        {p.label: p.suppression.bound.spec for p in prepared if p.suppression},
+        {p.label: p.defence.bound.spec for p in prepared if p.defence},
         placebos,
         facts,
     )
@@ -106,10 +107,8 @@ def _judged(
     verdict = judge(table, model.label, list(variants), request.policy, attacks)
     notes = (Finding("served_differently", "note", detail=note) for note in model.notes)
     verdict = replace(verdict, findings=(*verdict.findings, *notes))
-    if model.suppression is None:
+    if model.defence is None:
         return verdict
     whose = "the original's" if model.fingerprint == original.fingerprint else f"those of {model.ref.name}"
-    plain = (
-        f"suppression by {model.suppression.bound.spec}: the weights are {whose}, measured by themselves as {UNWRAPPED}"
-    )
+    plain = f"defence by {model.defence.bound.spec}: the weights are {whose}, measured by themselves as {UNDEFENDED}"
     return replace(verdict, findings=(Finding("weights_unchanged", "note", detail=plain), *verdict.findings))

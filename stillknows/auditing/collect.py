@@ -24,15 +24,15 @@ class Keys:
     """Identify observations by everything that they depend on; items are written out once for all variants."""
 
     def __init__(self) -> None:
-        self.items: dict[tuple[str, bool, str, str], Serialized] = {}
+        self.items: dict[tuple[str, tuple[str, bool], str], Serialized] = {}
 
     def __call__(self, model: Prepared, variant: Variant, split: str) -> str:
-        place = model.label, variant.wrapped, variant.asking, split
+        place = model.label, model.read_as(variant), split
         if place not in self.items:
-            self.items[place] = Serialized.of([described(item) for item in model.candidates(variant, split)])
+            self.items[place] = Serialized.of([described(item) for item in model.reading(variant).candidates(split)])
         fields, decoding = model.observed(variant, split)
-        suppression = model.suppressed(variant)
-        beside = [suppression.identity] if suppression else []
+        defence = model.defended(variant)
+        beside = [defence.identity] if defence else []
         how = sorted(fields), asdict(decoding)
         taught = [[item.ids for item in model.taught(variant)]] if variant.teaches else []
         parts = OBSERVATIONS_VERSION, model.fingerprint, variant.identity, self.items[place], how, *beside
@@ -49,23 +49,23 @@ def observe_missing(load: Loader, model: Prepared, variants: Mapping[str, Varian
     todo = {
         name: [
             split
-            for split in model.items(variant)
+            for split in model.reading(variant).items
             if load_observations(observations_file(out, model, name, split), keys(model, variant, split)) is None
         ]
         for name, variant in variants.items()
-        if variant.wrapped or model.suppression or FULL not in variants
+        if variant.defended or model.defence or FULL not in variants
     }
     with progress(f"observing {model.label}", sum(map(len, todo.values()))) as advance:
         for name, splits in todo.items():
             if not splits:
                 continue
             target, variant = load(model), variants[name]
-            suppression = model.suppressed(variant)
-            with variant.applied(target.model, model.taught(variant)):
-                served = replace(target, model=suppression.wrap(target.model)) if suppression else target
+            defence = model.defended(variant)
+            with variant.applied(target.model, model.taught(variant)) as answering:
+                served = replace(target, model=defence.wrap(answering) if defence else answering)
                 for split in splits:
                     fields, decoding = model.observed(variant, split)
-                    items = model.asked(variant, split, target.model)
+                    items = model.reading(variant).asked(split, target.model)
                     seen = observe(served, items, fields=fields, decoding=decoding)
                     save_observations(observations_file(out, model, name, split), keys(model, variant, split), seen)
                     advance(1, f"{name}, {split}")
@@ -75,7 +75,7 @@ def collected(model: Prepared, variants: Mapping[str, Variant], keys: Keys, out:
     """Return the observations of one model that `observe_missing` has made. Raises UserError where one has vanished."""
     found = {}
     for name, variant in variants.items():
-        for split in model.items(variant):
+        for split in model.reading(variant).items:
             file = observations_file(out, model, name, split)
             seen = load_observations(file, keys(model, variant, split))
             if seen is None:

@@ -12,7 +12,7 @@ from stillknows.lazy import Tensor
 from stillknows.model.target import LocalTarget
 from stillknows.observations import OBSERVATIONS
 from stillknows.store import slug
-from stillknows.types import FULL, UNWRAPPED
+from stillknows.types import FULL, UNDEFENDED
 from stillknows.variants import compress
 
 OBSERVATIONS_VERSION = 3  # raise when observe() or its inputs change their meaning
@@ -20,7 +20,7 @@ OBSERVATIONS_VERSION = 3  # raise when observe() or its inputs change their mean
 
 def observations_file(out: Path, model: Prepared, variant: str, split: str) -> Path:
     """Return where the observations of a model on a split in a variant lie."""
-    if variant == UNWRAPPED and model.suppression is None:
+    if variant == UNDEFENDED and model.defence is None:
         variant = FULL
     return out / OBSERVATIONS / model.label / slug(variant) / f"{split}.npz"
 

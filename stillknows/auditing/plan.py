@@ -14,7 +14,7 @@ from stillknows.auditing.calibration import calibration_tokens
 from stillknows.auditing.fact_test import readable_placebos
 from stillknows.auditing.observe import OPTIONAL
 from stillknows.auditing.prepared import Prepared
-from stillknows.auditing.under_attack import asked_under_attack, attacked
+from stillknows.auditing.readings import read_in_variants
 from stillknows.auditing.verdict import Policy
 from stillknows.errors import UserError, first_line
 from stillknows.gate.candidates import COUNT, Placebos
@@ -24,9 +24,9 @@ from stillknows.progress import log, warn
 from stillknows.registry import Bound, bind, bind_all
 from stillknows.specs import Specs, spelled
 from stillknows.store import read_text, require_outside
-from stillknows.types import CONTROL, FULL, ORIGINAL, SUITE, UNWRAPPED, WEIGHTS, Benchmark
+from stillknows.types import CONTROL, FULL, ORIGINAL, SUITE, UNDEFENDED, WEIGHTS, Benchmark
 from stillknows.variants import defences, fitting
-from stillknows.variants.defences import Suppression
+from stillknows.variants.defences import Defence
 from stillknows.variants.variant import Variant, expand, parse_variant
 
 
@@ -94,22 +94,21 @@ def plan(request: AuditConfig, out: Path) -> Plan:
     metrics = bind_all("metric", request.metrics, "example")
     figures = bind_all("metric", request.figures or (), "model")
     _check_request(request, metrics)
-    suppressions, refs = _find(request)
+    own_defences, refs = _find(request)
     require_outside(out, [ref.folder for ref in refs.values()])
     fields = _fields(request, [*metrics.values(), *figures.values()])
-    prepared, reader, questions = _prepare(request, fields, suppressions, refs)
+    prepared, reader, questions = _prepare(request, fields, own_defences, refs)
     _check_models(prepared)
     subjects = [model for model in prepared if model.label not in (ORIGINAL, CONTROL)]
     if request.variants == spelled(defaults.VARIANTS) and subjects and all(model.ref.packing for model in subjects):
         named, wanted_variants = expand(FULL)
         log("quantized files are measured as they are; `variants` names what is done to them, and to the controls, too")
     variants, left_out = _fitted(request, prepared[0], wanted_variants, named)
-    if any(model.suppression for model in prepared):
-        variants[UNWRAPPED] = parse_variant(FULL)._replace(wrapped=False)
-    asked, impossible = asked_under_attack(variants, named, questions, reader)
+    if own_defences:
+        variants[UNDEFENDED] = parse_variant(FULL)._replace(defended=False)
+    prepared, impossible = read_in_variants(prepared, variants, named, questions, reader)
     left_out = (*left_out, *(_left_out(name, because) for name, because in impossible.items()))
     variants = {name: variant for name, variant in variants.items() if name not in impossible}
-    prepared = [attacked(model, variants, asked, questions, reader) for model in prepared]
     judging = {
         gate: bind("metric", gate, "example") for v in variants.values() for gate in v.gates(request.policy.gates)
     }
@@ -140,7 +139,7 @@ def _check_request(request: AuditConfig, metrics: Mapping[str, Bound]) -> None:
             f"the verdict needs the metric {name!r}", f"add it to `metrics`, now {','.join(request.metrics)}"
         )
     if request.tasks and any(defences.read(Path(name)) for name in request.subjects.values()):
-        raise UserError("general tasks would not be asked through a suppression", "leave out `tasks`")
+        raise UserError("general tasks would not be asked through a defence", "leave out `tasks`")
     for label in request.subjects:
         if label in (ORIGINAL, CONTROL):
             raise UserError(f"a model named {label!r} would be taken for the {label}", "rename its folder")
@@ -175,21 +174,22 @@ def _fields(request: AuditConfig, measures: Sequence[Bound]) -> dict[str, frozen
     return {s.name: forget if s.role == "forget" else read for s in request.benchmark.splits}
 
 
-def _find(request: AuditConfig) -> tuple[dict[str, Suppression], dict[str, ModelRef]]:
-    """Return by label the suppressions, and the models as far as their files tell, before torch is imported."""
+def _find(request: AuditConfig) -> tuple[dict[str, Defence], dict[str, ModelRef]]:
+    """Return by label the defences, and the models as far as their files tell, before torch is imported."""
     options = LoadOptions(
         request.device, allow_pickle=request.allow_pickle, trust_remote_code=request.trust_remote_code
     )
     read = {label: defences.read(Path(name), request.device) for label, name in request.subjects.items()}
-    suppressions = {label: found for label, found in read.items() if found}
-    models = request.models | {label: found.model for label, found in suppressions.items()}
-    return suppressions, {label: ModelRef.open(name, options, packed=True) for label, name in models.items()}
+    defended = {label: found for label, found in read.items() if found}
+    models = request.models | {label: found.model for label, found in defended.items()}
+    own = {label: found.defence for label, found in defended.items()}
+    return own, {label: ModelRef.open(name, options, packed=True) for label, name in models.items()}
 
 
 def _prepare(
     request: AuditConfig,
     fields: dict[str, frozenset[str]],
-    suppressions: Mapping[str, Suppression],
+    own_defences: Mapping[str, Defence],
     refs: Mapping[str, ModelRef],
 ) -> tuple[list[Prepared], Reader, Questions]:
     """Return the models with their items, which all of them read in the same way, the original's reader and what it was
@@ -216,26 +216,19 @@ def _prepare(
     decoding = {split.name: split.decoding for split in request.benchmark.splits}
     prepared = []
     for label, reader in readers.items():
-        found = suppressions.get(label)
+        own = own_defences.get(label)
         asking.require_same_vocabulary(original, reader)
         asking.require_same_tokens(questions, original, reader, items)
-        model = Prepared(label, refs[label], reader.fingerprint, items, decoding, fields)
+        if own:
+            asked = questions.encoded(original.tokenizer, [own])
+            asking.require_same_tokens(questions, original, reader, asked, [own])
+        model = Prepared(label, refs[label], reader.fingerprint, decoding, fields, defence=own)
         model = model._replace(
             notes=asking.notes(original, reader, in_chat=questions.in_chat),
             beside=() if reader.identity == original.identity else (original.identity,),
         )
-        prepared.append(_suppressed(model, found, questions, original, reader) if found else model)
+        prepared.append(model)
     return prepared, original, questions
-
-
-def _suppressed(
-    model: Prepared, suppression: Suppression, questions: Questions, original: Reader, reader: Reader
-) -> Prepared:
-    """Return a model with what it is asked through a suppression."""
-    asked = questions.encoded(original.tokenizer, suppression)
-    asking.require_same_tokens(questions, original, reader, asked, suppression)
-    known = questions.known(original.tokenizer, suppression) if suppression.retrieves else None
-    return model._replace(splits=asked, suppression=suppression, bare=model.splits, known=known)
 
 
 def _fitted(
@@ -255,7 +248,7 @@ def _fitted(
         try:
             formats = "+".join(link.spec for link in variant.chain) or name
             fitted = variant.with_formats(fitting.fitted(skeleton, variant.chain, formats, exact=name in named)[1])
-            new_name = name if fitted == variant else "+".join(link.spec for link in fitted.links)
+            new_name = name if fitted == variant else fitted.spec
             variants[new_name] = fitted._replace(ids_NL=calibrated(new_name, fitted.chain))
         except UserError as error:
             if name in named:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, StrictUndefined
 
 from stillknows import __version__
-from stillknows.auditing.asking import Items, Reader
+from stillknows.auditing.asking import Items, Reader, Reading
 from stillknows.auditing.collect import Keys, collected, observe_missing
 from stillknows.auditing.loader import Loader
 from stillknows.auditing.observe import OPTIONAL
@@ -181,10 +181,9 @@ def _prepared(
             name,
             source,
             source.fingerprint,
-            splits,
             decoding=dict.fromkeys(splits, Decoding()),
             fields={split: read.get(split, frozenset()) for split in splits},
-            attacked={relearning: (splits, None)},
+            readings={(asking, False): Reading(splits) for asking in ("", relearning)},
             teachable=questions.relearned,
         )
 

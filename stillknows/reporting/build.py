@@ -50,7 +50,7 @@ def _subject(audit: Audit, verdict: Verdict, lead: str) -> Json:
         "name": label,
         "path": audit.sources[label].name,
         "quantized": audit.sources[label].packing or None,
-        "suppression": audit.suppressions.get(label),
+        "defence": audit.defences.get(label),
         "fingerprint": audit.fingerprints[label],
         "verdict": verdict.name,
         "findings": [asdict(finding) for finding in verdict.findings],

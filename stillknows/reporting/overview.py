@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from stillknows.auditing.evidence import MIN_GAP
 from stillknows.formatting import for_markdown, number, table_of_texts
 from stillknows.reporting.schema import EXPECTED, AuditReport, Measured, ReportSubject, Unmeasured
-from stillknows.types import FULL, ORIGINAL, UNWRAPPED
+from stillknows.types import FULL, ORIGINAL, UNDEFENDED
 
 SCREEN = 80  # columns of a terminal
 NOT_ASKED = "not asked in this variant: attacks ask only what is to be forgotten"
@@ -16,7 +16,7 @@ LOW = "!"  # marks utility below the floor
 
 def summary(report: AuditReport) -> str:
     """Return the verdicts, and knowledge kept beside utility in every variant: what fits on a screen, as Markdown."""
-    after = [*left_out(report), *_on_disk(report), *_suppressed(report)]
+    after = [*left_out(report), *_on_disk(report), *_defended(report)]
     return "\n\n".join([for_markdown(sentence(report)), *overview(report), *map(for_markdown, after)])
 
 
@@ -40,12 +40,12 @@ def _on_disk(report: AuditReport) -> list[str]:
     return [f"{name} is a quantized file, measured as it is: {form}." for name, form in forms if form]
 
 
-def _suppressed(report: AuditReport) -> list[str]:
+def _defended(report: AuditReport) -> list[str]:
     """Return a sentence for each model whose weights are not what hides the knowledge."""
     return [
-        f"{s.name} is a suppression ({s.suppression}), which leaves the weights alone: see {UNWRAPPED}."
+        f"{s.name} stands behind a defence ({s.defence}), which leaves the weights alone: see {UNDEFENDED}."
         for s in report.subjects
-        if s.suppression is not None
+        if s.defence is not None
     ]
 
 

@@ -115,7 +115,7 @@ class ReportSubject(Part):
     """Folder, .gguf file or hub name."""
     quantized: str | None
     """How the weights are quantized on disk; null where they are not."""
-    suppression: str | None
+    defence: str | None
     """What stands before or beside the weights; null where nothing does."""
     fingerprint: str
     """Identifies the weights and the tokenizer."""

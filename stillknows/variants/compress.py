@@ -58,9 +58,19 @@ class Quantized(NamedTuple):
 def parse_variant(spec: str) -> tuple[Bound, ...]:
     """Parse "rtn:bits=4" or a chain "bf16+rtn:bits=4", applied from left to right. Raises UserError."""
     chain = tuple(bind("transform", part, "deployment") for part in chained(spec))
-    if any(map(is_calibrated, chain)) and any(map(is_placed, chain)):
-        raise UserError(f"{spec}: a file format cannot be chained with a calibrated one", "audit them one by one")
+    require_together(chain, spec)
     return chain
+
+
+def require_together(chain: Chain, name: str) -> None:
+    """Raise UserError for formats that cannot be chained."""
+    if any(map(is_calibrated, chain)) and any(map(is_placed, chain)):
+        raise UserError(f"{name}: a file format cannot be chained with a calibrated one", "audit them one by one")
+
+
+def rounds(link: Bound) -> bool:
+    """Tell whether a transform rounds what it is given, matrix by matrix or token by token, as formats do."""
+    return any(need in link.plugin.needs for need in (WEIGHTS, INPUTS, CACHED))
 
 
 def is_calibrated(link: Bound) -> bool:
@@ -79,7 +89,7 @@ def links_of(chain: Chain, need: str) -> list[Bound]:
     Raises UserError for a link that is none of these: skipped, it would be measured as if it were not there.
     """
     for link in chain:
-        if not any(known in link.plugin.needs for known in (WEIGHTS, INPUTS, CACHED)):
+        if not rounds(link):
             raise UserError(
                 f"{link.spec} is a format of nothing that is known here: it asks for {', '.join(link.plugin.needs)}",
                 f"a format asks for {WEIGHTS}, {INPUTS} or {CACHED}",

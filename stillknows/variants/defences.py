@@ -1,17 +1,17 @@
-"""Models whose weights are left alone: what stands before or beside them is named in a small file.
+"""Defences: what stands before or beside a model whose weights are left alone, named in a variant or in a small file.
 
 An audit takes such a file in the place of a model's folder. It then measures the model as it is served in every
-variant, and its bare weights in one variant more, `types.UNWRAPPED`: what only hides is found out by measuring.
+variant, and without its defence in one variant more, `types.UNDEFENDED`: what only hides is found out by measuring.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from stillknows import __version__
 from stillknows.errors import UserError
@@ -24,57 +24,51 @@ from stillknows.store import digest, read_json, read_text, require_new, write_js
 from stillknows.types import Benchmark, Example, Role, Split
 from stillknows.variants.retrieval import finder
 
-HELPERS = ("unlearned", "reference")  # models besides the served one that a suppression may need
+HELPERS = ("unlearned", "reference")  # models besides the served one that a defence may need
 FIELDS = {
-    **{"stillknows": str, "suppression": str, "model": str, "helpers": dict},
+    **{"stillknows": str, "defence": str, "model": str, "helpers": dict},
     **{"forget": list, "retain": list, "passages": list},
 }
 ROLES: tuple[Role, ...] = ("forget", "retain")
 ITEM = ("id", "prompt", "answer", "fact")
-ANEW = "write it anew with `stillknows suppress`"
+ANEW = "write it anew with `stillknows defend`"
 SEEN = 200  # questions to keep that a model's states are compared with; so many are seen in arXiv 2307.10442
 
 
 @dataclass(frozen=True)
-class Suppression:
-    """A suppression with everything that it needs; `model` names the model whose weights it leaves alone.
+class Defence:
+    """A defence with everything that it is made of.
 
+    helpers: models that it needs besides the one that it stands beside, by name.
     passages: what may be read before a question; where there are none, the items to retain.
     """
 
     bound: Bound
-    model: str
-    helpers: Mapping[str, ModelRef]
-    forget: tuple[Example, ...]
-    retain: tuple[Example, ...]
+    forget: tuple[Example, ...] = ()
+    retain: tuple[Example, ...] = ()
+    helpers: Mapping[str, ModelRef] = field(default_factory=dict)
     passages: tuple[str, ...] = ()
 
     @cached_property
     def identity(self) -> str:
-        """Text that is equal for suppressions that do the same."""
+        """Text that is equal for defences that do the same."""
         models = {name: ref.fingerprint for name, ref in self.helpers.items()}
         return digest(self.bound.identity, models, [asdict(e) for e in (*self.forget, *self.retain)], self.passages)
 
     @property
     def rewrites(self) -> bool:
         """Whether it changes what the model reads."""
-        return "model" not in self.bound.plugin.needs
+        return self.bound.plugin.level == "prompt"
 
     @property
     def retrieves(self) -> bool:
         """Whether the model's states decide which questions get a passage before them."""
         return _retrieves(self.bound)
 
-    def splits(self, split: Split, template: str) -> Iterator[Split]:
-        """Yield each example by itself, as the model reads it: with what comes in the place of question and template.
-
-        Plain texts have no question and are read as they are.
-        """
-        template = split.template or template
-        rewrite = self._retrieval() if self.retrieves else self.bound(forget=self.forget, retain=self.retain)
-        for e in split.examples:
-            question, frame = rewrite(e.prompt, template) if e.prompt else (e.prompt, template)
-            yield replace(split, examples=(replace(e, prompt=question),), template=frame)
+    @cached_property
+    def rewrite(self) -> Callable[[str, str], tuple[str, str]]:
+        """What turns (question, template) into what the model reads in their place."""
+        return self._retrieval() if self.retrieves else self.bound(forget=self.forget, retain=self.retain)
 
     def _retrieval(self) -> Callable[[str, str], tuple[str, str]]:
         find = finder(self.passages or [f"{e.prompt} {e.answer}" for e in self.retain])
@@ -115,6 +109,33 @@ class Suppression:
         return self.bound(model=model, **helpers)
 
 
+class Defended(NamedTuple):
+    """A model whose weights are left alone, and the defence that it is served with."""
+
+    model: str
+    defence: Defence
+
+
+def through(defences: Sequence[Defence], split: Split, template: str) -> Iterator[Split]:
+    """Yield each example by itself, with what defences put in the place of its question and template.
+
+    Plain texts have no question and are read as they are.
+    """
+    for e in split.examples:
+        question, frame = e.prompt, split.template or template
+        for defence in defences if question else ():
+            question, frame = defence.rewrite(question, frame)
+        yield replace(split, examples=(replace(e, prompt=question),), template=frame)
+
+
+def made_of(bound: Bound, benchmark: Benchmark) -> Defence:
+    """Return a defence of a benchmark's items. Raises UserError for a benchmark that lacks them."""
+    items = {role: _items(benchmark, role) for role in _roles(bound)}
+    if "forget" in items:
+        bound(**items)
+    return Defence(bound, items.get("forget", ()), items.get("retain", ()))
+
+
 def with_question(asked: EncodedItem, question: str) -> EncodedItem:
     """Return an item with the question that a user asked, for reports; its tokens stay what the model read."""
     return replace(asked, answer=replace(asked.answer, example=replace(asked.answer.example, prompt=question)))
@@ -130,14 +151,14 @@ def write(
     passages: Path | None = None,
     overwrite: bool,
 ) -> dict[str, Any]:
-    """Write a suppression of this benchmark's forget split and return what the file holds.
+    """Write a defence against questions of this benchmark's forget split and return what the file holds.
 
-    The file holds the items that it is made of in plain words, as a guard at work does: treat it like them.
+    The file holds the items that it is made of in plain words, as an input filter at work does: treat it like them.
 
     Args:
-        passages: for a suppression that retrieves, a text file with a passage on each line; None for the retain items.
+        passages: for a defence that retrieves, a text file with a passage on each line; None for the retain items.
 
-    Raises UserError for a model that cannot be loaded, for helpers or passages that the suppression needs and lacks, or
+    Raises UserError for a model that cannot be loaded, for helpers or passages that the defence needs and lacks, or
     has no use for, for helpers that have another tokenizer, and for options that do not fit the items.
     """
     if path.suffix != ".json":
@@ -146,9 +167,7 @@ def write(
     bound = bind("transform", spec, "defence")
     _require_helpers(bound, helpers)
     texts = _passages(bound, passages)
-    items = {role: _items(benchmark, role) for role in _roles(bound)}
-    if "forget" in items:
-        bound(**items)
+    defence = made_of(bound, benchmark)
     served, *others = [ModelRef.open(name) for name in (model, *helpers.values())]
     vocabulary = served.tokenizer.get_vocab()
     for other in others:
@@ -156,39 +175,42 @@ def write(
             raise UserError(f"{other.name} has another tokenizer than {model}", "their logits cannot be added")
     content = {
         "stillknows": __version__,
-        "suppression": spec,
+        "defence": bound.spec,
         "model": _lasting(model),
         "helpers": {role: _lasting(name) for role, name in helpers.items()},
-        **{role: [asdict(e) for e in items.get(role, ())] for role in ROLES},
+        "forget": [asdict(e) for e in defence.forget],
+        "retain": [asdict(e) for e in defence.retain],
         "passages": texts,
     }
     write_json(path, content)
     return content
 
 
-def read(path: Path, device: str = "cpu") -> Suppression | None:
-    """Return the suppression that a file holds, None for anything but a .json file. Raises UserError for bad ones."""
+def read(path: Path, device: str = "cpu") -> Defended | None:
+    """Return the defended model that a .json file names, None for anything else. Raises UserError for a bad file."""
     if path.suffix != ".json" or not path.is_file():
         return None
     content: Any = read_json(path)
+    if isinstance(content, dict) and "suppression" in content:  # as the first version wrote it
+        content = {"defence": content["suppression"], **content}
     for name, kind in FIELDS.items():
         if not isinstance(content, dict) or not isinstance(content.get(name), kind):
-            raise UserError(f"{path} holds no suppression: {name!r} is missing", ANEW)
+            raise UserError(f"{path} holds no defence: {name!r} is missing", ANEW)
     for name, value in [*content["helpers"].items(), *(("passages", text) for text in content["passages"])]:
         if not isinstance(value, str):
             raise UserError(f"{path}: {name!r} holds something that is no text", ANEW)
-    bound = bind("transform", content["suppression"], "defence")
+    bound = bind("transform", content["defence"], "defence")
     _require_helpers(bound, content["helpers"])
     forget, retain = (tuple(_example(path, item) for item in content[role]) for role in ROLES)
     for role in _roles(bound):
         if not content[role]:
             raise UserError(f"{path} holds no items to {role}, which {bound.plugin.name} needs", ANEW)
     helpers = {name: ModelRef.open(model, LoadOptions(device)).check() for name, model in content["helpers"].items()}
-    return Suppression(bound, content["model"], helpers, forget, retain, tuple(content["passages"]))
+    return Defended(content["model"], Defence(bound, forget, retain, helpers, tuple(content["passages"])))
 
 
 def _roles(bound: Bound) -> list[Role]:
-    """Return the roles of the items that a suppression is made of."""
+    """Return the roles of the items that a defence is made of."""
     return [role for role in ROLES if role in bound.plugin.needs or (role == "retain" and _retrieves(bound))]
 
 
@@ -220,7 +242,7 @@ def _items(benchmark: Benchmark, role: Role) -> tuple[Example, ...]:
     try:
         examples = benchmark.split(role).examples
     except LookupError as error:
-        raise UserError(f"{error} to make a suppression of", "choose another benchmark") from error
+        raise UserError(f"{error} to make a defence of", "choose another benchmark") from error
     asked = tuple(e for e in examples if e.prompt)
     if not asked:
         raise UserError(f"the {role} split of {benchmark.spec} has no questions", "choose a benchmark that asks")

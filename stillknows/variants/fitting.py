@@ -10,10 +10,10 @@ from stillknows.lazy import nn, no_grad, torch
 from stillknows.model.architecture import MatrixRole
 from stillknows.model.layers import linears
 from stillknows.progress import log
-from stillknows.registry import Bound
+from stillknows.registry import Bound, bind
 from stillknows.variants.activations import CACHED, INPUTS, attention_name, head_width
 from stillknows.variants.calibrate import Statistics
-from stillknows.variants.compress import WEIGHTS, Chain, is_calibrated, links_of, matrices, parse_variant, quantize
+from stillknows.variants.compress import WEIGHTS, Chain, is_calibrated, links_of, matrices, quantize
 
 MAX_UNREACHED = 0.1  # share of a model's weights that a format may leave as they are
 GROUPS = (128, 64, 32, 16)  # weights that usually share a scale
@@ -64,7 +64,7 @@ def _with_usual_group(model: nn.Module, chain: Chain, free: Sequence[Bound]) -> 
     for group in GROUPS:
         wide = [link for link in free if link.options.get("group", 0) > group]
         specs = [link.respelled(group=group) if link in wide else link.spec for link in chain]
-        other = parse_variant("+".join(specs))
+        other = tuple(bind("transform", spec) for spec in specs)
         if specs != [link.spec for link in chain] and _fits(model, other):
             return other
     return None

@@ -1,9 +1,10 @@
-"""A variant: what is done to every model of an audit before it is asked, as a chain of formats and attacks.
+"""A variant: what is done to every model of an audit before it is asked, as a chain of transforms.
 
-A format is a deployment; an attack is tried by somebody who wants the knowledge back. What an attack's function is
-given says what it changes: the questions (`split`), how they are answered (`decoding`) or the weights (`model`). Links
-work in the order in which they are written: "relearn+int4" rounds what was relearned, "int4+relearn" teaches a rounded
-model.
+A format is a deployment, a defence stands before the model, an attack is tried by somebody who wants the knowledge
+back. The level of a transform says what it changes. Those of the model (weights, activations, cache, logits) work in
+the order in which they are written: "relearn+int4" rounds what was relearned, "int4+relearn" teaches a rounded model. A
+question is reworded by the attacks in their order and then passes through the defences in theirs: attackers ask through
+them.
 """
 
 from __future__ import annotations
@@ -15,47 +16,58 @@ from itertools import groupby
 from typing import Literal, NamedTuple
 
 from stillknows import defaults
-from stillknows.errors import UserError, did_you_mean
+from stillknows.errors import UserError
+from stillknows.kinds import Level, PluginRole
 from stillknows.lazy import Tensor, nn
 from stillknows.model import parameters
 from stillknows.model.encoding import EncodedAnswer
-from stillknows.registry import Bound, bind, plugins
-from stillknows.specs import Specs, chained, parse, spelled
+from stillknows.registry import Bound, bind
+from stillknows.specs import Specs, chained, spelled
 from stillknows.store import digest
 from stillknows.types import FULL, Benchmark, Decoding, Split
 from stillknows.variants import compress
 
 Role = Literal["deployment", "attack"]
 DEPLOYED = "deployed"  # in a list of variants
-QUESTIONS, DECODING, WEIGHTS = "split", "decoding", "model"  # what an attack asks for names what it changes
+OF_MODELS = ("weights", "activations", "cache", "logits")  # levels of what is done to a model, not to what it is asked
 
 
 class Variant(NamedTuple):
     """What is done to a model before it is asked.
 
-    links: formats and attacks, in the order in which they are applied.
+    links: transforms, in the order in which they are written.
     ids_NL: calibration tokens, for formats that look at inputs.
-    wrapped: with a suppression where the subject has one.
+    defended: with the defence that a subject is served with, where it has one.
     """
 
     links: tuple[Bound, ...]
     ids_NL: Tensor | None = None
-    wrapped: bool = True
+    defended: bool = True
+
+    @property
+    def spec(self) -> str:
+        """The chain as it is written."""
+        return "+".join(link.spec for link in self.links)
 
     @property
     def chain(self) -> compress.Chain:
-        """The formats."""
-        return tuple(link for link in self.links if not _is_attack(link))
+        """The transforms that round weights, activations or the cache."""
+        return tuple(filter(compress.rounds, self.links))
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether nothing but rounding is done to the model."""
+        return self.chain == self.links
 
     def with_formats(self, chain: compress.Chain) -> Variant:
         """Return the variant with other formats in the places of its own."""
         formats = iter(chain)
-        return self._replace(links=tuple(link if _is_attack(link) else next(formats) for link in self.links))
+        return self._replace(links=tuple(next(formats) if compress.rounds(link) else link for link in self.links))
 
     @property
     def role(self) -> Role:
         """Whether somebody would deploy the model so, or attack it."""
-        return "attack" if any(map(_is_attack, self.links)) else "deployment"
+        return "attack" if any(link.plugin.role == "attack" for link in self.links) else "deployment"
 
     @property
     def identity(self) -> list[str]:
@@ -65,9 +77,15 @@ class Variant(NamedTuple):
 
     @property
     def asking(self) -> str:
-        """Text that is equal for variants in which a model is asked the same: "" where no attack changes that."""
-        changing = [link.identity for link in self._attacks(QUESTIONS)]
-        return "+".join([*changing, *(["taught"] if self.teaches else [])])
+        """Text that is equal for variants in which a model is asked the same: "" where it is as the benchmark asks."""
+        of_role = ["attack"] if self.role == "attack" else []
+        changing = [link.identity for link in self._working() if link.plugin.level == "prompt"]
+        return "+".join([*of_role, *changing, *(["taught"] if self.teaches else [])])
+
+    @property
+    def defences(self) -> list[Bound]:
+        """The defences that change what the model reads."""
+        return self._links("defence", "prompt")
 
     def worded(self, split: Split, benchmark: Benchmark, taught: Collection[str] = ()) -> dict[str, Split]:
         """Return a split as attacks on questions word it, by the name of the wording; as it is, under "", without one.
@@ -82,7 +100,7 @@ class Variant(NamedTuple):
                     f"every fact of the {split.name} split is taught and cannot be asked", "give more facts"
                 )
         found = {"": split}
-        for link in self._attacks(QUESTIONS):
+        for link in self._links("attack", "prompt"):
             found = {
                 f"{before} {name}".strip(): wording
                 for before, asked in found.items()
@@ -93,11 +111,11 @@ class Variant(NamedTuple):
     @property
     def teaches(self) -> bool:
         """Whether a link teaches some of the facts."""
-        return bool(self._attacks("taught"))
+        return any("taught" in link.plugin.needs for link in self._working())
 
     def decoding(self, decoding: Decoding) -> Decoding:
         """Return how questions are answered."""
-        for link in self._attacks(DECODING):
+        for link in self._links("attack", "decoding"):
             decoding = link(decoding=decoding)
         return decoding
 
@@ -106,7 +124,7 @@ class Variant(NamedTuple):
 
         None where an attack tells the answers.
         """
-        before, own = Decoding(), [link.plugin.judged_by for link in self._attacks(QUESTIONS)]
+        before, own = Decoding(), [link.plugin.judged_by for link in self._links("attack", "prompt")]
         drawn = self.decoding(before)
         if () in own:
             return ()
@@ -115,49 +133,62 @@ class Variant(NamedTuple):
         return next((gates for gates in reversed(own) if gates is not None), usual)
 
     @contextlib.contextmanager
-    def applied(self, model: nn.Module, taught: Sequence[EncodedAnswer] = ()) -> Iterator[None]:
+    def applied(self, model: nn.Module, taught: Sequence[EncodedAnswer] = ()) -> Iterator[nn.Module]:
         """Run a block with the variant's changes to the model in place; afterwards it is as before, bit by bit.
+
+        Yields what answers: the model itself unless a link stands around its logits.
 
         Args:
             taught: the items that attacks may teach.
         """
-        weights = self._attacks(WEIGHTS)
-        links = [link for link in self.links if not _is_attack(link) or link in weights]
+        links = [link for link in self._working() if link.plugin.level in OF_MODELS]
+        served = model
         with contextlib.ExitStack() as stack:
-            for is_attack, part in groupby(links, _is_attack):
-                if not is_attack:
+            for rounded, part in groupby(links, compress.rounds):
+                if rounded:
                     stack.enter_context(compress.compressed(model, tuple(part), self.ids_NL))
                     continue
-                stack.enter_context(parameters.restored(model))
                 for link in part:
-                    given = {"model": model, "taught": taught}
-                    link(**{name: given[name] for name in link.plugin.needs})
-            yield
+                    if link.plugin.level == "logits":
+                        served = link(model=served)
+                        continue
+                    stack.enter_context(_changed(link, model, taught))
+            yield served
 
-    def _attacks(self, need: str) -> list[Bound]:
-        """Return the attacks that change this; not those whose budget is 0."""
-        return [link for link in self.links if _is_attack(link) and link.costs and need in link.plugin.needs]
+    def _working(self) -> list[Bound]:
+        """Return the links that do anything: not attacks whose budget is 0."""
+        return [link for link in self.links if link.costs]
+
+    def _links(self, role: PluginRole, level: Level) -> list[Bound]:
+        return [link for link in self._working() if (link.plugin.role, link.plugin.level) == (role, level)]
+
+
+@contextlib.contextmanager
+def _changed(link: Bound, model: nn.Module, taught: Sequence[EncodedAnswer]) -> Iterator[None]:
+    """Run a block with what one transform makes of a model: other weights, or something done to its activations."""
+    given = {"model": model, "taught": taught}
+    needed = {name: given[name] for name in link.plugin.needs}
+    if link.plugin.level == "activations":
+        with link(**needed):
+            yield
+        return
+    with parameters.restored(model):
+        link(**needed)
+        yield
 
 
 def parse_variant(spec: str) -> Variant:
-    """Parse a chain of formats and attacks. Raises UserError."""
-    attacks, formats, links = plugins("transform", "attack"), [], []
-    known = [*plugins("transform", "deployment"), *attacks]
-    for part in chained(spec):
-        name = parse(part).name
-        if name not in known:
+    """Parse a chain of transforms. Raises UserError."""
+    links = tuple(bind("transform", part) for part in chained(spec))
+    for link in links:
+        if {"unlearned", "reference"} & {*link.plugin.needs}:
             raise UserError(
-                f"no format or attack named {name!r}{did_you_mean(name, known)}",
-                "stillknows list formats; stillknows list attacks",
+                f"{link.plugin.name} needs models besides the one that it stands beside",
+                "save it with `stillknows defend`, and audit that file",
             )
-        if name in attacks:
-            links.append(bind("transform", part))
-        else:
-            links.append(bind("transform", part))
-            formats.append(part)
-    if formats:
-        compress.parse_variant("+".join(formats))  # what does not go together is told here
-    return Variant(tuple(links))
+    variant = Variant(links)
+    compress.require_together(variant.chain, spec)
+    return variant
 
 
 def expand(variants: Specs) -> tuple[frozenset[str], dict[str, Variant]]:
@@ -167,7 +198,7 @@ def expand(variants: Specs) -> tuple[frozenset[str], dict[str, Variant]]:
     default list names nothing itself, typed out or not. Raises UserError for a variant that cannot be parsed, and
     without any.
     """
-    words = spelled(variants)
+    words = tuple(word if word == DEPLOYED else parse_variant(word).spec for word in spelled(variants))
     if not words:
         raise UserError("no variant is named", f"name one in `variants`, such as {FULL}")
     if words == spelled(defaults.VARIANTS):
@@ -196,7 +227,3 @@ def _worded(link: Bound, split: Split, benchmark: Benchmark) -> dict[str, Split]
     if not any(wording.examples for wording in found.values()):
         raise UserError(f"{link.spec} changes no question of the {split.name} split", "leave it out")
     return {name: wording for name, wording in found.items() if wording.examples}
-
-
-def _is_attack(link: Bound) -> bool:
-    return link.plugin.role == "attack"

@@ -1,4 +1,4 @@
-"""Suppressions: what stands before or beside a model whose weights are left as they are.
+"""Defences: what stands before or beside a model whose weights are left as they are.
 
 One kind is given `forget` and `retain`, the items, and returns a function (question, template) -> (question, template):
 what the model reads in the place of a question. Another is given `model`, with `unlearned` and `reference` where it
