@@ -13,7 +13,8 @@ from transformers import PreTrainedTokenizerFast
 from stillknows.auditing.observe import observe
 from stillknows.errors import UserError
 from stillknows.model import encoding
-from stillknows.model.encoding import EncodedItem, encode, encode_split, framed, right_padded
+from stillknows.model.batching import right_padded
+from stillknows.model.encoding import EncodedItem, encode, encode_split, framed
 from stillknows.model.layers import output_layer
 from stillknows.model.target import LocalTarget
 from stillknows.types import Example, Split

@@ -657,7 +657,7 @@ def damage(path: Path, how: str) -> Path:
         ("cut", "no GGUF file, or it is damaged"),
         ("text", "no GGUF file, or it is damaged"),
         ("architecture", "architecture falcon\n.*llama"),
-        ("part", r"one of several parts\n.*--merge"),
+        ("part", r"one of several parts\n.*llama-gguf-split"),
     ],
 )
 def test_a_damaged_gguf_file_is_named(how: str, words: str, write: Case) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from stillknows.errors import UserError
 from stillknows.model import forward
-from stillknows.model.encoding import batches, right_padded
+from stillknows.model.batching import batches, right_padded
 from stillknows.model.forward import answer_states, mean_probability, score_items
 from stillknows.model.kv_cache import read
 from stillknows.model.layers import OutputLayer, decoder, hidden_states, output_layer

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from stillknows.model.encoding import common_prefix
-from stillknows.model.kv_cache import Shape, can_share, left_padded, nothing_read, read
+from stillknows.model.batching import common_prefix, left_padded
+from stillknows.model.kv_cache import Shape, can_share, nothing_read, read
 from stillknows.model.layers import hidden_states
 
 SHAPE, TOKENS = Shape.of(8, [0, 20], [1, 12]), range(3, 32)

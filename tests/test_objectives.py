@@ -17,7 +17,8 @@ from torch.nn.functional import kl_div, one_hot
 
 from stillknows.errors import UserError
 from stillknows.model import forward
-from stillknows.model.encoding import EncodedAnswer, right_padded
+from stillknows.model.batching import right_padded
+from stillknows.model.encoding import EncodedAnswer
 from stillknows.model.logprobs import Logits, answer_index
 from stillknows.registry import Plugin, bind, plugins
 from stillknows.training.loop import _Loop, fit

@@ -1,15 +1,14 @@
-"""Text to token ids and back: where the answer starts, what is too long, how a batch is laid out."""
+"""Text to token ids and back: where the answer starts, and what is too long."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from stillknows.errors import UserError
-from stillknows.lazy import Tensor, torch
 from stillknows.model import chat
+from stillknows.model.batching import common_prefix
 from stillknows.types import CHAT, PLACE, Example, Split, require_place
 
 if TYPE_CHECKING:
@@ -101,7 +100,7 @@ def _given(item: EncodedAnswer, tokenizer: PreTrainedTokenizerBase, tokens: int)
     start = min(item.start + tokens, (end := len(item.ids) - item.ends) - 1)
     if start <= item.start:
         return item
-    rest = str(tokenizer.decode(item.ids[start:end])).strip()
+    rest = str(tokenizer.decode(list(item.ids[start:end]))).strip()
     return replace(item, start=start, example=replace(item.example, answer=rest))
 
 
@@ -255,13 +254,6 @@ def _chat(question: str, tokenizer: PreTrainedTokenizerBase, turns: Sequence[tup
     return prompt, "" if space.strip() else space, int(end[0])  # type: ignore[arg-type]
 
 
-def common_prefix(rows: Iterable[Sequence[int]]) -> tuple[int, ...]:
-    """Return the longest run of tokens that every row begins with."""
-    ordered = sorted(map(tuple, rows))
-    pairs = zip(ordered[0], ordered[-1], strict=False)
-    return tuple(token for token, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
-
-
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Tokenise with the tokenizer's opening special tokens, each once, but without a closing one."""
     ids, plain = list(tokenizer(text)["input_ids"]), _plain_ids(tokenizer, text)  # type: ignore[arg-type]
@@ -279,22 +271,3 @@ def _plain_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 def without_end(items: Sequence[EncodedAnswer]) -> list[EncodedAnswer]:
     """Return the items without their end-of-sequence token: it is no knowledge, and losing it harms every answer."""
     return [replace(item, ids=item.ids[:-1], ends=False) if item.ends else item for item in items]
-
-
-def batches(lengths: Sequence[int], size: int, tokens: int) -> list[list[int]]:
-    """Return indices in batches of at most `size` rows and, with padding, `tokens` tokens (a single row may have more),
-    longest first, neighbours alike."""
-    found: list[list[int]] = []
-    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        if not found or len(found[-1]) == min(size, max(1, tokens // max(1, lengths[found[-1][0]]))):
-            found.append([])
-        found[-1].append(i)
-    return found
-
-
-def right_padded(rows: Sequence[Sequence[int]], device: torch.device | str = "cpu") -> Tensor:
-    """Return ids [B, L], padded with token 0 behind each row: a causal model cannot see that."""
-    ids_BL = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
-    for b, row in enumerate(rows):
-        ids_BL[b, : len(row)] = torch.tensor(row)
-    return ids_BL.to(device)

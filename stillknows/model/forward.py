@@ -6,7 +6,8 @@ from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from stillknows.lazy import Tensor, nn, no_grad, torch
-from stillknows.model.encoding import EncodedAnswer, batches, common_prefix, right_padded
+from stillknows.model.batching import batches, common_prefix, right_padded
+from stillknows.model.encoding import EncodedAnswer
 from stillknows.model.kv_cache import Context, Shape, can_share, last_states, nothing_read, read, together
 from stillknows.model.layers import OutputLayer, block_output, hidden_states
 from stillknows.model.lengths import shared_limit

@@ -6,7 +6,8 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 from stillknows.lazy import Tensor, nn, no_grad, torch
-from stillknows.model.encoding import EncodedAnswer, batches, common_prefix
+from stillknows.model.batching import batches, common_prefix
+from stillknows.model.encoding import EncodedAnswer
 from stillknows.model.forward import batch_tokens
 from stillknows.model.kv_cache import Context, Shape, can_share, last_states, nothing_read, read
 from stillknows.model.layers import OutputLayer

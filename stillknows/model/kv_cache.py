@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 
 from stillknows.errors import is_out_of_memory
 from stillknows.lazy import Tensor, nn, torch
-from stillknows.model.encoding import right_padded
+from stillknows.model.batching import left_padded, right_padded
 from stillknows.model.layers import decoder, hidden_states
 from stillknows.model.lengths import restart_rotations, shared_limit
 
@@ -66,18 +66,6 @@ def read(model: nn.Module, tokens: Sequence[Sequence[int]], before: Context) -> 
         input_ids=ids_BL, attention_mask=mask_BL, position_ids=places_BL, past_key_values=before.cache, use_cache=True
     )
     return output.last_hidden_state, Context(output.past_key_values, mask_BL)
-
-
-def left_padded(rows: Sequence[Sequence[int]], device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
-    """Return ids [B, L], filled up on the left with token 0, and their mask."""
-    length = max(len(row) for row in rows)
-    ids_BL = torch.zeros(len(rows), length, dtype=torch.long)
-    mask_BL = torch.zeros_like(ids_BL)
-    for b, row in enumerate(rows):
-        if row:
-            ids_BL[b, -len(row) :] = torch.tensor(row)
-            mask_BL[b, -len(row) :] = 1
-    return ids_BL.to(device), mask_BL.to(device)
 
 
 def last_states(model: nn.Module, rows: Sequence[Sequence[int]]) -> Tensor:

@@ -12,7 +12,8 @@ from typing import Annotated, Any
 
 from stillknows.errors import UserError
 from stillknows.lazy import Tensor, nn, torch
-from stillknows.model.encoding import EncodedAnswer, batches
+from stillknows.model.batching import batches
+from stillknows.model.encoding import EncodedAnswer
 from stillknows.model.forward import answer_states
 from stillknows.model.layers import OutputLayer, blocks, decoder, layer_number
 from stillknows.model.logprobs import token_log_probs
