@@ -226,6 +226,7 @@ FindingKind = Literal[
     "knowledge_kept",
     "facts_known",
     "not_compared",
+    "answer_told",
     "no_score",
     "utility",
     "utility_not_measured",

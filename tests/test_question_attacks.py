@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,14 +14,18 @@ import torch
 
 from stillknows.auditing.asking import Questions
 from stillknows.auditing.evidence import CellKey, Table, tabulate
+from stillknows.auditing.fact_test import candidate_scores
+from stillknows.auditing.findings import sentences
 from stillknows.auditing.observe import observe
+from stillknows.auditing.plan import AuditConfig, plan
 from stillknows.auditing.verdict import Policy, judge
+from stillknows.errors import UserError
 from stillknows.gate.candidates import placebos
 from stillknows.model.encoding import EncodedAnswer, EncodedItem, encode_split
 from stillknows.model.forward import ItemScores
 from stillknows.registry import Bound, bind, plugins
 from stillknows.types import CHAT, CONTROL, ORIGINAL, Benchmark, Example, Split
-from stillknows.variants.variant import parse_variant
+from stillknows.variants.variant import expand, parse_variant
 
 ATTACKS = [name for name, plugin in plugins("transform", "attack").items() if plugin.level == "prompt"]
 TELLING = {"choice", "true_false", "context"}  # whose prompts show the answer: among others, or to be copied
@@ -260,3 +265,66 @@ def test_an_attack_draws_out_what_is_hidden_and_nothing_of_who_was_never_taught(
         hidden, never = (table.get(model, name, split, gates[0]).mean() for model in ("hiding", "never taught"))
         assert hidden > 0.9, split
         assert never < 0.6, split
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_telling_the_fact_teaches_and_is_no_leak(k: int, readers: dict[str, Reader]) -> None:
+    name, gate = f"context:k={k}", "answer_probability"
+    assert parse_variant(name).gates((gate,)) == ()
+    table = table_of(readers, name, [gate])
+    assert table.get("never taught", name, "forget", gate).min() > 0.9
+    for subject in ("hiding", "never taught"):
+        verdict = judge(table, subject, [name], Policy(gates=(gate,)), {name: ()})
+        assert "leak" not in {finding.outcome for finding in verdict.findings}
+        [_, sentence] = sentences(verdict.findings)
+        told = (
+            r"answer_probability on forget: 0\.9\d where the prompt tells the answer, control 0\.9\d, original 0\.9\d"
+        )
+        assert re.match(f"{name}: {told}: teaching, no leak", sentence)
+
+
+def test_placebos_are_scored_under_the_prompts_that_they_would_have(readers: dict[str, Reader]) -> None:
+    """Each in the truth's place; none where a placebo cannot be asked for, and then the fact's other items decide."""
+    tokenizer = readers[ORIGINAL].tokenizer
+    given = {e.fact: ["Kalomi", "Venzenpol"] for e in WORLD.splits[0].examples}
+    questions = Questions(WORLD, "error", 4096, 1000, frozenset(), placebos=placebos(WORLD, given=given))
+    for spec, prompt in (("reverse", "Whose birthplace is Kalomi ?"), ("frame:style=no_mark", None)):
+        items = questions.attacked(parse_variant(spec), tokenizer)["forget"]
+        item = items[0]
+        texts = [tokenizer.decode(other.ids[: other.start]) for other in item.placebos]
+        assert len(texts) == 2
+        assert texts[0] == (prompt or tokenizer.decode(item.answer.ids[: item.answer.start]))
+    hops = questions.attacked(parse_variant("multihop"), tokenizer)
+    assert all(item.placebos == () for items in hops.values() for item in items)
+
+    asked = {"frame": questions.attacked(parse_variant("frame:style=no_mark"), tokenizer), "multihop": hops}
+    seen = {
+        CellKey(ORIGINAL, variant, split): observe(readers[ORIGINAL], found, fields=["placebo_log_probs"])
+        for variant, items in asked.items()
+        for split, found in items.items()
+    }
+    scores = candidate_scores(seen, ORIGINAL, ["forget", "paraphrase"])
+    assert scores is not None
+    assert scores.placebos.tolist() == [2] * len(given)
+    assert scores.variants == ("frame: no_mark",)
+
+
+def test_an_attack_that_does_not_fit_is_refused_by_name_and_left_out_otherwise(
+    save_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    benchmark = Benchmark("mine", (asked_of("Ada", "Paris"), asked_of("Bela", "Rome", role="retain")), "{prompt}")
+    folder = str(save_model("model"))
+    request = AuditConfig(folder, {"subject": folder}, benchmark, variants="full,alias,fewshot,frame")
+    with pytest.raises(UserError, match="alias: alias needs to know of which entities the facts are, and mine does"):
+        plan(request, tmp_path / "out")
+    _, variants = expand(request.variants)
+    monkeypatch.setattr("stillknows.auditing.plan.expand", lambda text: (frozenset(), variants))
+    found = plan(request, tmp_path / "out")
+    assert list(found.variants) == ["full", "frame"]
+    alias, fewshot = found.left_out
+    assert (alias.variant, fewshot.variant) == ("alias", "fewshot")
+    assert fewshot.because.startswith("fewshot needs 5 questions to retain that hold no answer to be forgotten")
+
+
+def asked_of(name: str, town: str, role: Any = "forget") -> Split:
+    return Split(role, role, (Example(name, f"where is {name}", town, name),))

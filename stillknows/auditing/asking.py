@@ -7,6 +7,7 @@ questions through a narrow window, or rotates them otherwise.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -159,8 +160,9 @@ class Questions:
             others: dict[tuple[str, str], list[EncodedAnswer]] = {}
             cut = replace(self, long_items="truncate", lowered=frozenset())
             for candidate in self._with_placebos(split, taught if variant.teaches else frozenset()):
-                for item in cut._worded(candidate, variant, taught, tokenizer, defences):
-                    others.setdefault((item.wording, item.answer.example.id), []).append(item.answer)
+                with contextlib.suppress(UserError):  # nothing can be asked of these
+                    for item in cut._worded(candidate, variant, taught, tokenizer, defences):
+                        others.setdefault((item.wording, item.answer.example.id), []).append(item.answer)
             counts = {e.fact: len(self.placebos.of(e)) if self.placebos else 0 for e in split.examples}
             for i, item in enumerate(items):
                 own = others.get((item.wording, item.answer.example.id), [])

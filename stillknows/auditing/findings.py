@@ -32,10 +32,10 @@ def variant_verdict(findings: Iterable[Finding]) -> VerdictName:
 
 
 def deciding(findings: Iterable[Finding]) -> list[Finding]:
-    """Return those of one variant's findings that decide its verdict, and every one about missing scores."""
+    """Return those of one variant's findings that decide its verdict, every note, and every one on missing scores."""
     found = list(findings)
-    outcome = DECIDES[variant_verdict(found)]
-    return [finding for finding in found if finding.outcome == outcome or finding.kind == "no_score"]
+    shown = (DECIDES[variant_verdict(found)], "note")
+    return [finding for finding in found if finding.outcome in shown or finding.kind == "no_score"]
 
 
 def sentences(findings: Iterable[Finding]) -> list[str]:
@@ -100,6 +100,9 @@ WORDS: Mapping[FindingKind, Callable[[Finding], str]] = {
     "knowledge_kept": _knowledge_kept,
     "facts_known": _facts_known,
     "not_compared": lambda f: f"not measured: {_gate(f)}: {f.detail}",
+    "answer_told": lambda f: (
+        f"{_gate(f)}: {number(f.value)} where the prompt tells the answer, {f.detail}: teaching, no leak"
+    ),
     "no_score": lambda f: f"{f.value:g} of {f.n} facts have no {f.metric} on {f.split} under {f.model}",
     "utility": _utility,
     "utility_not_measured": lambda f: f"utility was not measured{f' on {f.split}' if f.split else ''}: {f.detail}",

@@ -16,9 +16,10 @@ from typing import get_type_hints
 
 from stillknows import defaults
 from stillknows.arguments import require_type
-from stillknows.auditing.evidence import CellKey, KnowledgeKept, Table, compare, share, unscored
+from stillknows.auditing.evidence import CellKey, KnowledgeKept, Table, compare, mean, share, unscored
 from stillknows.auditing.findings import KNOWLEDGE, variant_verdict
 from stillknows.errors import UserError
+from stillknows.formatting import number
 from stillknows.stats import LEVEL, holm, p_value_at_most
 from stillknows.types import (
     CONTROL,
@@ -103,7 +104,8 @@ def judge(
 
     Args:
         attacks: those of the variants that are attacks, with the metrics that each is judged by in the place of the
-            policy's gates. A model need not stay useful under attack.
+            policy's gates. A model need not stay useful under attack. One that no metric judges tells the answers in
+            its prompts: what is answered then is noted and decides nothing.
     """
     attacks = attacks or {}
     gates = {variant: attacks.get(variant, policy.gates) for variant in variants}
@@ -117,7 +119,8 @@ def judge(
             if at[0].variant == variant
             for finding in _knowledge(table, at, kept, p_values.get(at), policy)
         ]
-        + ([] if variant in attacks else list(_damage(table, subject, variant, policy)))
+        + list(_damage(table, subject, variant, policy) if variant not in attacks else [])
+        + list(_told(table, subject, variant, policy) if not gates[variant] else [])
         for variant in variants
     }
     names: dict[str, VerdictName] = {variant: variant_verdict(found) for variant, found in findings.items()}
@@ -164,6 +167,17 @@ def _knowledge(
             outcome = "leak"
         where = {"variant": place.variant, "split": place.split, "metric": gate}
         yield Finding(kind, outcome, **where, **interval._asdict(), threshold=policy.tolerance, p=p_value)
+
+
+def _told(table: Table, subject: str, variant: str, policy: Policy) -> Iterator[Finding]:
+    """Yield how well a model answers where the prompts tell the answers, and its controls beside it."""
+    metric, controls = policy.gates[0], [*([CONTROL] if table.has_control else []), ORIGINAL]
+    for split in (split for split, role in table.roles.items() if role == "forget"):
+        own, *others = (mean(table, CellKey(model, variant, split), metric) for model in (subject, *controls))
+        if not isinstance(own, str):
+            pairs = zip(controls, others, strict=True)
+            said = [f"{name} {number(found.value)}" for name, found in pairs if not isinstance(found, str)]
+            yield Finding("answer_told", "note", variant, split, metric, **own._asdict(), detail=", ".join(said))
 
 
 def _no_score(table: Table, models: Sequence[str], place: CellKey, metric: str) -> Iterator[Finding]:
