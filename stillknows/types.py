@@ -50,13 +50,15 @@ class Example:
 @dataclass(frozen=True)
 class Decoding:
     """How a prompt is continued: up to `new_tokens` (None: the true answer's length and a little more), cut before the
-    first of the texts in `stop`; once greedily and, where samples are asked for, `samples` times at `temperature`."""
+    first of the texts in `stop`; once greedily and, where samples are asked for, `samples` times at `temperature`, or
+    at each of `temperatures` in turn."""
 
     new_tokens: int | None = None
     stop: tuple[str, ...] = ()
     samples: int = 20
     temperature: float = 1.0
     seed: int = 0
+    temperatures: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from stillknows.lazy import Tensor, nn
 from stillknows.registry import bind, plugins
 from stillknows.reporting.build import build
 from stillknows.reporting.page import html
+from stillknows.stats import LEVEL, binomial_bounds
 from stillknows.types import CONTROL, FULL, ORIGINAL, Benchmark, Decoding, Example, Observations, Split
 from stillknows.variants import compress
 from stillknows.variants.compress import Quantized, quantize
@@ -209,6 +210,20 @@ def test_sampling_is_judged_by_leaks_in_so_many_samples() -> None:
     drawn = variant.decoding(Decoding(new_tokens=3))
     assert (drawn.samples, drawn.temperature, drawn.new_tokens) == (7, 0.5, 3)
     assert variant.gates(("answer_probability",)) == ("leak_at_k:k=7",)
+
+
+@pytest.mark.parametrize(("bound", "n"), [(0.1, 29), (0.05, 59), (0.01, 299)])
+def test_so_many_samples_are_drawn_as_a_bound_takes(bound: float, n: int) -> None:
+    assert parse_variant(f"sample(bound={bound})").decoding(Decoding()).samples == n
+    assert binomial_bounds(0, n, LEVEL)[1] <= bound < binomial_bounds(0, n - 1, LEVEL)[1]
+
+
+def test_samples_of_several_temperatures_are_as_many_and_are_planned_within_limits() -> None:
+    drawn = parse_variant("sample(n=7, mixed=true)").decoding(Decoding())
+    assert (drawn.samples, drawn.temperatures) == (7, (0.2, 0.5, 0.8, 1.0, 1.2))
+    for spec, message in (("sample(n=4, mixed=true)", "cannot be drawn at 5"), ("sample(bound=1e-4)", "takes 29956")):
+        with pytest.raises(UserError, match=message):
+            parse_variant(spec).decoding(Decoding())
 
 
 def seen(scores: Any, wordings: Any = None, facts: Any = None) -> Observations:

@@ -269,6 +269,19 @@ def test_generations_have_so_many_tokens_at_most(
     assert asked_for == [[new_tokens or count + 1 + EXTRA_TOKENS for count in words]]
 
 
+def test_samples_are_shared_out_among_temperatures_that_draw_independently(model: Any, tokenizer: Any) -> None:
+    items, alone = asked(tokenizer), replace(DECODING, samples=3, temperature=3.0)
+    mixed = look(model, tokenizer, items, replace(alone, samples=5, temperatures=(1e-3, 3.0))).samples
+    greedy = look(model, tokenizer, items, alone).generations
+    for samples, likeliest in zip(mixed, greedy, strict=True):
+        if likeliest is not None:
+            assert samples[:3] == (likeliest,) * 3
+            assert len(samples) == 5
+    twice = look(model, tokenizer, items, replace(alone, samples=6, temperatures=(3.0, 3.0))).samples
+    assert all(samples is None or samples[:3] != samples[3:] for samples in twice)
+    assert look(model, tokenizer, items, alone).samples == tuple(samples and samples[:3] for samples in twice)
+
+
 def test_samples_are_as_many_as_asked_for_and_differ(model: Any, tokenizer: Any) -> None:
     seen = look(model, tokenizer, asked(tokenizer), replace(DECODING, samples=7))
     assert [None if s is None else len(s) for s in seen.samples] == [7, 7, 7, 7, None, 7]

@@ -33,7 +33,7 @@ class Keys:
         fields, decoding = model.observed(variant, split)
         defence = model.defended(variant)
         beside = [defence.identity] if defence else []
-        how = sorted(fields), asdict(decoding)
+        how = sorted(fields), {k: v for k, v in asdict(decoding).items() if k != "temperatures" or v}
         taught = [[item.ids for item in model.taught(variant)]] if variant.teaches else []
         parts = OBSERVATIONS_VERSION, model.fingerprint, variant.identity, self.items[place], how, *beside
         return digest(*parts, *model.beside, *taught)

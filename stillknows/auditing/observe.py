@@ -112,17 +112,22 @@ def _generations(target: Target, items: Sequence[EncodedItem], decoding: Decodin
 def _samples(target: Target, items: Sequence[EncodedItem], decoding: Decoding) -> tuple[tuple[str, ...] | None, ...]:
     """Continue every prompt several times by sampling; an item's samples depend on its place and the seed alone."""
     asked = [i for i, item in enumerate(items) if item.answer.example.prompt]
-    prompts = [items[i].answer for i in asked for _ in range(decoding.samples)]
-    texts = iter(_continued(target, prompts, decoding, decoding.temperature))
-    found = {i: tuple(next(texts) for _ in range(decoding.samples)) for i in asked}
-    return tuple(found.get(i) for i in range(len(items)))
+    found: dict[int, list[str]] = {i: [] for i in asked}
+    temperatures = decoding.temperatures or (decoding.temperature,)
+    for k, temperature in enumerate(temperatures):
+        drawn = [i for i in asked for _ in range(k, decoding.samples, len(temperatures))]
+        seed = decoding.seed * len(temperatures) + k  # of its own, so that the temperatures draw independently
+        texts = _continued(target, [items[i].answer for i in drawn], decoding, temperature, seed)
+        for i, text in zip(drawn, texts, strict=True):
+            found[i].append(text)
+    return tuple(tuple(found[i]) if i in found else None for i in range(len(items)))
 
 
 def _continued(
-    target: Target, items: Sequence[EncodedAnswer], decoding: Decoding, temperature: float = 0.0
+    target: Target, items: Sequence[EncodedAnswer], decoding: Decoding, temperature: float = 0.0, seed: int = 0
 ) -> list[str]:
     limits = [decoding.new_tokens or len(item.ids) - item.start + EXTRA_TOKENS for item in items]
-    texts = target.generate(items, limits, temperature, decoding.seed)
+    texts = target.generate(items, limits, temperature, seed)
     return [_cut(text, decoding.stop) for text in texts]
 
 

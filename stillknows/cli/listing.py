@@ -49,6 +49,8 @@ def _described(plugin: Plugin) -> dict[str, Any]:
         "options": plugin.options,
         "types": {name: type_name(kind) for name, kind in plugin.types.items()},
         "choices": plugin.choices,
+        "budget": plugin.budget,
+        "judged_by": plugin.judged_by if plugin.judged_by is None else list(plugin.judged_by),
         "source": plugin.source,
         "version": plugin.version,
         "summary": plugin.summary,
