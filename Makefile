@@ -5,7 +5,9 @@ ORACLES ?= .venv-oracles
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: demo test lint oracles models seeds tofu paper why clean
+MUTANTS ?= .venv-mutants
+
+.PHONY: demo test lint oracles mutants models seeds tofu paper why clean
 
 demo: $(READY)  ## the main job on the built-in example: under 5 minutes on 2 cores
 	$(BIN)/stillknows demo --out runs/demo
@@ -17,6 +19,9 @@ test: $(READY)  ## all tests
 oracles: $(ORACLES)/.ready  ## formats against the libraries that they are named after, in an environment of its own
 	$(ORACLES)/bin/python -W ignore -c 'import hqq, llmcompressor, torchao'
 	$(ORACLES)/bin/python -m pytest -W default -m oracle
+
+mutants: $(MUTANTS)/.ready  ## docs/testing.md: whether the tests notice small faults, about an hour
+	$(MUTANTS)/bin/python -m perf.mutants --write
 
 lint: $(READY)  ## style and types
 	$(BIN)/ruff check .
@@ -40,11 +45,12 @@ why: $(READY)  ## docs/why.md: ways to keep weights, rates and formats, about 70
 
 $(READY): EXTRA = dev
 $(ORACLES)/.ready: EXTRA = oracles
-$(READY) $(ORACLES)/.ready: pyproject.toml constraints.txt
+$(MUTANTS)/.ready: EXTRA = mutants
+$(READY) $(ORACLES)/.ready $(MUTANTS)/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "stillknows needs Python 3.11 or newer")'
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRA)]'
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(ORACLES) runs
+	rm -rf $(VENV) $(ORACLES) $(MUTANTS) runs

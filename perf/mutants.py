@@ -59,12 +59,16 @@ def main() -> int:
     parser.add_argument("--sample", type=int, default=100, help="mutants of a module; 0: all")
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
     parser.add_argument("--work", type=Path, default=ROOT / "runs/mutants", help="folder for the mutated copies")
+    parser.add_argument("--read", action="store_true", help="run nothing: read what an earlier run left in the folder")
     parser.add_argument("--write", action="store_true", help="write docs/mutants.json and the table of docs/testing.md")
     arguments = parser.parse_args()
     rows = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
     unexplained = 0
     for module in arguments.modules or TESTS:
-        rows[module] = row = try_module(module, arguments.work / module.replace("/", "_"), arguments)
+        folder = arguments.work / module.replace("/", "_")
+        if not arguments.read:
+            try_module(module, folder, arguments.sample, arguments.seed)
+        rows[module] = row = results(module, folder)
         unexplained += len(row["survivors"])
         print(f"{module}: {row['killed']} of {row['tried']} killed, {row['explained']} explained", flush=True)
         for survivor in row["survivors"]:
@@ -76,23 +80,26 @@ def main() -> int:
     return int(unexplained > 0)
 
 
-def try_module(module: str, folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return how many of a module's mutants the tests noticed, with the survivors that nothing explains."""
+def try_module(module: str, folder: Path, sample: int, seed: int) -> None:
+    """Put mutants into a copy of the project and run the tests on each; mutmut keeps there what came of it."""
     _copy(module, folder)
     _mutmut(folder, "run", "--max-children", "1", "none")  # matches no mutant: they are only made, and tests are timed
-    made = _exit_codes(module, folder)
-    names = sorted(made)
-    if arguments.sample and len(names) > arguments.sample:
-        names = random.Random(arguments.seed).sample(names, arguments.sample)
+    names = sorted(_exit_codes(module, folder))
+    if sample and len(names) > sample:
+        names = random.Random(seed).sample(names, sample)
     _mutmut(folder, "run", "--max-children", "1", *names)
+
+
+def results(module: str, folder: Path) -> dict[str, Any]:
+    """Return how many of a module's mutants the tests noticed, with the survivors that nothing explains."""
     codes = _exit_codes(module, folder)
-    names = [name for name in names if codes[name] in KILLED + ALIVE]  # of some mutmut has no result
-    alive = [_survivor(folder, name) for name in names if codes[name] in ALIVE]
-    known = {Survivor(**{n: e[n] for n in Survivor._fields}) for e in explanations().get(module, [])}
+    tried = {name: code for name, code in codes.items() if code in KILLED + ALIVE}
+    alive = [_survivor(folder, name) for name, code in tried.items() if code in ALIVE]
+    known = {Survivor(*(entry[name] for name in Survivor._fields)) for entry in explanations().get(module, [])}
     return {
-        "made": len(made),
-        "tried": len(names),
-        "killed": len(names) - len(alive),
+        "made": len(codes),
+        "tried": len(tried),
+        "killed": len(tried) - len(alive),
         "explained": sum(survivor in known for survivor in alive),
         "survivors": [survivor._asdict() for survivor in alive if survivor not in known],
     }

@@ -304,3 +304,19 @@ def test_intervals_cover_the_true_share() -> None:
 
 def test_thresholds_are_what_the_documents_say() -> None:
     assert (stats.LEVEL, evidence.KNOWN_SHARE, evidence.MIN_GAP) == (0.95, 0.5, 0.1)
+
+
+def test_of_a_fact_in_several_wordings_the_worst_counts_and_examples_of_one_wording_are_averaged() -> None:
+    """Fact a: 0.2 and 0.4 in one wording, 0.1 in the other; b is asked in the first alone, and three times in it."""
+    seen = Observations(
+        ids=tuple("123456"),
+        facts=("b", "a", "a", "a", "b", "b"),
+        prompts=("",) * 6,
+        answers=("",) * 6,
+        wordings=("upper", "upper", "upper", "lower", "upper", "upper"),
+    )
+    values = np.array([0.6, 0.2, 0.4, 0.1, 0.3, 0.0])
+    assert evidence._by_fact(seen, values).tolist() == pytest.approx([0.3, 0.3])
+    assert np.isnan(evidence._by_fact(seen, np.array([0.6, np.nan, 0.4, 0.1, 0.3, 0.0]))[0])
+    alone = evidence._by_fact(seen, np.array([-0.6, -0.2, -0.4, -0.9, -0.3, -0.9]))
+    assert alone.tolist() == pytest.approx([-0.3, -0.6])

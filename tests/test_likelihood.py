@@ -113,3 +113,8 @@ def test_normalised_probability_equals_the_published_tofu_logs(shared: Path, mod
         assert normalised_probability(true, wrong).tolist() == pytest.approx(expected, rel=1e-12)
         checked += len(items)
     assert checked == 217
+
+
+def test_a_paraphrase_that_is_missing_is_an_error() -> None:
+    with pytest.raises(ValueError, match="zip"):
+        truth_ratio([answer(0.5)] * 2, [answer(0.5)], [[answer(0.25)]] * 2)

@@ -12,7 +12,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from stillknows.model import logprobs
-from stillknows.model.logprobs import answer_index, token_kl, token_log_probs, token_mean_log_probs, token_scores
+from stillknows.model.logprobs import (
+    Logits,
+    answer_index,
+    token_kl,
+    token_log_probs,
+    token_mean_log_probs,
+    token_scores,
+)
 
 T, D, V = 13, 5, 11
 
@@ -251,3 +258,32 @@ def test_a_chunk_holds_at_least_one_token(
     torch.testing.assert_close(token_log_probs(hidden_TD, layer, targets_T, V), expected_T)
     with torch.no_grad():
         torch.testing.assert_close(token_log_probs(hidden_TD, layer, targets_T, V), expected_T)
+
+
+@pytest.mark.parametrize("chunk", [1, 2 * V, 10**6])
+def test_logits_of_two_models_are_given_in_chunks(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+    """Values and gradients are those of whole tables; the targets may be others; the other model gets no gradient."""
+    monkeypatch.setattr(logprobs, "CHUNK_LOGITS", {"cpu": chunk})
+    generator = torch.Generator().manual_seed(0)
+    index = answer_index([1, 2], [4, 4])
+    count = len(index.rows_T)
+    hidden_TD, other_TD = (torch.randn(count, D, generator=generator, requires_grad=True) for _ in range(2))
+    layers = nn.Linear(D, V, bias=False), nn.Linear(D, V, bias=False)
+    tokens_BA = torch.randint(0, V, index.mask_BA.shape, generator=generator)
+    own = Logits(hidden_TD, layers[0], torch.zeros(count, dtype=torch.long), index)
+    other = Logits(other_TD, layers[1], torch.zeros(count, dtype=torch.long), index)
+    sizes = []
+
+    def function(logits_CV: Tensor, targets_C: Tensor, others_CV: Tensor) -> Tensor:
+        sizes.append(len(targets_C))
+        return (logits_CV * others_CV).gather(1, targets_C[:, None])[:, 0]
+
+    found_BA = own.towards(tokens_BA).each(function, other)
+    targets_T = tokens_BA[index.mask_BA]
+    expected_T = (layers[0](hidden_TD) * layers[1](other_TD))[torch.arange(count), targets_T]
+    torch.testing.assert_close(found_BA[index.mask_BA], expected_T)
+    assert max(sizes) == min(count, max(1, chunk // V))
+    found_BA.sum().backward()
+    assert other_TD.grad is None
+    torch.testing.assert_close(hidden_TD.grad, layers[1](other_TD)[torch.arange(count), targets_T][:, None]
+                               * layers[0].weight[targets_T])  # fmt: skip

@@ -272,3 +272,46 @@ def test_ks_bounds_cover_the_true_distance(shift: float, monkeypatch: pytest.Mon
 
 def test_harmonic_mean_by_hand() -> None:
     assert harmonic_mean(np.array([[1, 1], [0.5, 0], [0.25, 1]])).tolist() == pytest.approx([3 / 7, 0])
+
+
+def test_small_tables_of_draws_are_kept_and_large_ones_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stats, "SMALL", 5)
+    assert stats._counts(5, 0) is stats._counts(5, 0)
+    assert stats._counts(6, 0) is not stats._counts(6, 0)
+    assert (stats._counts(6, 3) == stats._kept_counts(6, stats.RESAMPLES, 3)).all()
+    assert not stats._counts(5, 0).flags.writeable
+
+
+def test_a_ratio_without_denominator_is_infinite_without_a_warning() -> None:
+    found = bootstrap(lambda a, b: a.sum(-1) / b.sum(-1), np.ones(3), np.zeros(3))
+    assert np.isinf(found).all()
+
+
+def test_outranked_by_hand() -> None:
+    found = stats.outranked(np.array([1.0, 2.0]), np.array([1.0, 1.5, 3.0]))
+    assert found.tolist() == [[0.5, 0, 0], [1, 1, 0]]
+
+
+def test_resampled_tpr_at_one_percent_by_hand() -> None:
+    """Of 100 negatives one may exceed the threshold: the second-highest is it."""
+    positives, negatives = np.array([98.5, 99.5, 200.0]), np.arange(1.0, 101.0)
+    drawn = np.ones((1, 3)), np.ones((1, 100))
+    assert resampled_tpr_at_fpr(positives, negatives, *drawn).tolist() == [2 / 3]
+    assert resampled_tpr_at_fpr(positives, negatives, *drawn, fpr=0.02).tolist() == [1.0]
+
+
+def test_the_top_is_rounded_up_but_not_by_the_error_of_floats() -> None:
+    """0.07 · 100 is 7.000000000000001: seven count, not eight."""
+    positives, negatives = np.arange(100.0, 0, -1), np.array([93.5])
+    drawn = np.ones((1, 100)), np.ones((1, 1))
+    assert resampled_top_auc(positives, negatives, *drawn, top=0.07).tolist() == [1.0]
+    assert resampled_top_auc(positives, negatives, *drawn, top=0.071).tolist() == [7 / 8]
+
+
+def test_ks_bounds_are_a_quantile_of_the_largest_gap_of_each_resample() -> None:
+    a, b = np.array([0.0, 1.0, 2.0]), np.array([1.0, 2.0, 3.0])
+    drawn_a = np.array([[1.0, 1, 1], [3, 0, 0], [0, 0, 3]])
+    low, high = ks_bounds(a, b, drawn_a, np.ones((3, 3)))
+    assert (low, high) == (0.0, 1.0)  # D is 1/3; the gaps move by 0, 2/3 and 2/3
+    low, high = ks_bounds(a, b, np.ones((3, 3)), np.ones((3, 3)))
+    assert (low, high) == pytest.approx((1 / 3, 1 / 3))

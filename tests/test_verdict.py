@@ -482,3 +482,29 @@ def test_false_leaks_are_as_rare_as_promised(
 def test_a_clear_leak_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """A third of the facts whole, in one of four formats."""
     assert leak_rate(lambda rng: (rng.random(40) < 1 / 3).astype(float), 40, 4, monkeypatch) > 0.9
+
+
+@pytest.mark.parametrize(
+    ("thresholds", "message"),
+    [
+        ({"tolerance": 0.0}, "`tolerance` 0.0 is out of range\n  it must be above 0 and below 1"),
+        ({"alpha": 1.0}, "`alpha` 1.0 is out of range\n  it must be above 0 and below 1"),
+        ({"utility_floor": 1.5}, "`utility_floor` 1.5 is out of range\n  it must be between 0 and 1"),
+    ],
+)
+def test_thresholds_that_no_evidence_meets_are_refused_by_name(thresholds: dict[str, float], message: str) -> None:
+    with pytest.raises(UserError) as refused:
+        Policy(**thresholds)  # type: ignore[arg-type]
+    assert str(refused.value) == message
+    assert Policy(utility_floor=0.0).utility_floor == 0
+
+
+def test_damage_names_its_metric_and_attacks_do_none() -> None:
+    whole, damaged = [KNOWN] * 30, [0.01] * 30
+    models = controls(variants=(FULL, "frame"))
+    models["subject"] = {FULL: ([UNKNOWN] * 40, whole), "frame": ([UNKNOWN] * 40, damaged)}
+    table = tabulated(models)
+    assert judge(table, "subject", [FULL, "frame"], ONE_GATE).name == "DAMAGED"
+    assert judge(table, "subject", [FULL, "frame"], ONE_GATE, {"frame": ONE_GATE.gates}).name == "FORGOTTEN"
+    found = judge(table, "subject", [FULL], ONE_GATE).findings
+    assert [f.metric for f in found if f.kind == "utility"] == [ONE_GATE.utility]
