@@ -6,7 +6,7 @@ import contextlib
 import difflib
 import errno
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 
 MOST_KNOWN = 100  # words that a message lists
 SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")
@@ -52,7 +52,7 @@ def first_line(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def blamed_on(what: str, fix: str) -> Iterator[None]:
+def blamed_on(what: str, fix: str) -> Generator[None]:
     """Turn whatever a library raises over a user's file into a UserError: "what: the error's first line", then the fix.
 
     Libraries raise all kinds of error there, and those that are written in Rust a panic, which is no Exception. That

@@ -10,7 +10,7 @@ import contextlib
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 
 from stillknows.formatting import for_terminal, one_line
 
@@ -42,7 +42,7 @@ class _StandardError(logging.Handler):
 
 
 @contextlib.contextmanager
-def shown(worded: Callable[[str], str] = str) -> Iterator[None]:
+def shown(worded: Callable[[str], str] = str) -> Generator[None]:
     """Show the log on standard error while the block runs, with bars where that is a terminal.
 
     Args:
@@ -61,10 +61,10 @@ def shown(worded: Callable[[str], str] = str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def progress(label: str, total: int) -> Iterator[Advance]:
+def progress(label: str, total: int) -> Generator[Advance]:
     """Show that `total` units of work are under way, if the log is; the block calls what it gets once per unit."""
     if total == 0 or not LOGGER.isEnabledFor(logging.INFO):
-        yield lambda amount=1, note="": None
+        yield _nothing
     elif sys.stderr.isatty():
         with _bar(label, total) as advance:
             yield advance
@@ -72,8 +72,12 @@ def progress(label: str, total: int) -> Iterator[Advance]:
         yield _lines(label, total)
 
 
+def _nothing(amount: int = 1, note: str = "") -> None:
+    """Show nothing."""
+
+
 @contextlib.contextmanager
-def _bar(label: str, total: int) -> Iterator[Advance]:
+def _bar(label: str, total: int) -> Generator[Advance]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -82,7 +86,11 @@ def _bar(label: str, total: int) -> Iterator[Advance]:
     notes = TextColumn("{task.fields[note]}", markup=False)
     with Progress(*columns, notes, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(one_line(label), total=total, note="")
-        yield lambda amount=1, note="": bar.update(task, advance=amount, note=one_line(note))
+
+        def advance(amount: int = 1, note: str = "") -> None:
+            bar.update(task, advance=amount, note=one_line(note))
+
+        yield advance
 
 
 def _lines(label: str, total: int) -> Advance:

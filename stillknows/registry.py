@@ -42,7 +42,7 @@ class Names(NamedTuple):
 
     def read(self, name: str, text: str) -> str:
         """Return the text in its canonical spelling. Raises UserError for a name or an option that is not known."""
-        found = []
+        found: list[str] = []
         for chain in specs.alternatives(text) if self.many else [text]:
             for call in specs.chained(chain):
                 bind(self.kind, call, self.role)
@@ -183,8 +183,10 @@ def register(
     def add(function: F) -> F:
         name = function.__name__.rstrip("_")
         kinds.require_role(kind, role, f"the {kind} {name!r}")
-        said = {"role": role, "measures": measures, "reads": reads, "whole": whole}
-        plugin = Plugin(kind, name, function, source, version, **said, budget=budget, judged_by=judged_by)
+        plugin = Plugin(
+            kind, name, function, source, version, role=role, measures=measures, reads=reads, whole=whole,
+            budget=budget, judged_by=judged_by,
+        )  # fmt: skip
         _require_new(plugin)
         _check_parameters(plugin)
         form = needs.matched(_who(plugin), needs.NEEDS[kind, role], plugin.needs)

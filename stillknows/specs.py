@@ -100,7 +100,8 @@ def spelled(given: Specs) -> tuple[str, ...]:
 
 def split(text: str, separator: re.Pattern[str]) -> list[str]:
     """Cut a text at the separators that neither brackets nor quotes protect."""
-    protected, parts, start = _protected(text), [], 0
+    protected, start = _protected(text), 0
+    parts: list[str] = []
     for found in separator.finditer(text):
         if not protected[found.start()]:
             parts.append(text[start : found.start()])
@@ -110,7 +111,8 @@ def split(text: str, separator: re.Pattern[str]) -> list[str]:
 
 def _protected(text: str) -> list[bool]:
     """Tell of each character whether it stands within quotes, or brackets that are closed; these count as within."""
-    protected, opened, i = [False] * len(text), [], 0
+    protected, i = [False] * len(text), 0
+    opened: list[int] = []
     while i < len(text):
         end = _quoted(text, i)
         if end:

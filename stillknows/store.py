@@ -8,9 +8,9 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from filelock import FileLock, Timeout
 
@@ -26,7 +26,7 @@ _held: list[Path] = []  # folders that this process holds, the innermost last
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[Path]:
+def locked(folder: Path) -> Generator[Path]:
     """Create a folder if needed and hold it until the block ends, so that two runs cannot mix.
 
     Whatever writes into a folder locks it; a thread that holds it may lock it again, for what it calls. The lock
@@ -114,7 +114,7 @@ def require_new(path: Path, *, overwrite: bool, fix: str = "add `overwrite`, or 
 
 
 @contextlib.contextmanager
-def atomic_folder(target: Path, old: Iterable[Path] = ()) -> Iterator[Path]:
+def atomic_folder(target: Path, old: Iterable[Path] = ()) -> Generator[Path]:
     """Give an empty folder beside `target` that takes its place when the block ends well, and vanishes otherwise.
 
     The new files are moved in one by one, after an older run record, what it names and the `old` files have gone and
@@ -154,7 +154,7 @@ def _recorded_file(folder: Path) -> list[Path]:
 
 
 @contextlib.contextmanager
-def build_once(folder: Path, plan: Any) -> Iterator[Path | None]:
+def build_once(folder: Path, plan: Any) -> Generator[Path | None]:
     """Give the folder if its content has still to be made by this plan, None if it has been; marks it when made."""
     mark = folder / "plan.json"
     with contextlib.suppress(UserError):
@@ -197,8 +197,9 @@ def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
 
 def read_sealed(path: Path) -> dict[str, Any]:
     """Read what `write_sealed` wrote; UserError when it was changed since, in content or digest, or carries none."""
-    content = read_json(path)
-    if not isinstance(content, dict) or DIGEST not in content:
+    read = read_json(path)
+    content = cast(dict[str, Any], read) if isinstance(read, dict) else {}
+    if DIGEST not in content:
         raise UserError(f"{path} carries no digest: an earlier version or another program wrote it", AGAIN)
     if content[DIGEST] != _seal({name: value for name, value in content.items() if name != DIGEST}):
         raise UserError(f"{path} was changed after it was written: its digest does not fit", AGAIN)

@@ -278,4 +278,4 @@ class Verdict:
     subject: str
     name: VerdictName
     findings: tuple[Finding, ...]
-    variants: dict[str, VerdictName] = field(default_factory=dict)
+    variants: dict[str, VerdictName] = field(default_factory=dict[str, VerdictName])

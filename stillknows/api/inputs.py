@@ -33,6 +33,8 @@ def model_folder(model: Model) -> str:
         return os.fspath(model)
     from stillknows.model import saving
 
+    loaded: Any
+    tokenizer: Any
     loaded, tokenizer = model
     if not hasattr(loaded, "save_pretrained") or not hasattr(loaded, "state_dict"):
         raise UserError(f"{type(loaded).__name__} is no model", "give a folder, or a pair (model, tokenizer)")

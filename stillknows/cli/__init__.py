@@ -9,18 +9,19 @@ import json
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
 
-from stillknows.cli import building, judging, listing  # noqa: F401 (their commands join the program)
+from stillknows.cli import building, judging, listing
 from stillknows.cli.shards import shards
 from stillknows.cli.terminal import app, print_out, with_flags
 from stillknows.errors import UserError, is_disk_full, is_out_of_memory
 from stillknows.progress import log, shown
 
+COMMANDS = (building, judging, listing)  # modules whose commands join the program as they are imported
 app.add_typer(shards, name="shards")
 
 
@@ -98,7 +99,7 @@ class _Terminated(BaseException):
 
 
 @contextlib.contextmanager
-def _terminable() -> Iterator[None]:
+def _terminable() -> Generator[None]:
     """Let SIGTERM end the block as Ctrl-C does: what is half-written is removed, what is finished stays."""
     if threading.current_thread() is not threading.main_thread():  # only the main thread may say what signals do
         yield

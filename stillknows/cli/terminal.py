@@ -58,7 +58,8 @@ def with_flags(text: str) -> str:
 @functools.cache
 def _flags() -> dict[str, str]:
     """Return the flag of every option of any command, by its Python name; one name has the same flag everywhere."""
-    commands, flags = [typer.main.get_command(app)], {}
+    commands: list[Any] = [typer.main.get_command(app)]
+    flags: dict[str, str] = {}
     while commands:
         command = commands.pop()
         commands += getattr(command, "commands", {}).values()

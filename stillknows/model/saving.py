@@ -9,7 +9,7 @@ from stillknows.lazy import nn
 from stillknows.model.loading import require_finite
 
 
-def save(model: nn.Module, tokenizer, folder: Path) -> None:
+def save(model: nn.Module, tokenizer: Any, folder: Path) -> None:
     """Write a normal Hugging Face checkpoint (safetensors) with its tokenizer into an existing folder."""
     require_finite_result(model)
     save_model(model, folder)
