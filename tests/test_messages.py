@@ -15,7 +15,7 @@ from stillknows.cli.terminal import with_flags
 from stillknows.errors import UserError
 
 ROOT = Path(stillknows.__file__).parent
-REPEATED = (" --overwrite",)  # put behind a command that is shown as it was typed
+REPEATED = ("--overwrite", " --overwrite")  # put behind a command that is shown as it was typed
 FLAG = re.compile(r"(^|\s|[`'\"(])--([a-z]|$)")  # at the end of a text: what follows is filled in
 
 
