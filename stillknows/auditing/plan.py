@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from stillknows import defaults
-from stillknows.auditing import asking, harness
+from stillknows.auditing import comparable, harness
 from stillknows.auditing.asking import Questions, Reader
 from stillknows.auditing.calibration import calibration_tokens
 from stillknows.auditing.fact_test import readable_placebos
@@ -156,7 +156,7 @@ def _check_models(prepared: Sequence[Prepared]) -> None:
     original = prepared[0]
     for model in prepared[1:]:
         require_same_shapes(original.ref, model.ref)
-        asking.require_same_settings(original.ref, model.ref)
+        comparable.require_same_settings(original.ref, model.ref)
         if model.label == CONTROL and model.fingerprint == original.fingerprint:
             raise UserError(
                 f"{original.ref.name} and {model.ref.name} are the same model, given as original and as control",
@@ -217,14 +217,14 @@ def _prepare(
     prepared = []
     for label, reader in readers.items():
         own = own_defences.get(label)
-        asking.require_same_vocabulary(original, reader)
-        asking.require_same_tokens(questions, original, reader, items)
+        comparable.require_same_vocabulary(original, reader)
+        comparable.require_same_tokens(questions, original, reader, items)
         if own:
             asked = questions.encoded(original.tokenizer, [own])
-            asking.require_same_tokens(questions, original, reader, asked, [own])
+            comparable.require_same_tokens(questions, original, reader, asked, [own])
         model = Prepared(label, refs[label], reader.fingerprint, decoding, fields, defence=own)
         model = model._replace(
-            notes=asking.notes(original, reader, in_chat=questions.in_chat),
+            notes=comparable.notes(original, reader, in_chat=questions.in_chat),
             beside=() if reader.identity == original.identity else (original.identity,),
         )
         prepared.append(model)
