@@ -9,6 +9,7 @@ DEPLOYED = (  # what "deployed" stands for: how people run models; rtn:grid=full
 )
 FORMATS = "int8,nf4,fp4,int4,rtn:group=0"
 METRICS = "answer_probability,exact_memorisation,extraction_strength,rouge_l"
+PLACEBOS = 47  # of each fact: two of 48 candidates are still fewer than 5 %
 TOLERANCE = 0.1
 UTILITY_FLOOR = 0.9
 REFUSALS = (  # answers that give nothing away, where neither the benchmark nor the command line brings its own

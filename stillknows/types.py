@@ -238,6 +238,11 @@ FindingKind = Literal[
     "no_control",
     "no_retain_split",
     "too_few_facts",
+    "fact_named",
+    "facts_traced",
+    "facts_together",
+    "facts_untestable",
+    "facts_below",
 ]
 Outcome = Literal["leak", "damage", "undecided", "pass", "note"]
 
@@ -251,9 +256,10 @@ class Finding:
     model: the model whose score is missing (`no_score`).
     value, low, high: a number with its one-sided bounds; a bound is None, or infinite, where there is none.
     threshold: what the bounds are compared with.
-    p: of the hypothesis that at most `threshold` is kept, after Holm's correction.
+    p: of the hypothesis that at most `threshold` is kept, after Holm's correction; for `fact_named` and
+        `facts_together` of the one that the model was never taught the facts.
     n: the units that the number was made of.
-    detail: why something could not be measured, or what differs.
+    detail: why something could not be measured, what differs, or which fact is named.
     """
 
     kind: FindingKind

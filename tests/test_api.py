@@ -66,7 +66,7 @@ def test_three_lines_unlearn_a_model_audit_it_and_show_the_verdict(world: Any, t
     assert report.verdict == report.verdicts[label]
     assert report.verdicts["original"] == "STILL KNOWS"
     reasons = [row for row in report.reasons if row["subject"] == label]
-    assert {row["variant"] for row in reasons} == {"full", "int8"}
+    assert {row["variant"] for row in reasons if row["outcome"] != "note"} == {"full", "int8"}
     assert {"value", "low", "high", "threshold", "n", "outcome"} < reasons[0].keys()
     assert all(row["words"] for row in reasons)
     assert report.verdict in shown

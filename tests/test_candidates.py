@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stillknows.defaults import PLACEBOS
 from stillknows.errors import UserError
-from stillknows.gate.candidates import COUNT, ENOUGH, placebos, read_placebos
+from stillknows.gate.candidates import ENOUGH, placebos, read_placebos
 from stillknows.gate.made_up import DAYS, MONTHS, WORD, NameWords, made_up_names, made_up_numbers
 from stillknows.registry import bind
 from stillknows.types import Benchmark, Example, Split
@@ -83,8 +84,8 @@ def test_an_answer_that_the_truth_holds_is_no_placebo() -> None:
 def test_numbers_are_made_up_where_nothing_is_to_be_exchanged() -> None:
     asked = example("a", "What is the number of Ada?", "0171 555-2368")
     found = placebos(benchmark((asked,)))
-    assert len(found.of(asked)) == COUNT
-    assert found.counts() == {"made-up numbers": (1, COUNT)}
+    assert len(found.of(asked)) == PLACEBOS
+    assert found.counts() == {"made-up numbers": (1, PLACEBOS)}
     assert all(len(text) == 13 and text[0] == "0" and text[4] == " " and text[8] == "-" for text in found.of(asked))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, get_args
 
 import numpy as np
@@ -13,6 +14,8 @@ from stillknows.auditing.evidence import CellKey, Table, tabulate
 from stillknows.auditing.findings import WORDS, deciding, out_of_reach_words, sentences, variant_verdict, words
 from stillknows.auditing.verdict import EXIT_CODES, Policy, judge, least_facts, out_of_reach
 from stillknows.errors import UserError
+from stillknows.gate.candidate_scores import CandidateScores
+from stillknows.gate.placebo import placebo_test
 from stillknows.registry import bind
 from stillknows.types import (
     CONTROL,
@@ -508,3 +511,84 @@ def test_damage_names_its_metric_and_attacks_do_none() -> None:
     assert judge(table, "subject", [FULL, "frame"], ONE_GATE, {"frame": ONE_GATE.gates}).name == "FORGOTTEN"
     found = judge(table, "subject", [FULL], ONE_GATE).findings
     assert [f.metric for f in found if f.kind == "utility"] == [ONE_GATE.utility]
+
+
+def placebo_scores(variants: Sequence[str], known: Mapping[str, Sequence[int]], more: float = 0) -> CandidateScores:
+    """Return scores of 40 facts with 30 placebos each; in each variant these truths stand out, all by `more`."""
+    values = np.random.default_rng(3).normal(size=(40, 31, 1, len(variants)))
+    values[:, 0] += more
+    for v, variant in enumerate(variants):
+        values[list(known.get(variant, ())), 0, 0, v] = 30
+    names = tuple(f"{i:04}" for i in range(40))
+    asked = np.ones((40, 1, len(variants)), bool)
+    return CandidateScores(names, tuple(variants), values, np.ones((40, 31), bool), asked)
+
+
+def judged(
+    named: Mapping[str, Sequence[int]],
+    answered: Mapping[str, Sequence[int]] | None = None,
+    more: float = 0,
+    *,
+    has_control: bool = True,
+) -> Verdict:
+    """Return the verdict on a model that answers these of 40 facts, the ones that stand out from their placebos."""
+    variants, n = (FULL, "int4"), 40
+    answered = named if answered is None else answered
+    scores = {v: [KNOWN if i in answered.get(v, ()) else UNKNOWN for i in range(n)] for v in variants}
+    models: dict[str, Any] = {ORIGINAL: dict.fromkeys(variants, ([KNOWN] * n, [KNOWN] * 30))}
+    models["subject"] = {v: (scores[v], [KNOWN] * 30) for v in variants}
+    models |= {CONTROL: dict.fromkeys(variants, ([UNKNOWN] * n, [KNOWN] * 30))} if has_control else {}
+    facts = placebo_test(placebo_scores(variants, named, more))
+    return judge(tabulated(models), "subject", variants, Policy(), facts=facts)
+
+
+def kinds(found: Verdict, outcome: Outcome) -> list[str]:
+    return [f.kind for f in found.findings if f.outcome == outcome]
+
+
+def test_a_model_that_recites_one_fact_never_passes() -> None:
+    """The gates' means and shares do not see one of many facts; the placebo test names it."""
+    assert judged({}).name == "FORGOTTEN"
+    found = judged({FULL: [7]})
+    assert found.name == "STILL KNOWS"
+    assert kinds(found, "leak") == ["fact_named"]
+    (named,) = (f for f in found.findings if f.kind == "fact_named")
+    assert (named.variant, named.detail, named.n) == (FULL, "0007", 30)
+    assert "it recites 0007" in said(found)
+
+
+def test_a_fact_that_only_a_format_shows_makes_a_model_hidden() -> None:
+    found = judged({"int4": [7]})
+    assert found.name == "HIDDEN"
+    assert found.variants["int4"] == "STILL KNOWS"
+    assert found.variants[FULL] != "STILL KNOWS"
+
+
+def test_a_recited_fact_needs_no_control() -> None:
+    assert judged({}, has_control=False).name == "UNDECIDED"
+    assert judged({FULL: [7]}, has_control=False).name == "STILL KNOWS"
+
+
+def test_a_guess_is_no_recited_fact_and_a_truth_that_stands_out_unsaid_is_a_trace() -> None:
+    guessed = judged({}, {FULL: [7]})
+    assert kinds(guessed, "leak") == []
+    traced = judged({FULL: [7]}, {})
+    assert traced.name == "FORGOTTEN"
+    assert kinds(traced, "note") == ["facts_traced"]
+    assert "1 of 40 true answers stand out" in said(traced)
+
+
+@pytest.mark.parametrize(("more", "kind"), [(1.0, "facts_together"), (-1.0, "facts_below")])
+def test_truths_that_rank_high_or_low_together_are_traces(more: float, kind: str) -> None:
+    found = judged({}, {}, more)
+    assert kind in kinds(found, "note")
+    assert found.name == "FORGOTTEN"
+
+
+def test_untestable_facts_are_counted() -> None:
+    scores = placebo_scores((FULL,), {})
+    few = replace(scores, candidates=np.arange(31) < np.where(np.arange(40) < 5, 4, 31)[:, None])
+    table = tabulated(controls() | {"subject": {FULL: ([UNKNOWN] * 40, [KNOWN] * 30)}})
+    told = judge(table, "subject", [FULL], Policy(), facts=placebo_test(few))
+    (note,) = (f for f in told.findings if f.kind == "facts_untestable")
+    assert (note.value, note.n, note.outcome) == (5, 40, "note")

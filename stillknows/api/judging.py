@@ -42,7 +42,7 @@ def audit(
     task_folder: Folder | None = None,
     task_limit: int | None = None,
     calibration: Folder | None = None,
-    placebos: int = 0,
+    placebos: int = defaults.PLACEBOS,
     placebo_file: Folder | None = None,
     policy: Policy | None = None,
     data: Folder | None = None,

@@ -80,7 +80,9 @@ def _audit(request: AuditConfig, out: Path) -> Audit:
     forget = [s.name for s in request.benchmark.splits if s.role == "forget"]
     tests = {label: placebos and fact_test(observations, label, forget, placebos) for label in labels}
     facts = {label: test for label, test in tests.items() if test}
-    verdicts = tuple(_judged(table, model, prepared[0], variants, request) for model in prepared)
+    verdicts = tuple(
+        _judged(table, model, prepared[0], variants, request, facts.get(model.label)) for model in prepared
+    )
     return Audit(
         request,
         {p.label: p.ref for p in prepared},
@@ -100,11 +102,16 @@ def _audit(request: AuditConfig, out: Path) -> Audit:
 
 
 def _judged(
-    table: Table, model: Prepared, original: Prepared, variants: Mapping[str, Variant], request: AuditConfig
+    table: Table,
+    model: Prepared,
+    original: Prepared,
+    variants: Mapping[str, Variant],
+    request: AuditConfig,
+    facts: PlaceboTest | None,
 ) -> Verdict:
     """Return the verdict, which says first if something but the weights was changed."""
     attacks = {name: v.gates(request.policy.gates) for name, v in variants.items() if v.role == "attack"}
-    verdict = judge(table, model.label, list(variants), request.policy, attacks)
+    verdict = judge(table, model.label, list(variants), request.policy, attacks, facts)
     notes = (Finding("served_differently", "note", detail=note) for note in model.notes)
     verdict = replace(verdict, findings=(*verdict.findings, *notes))
     if model.defence is None:

@@ -38,13 +38,14 @@ class CellKey(NamedTuple):
 class Table:
     """Scores per fact, [F], of every place and metric. Every model has the same facts in the same order on a split.
 
-    A score is NaN where there is none; `missing` says why where that is so for a whole split.
+    A score is NaN where there is none; `missing` says why where that is so for a whole split. `facts` names them.
     """
 
     scores: Mapping[tuple[CellKey, str], Floats]
     roles: Mapping[str, Role]
     has_control: bool
     missing: Mapping[tuple[CellKey, str], str] = field(default_factory=dict)
+    facts: Mapping[CellKey, tuple[str, ...]] = field(default_factory=dict)
 
     def get(self, model: str, variant: str, split: str, metric: str) -> Floats:
         return self.scores[CellKey(model, variant, split), metric]
@@ -62,7 +63,8 @@ def tabulate(
             except NotMeasured as reason:
                 values, missing[place, name] = np.full(len(seen.ids), np.nan), str(reason)
             scores[place, name] = _by_fact(seen, values)
-    return Table(scores, roles, any(place.model == CONTROL for place in observations), missing)
+    facts = {place: tuple(np.unique(seen.facts).tolist()) for place, seen in observations.items()}
+    return Table(scores, roles, any(place.model == CONTROL for place in observations), missing, facts)
 
 
 def _by_fact(seen: Observations, values: Floats) -> Floats:

@@ -80,6 +80,32 @@ def _too_few_facts(f: Finding) -> str:
     return f"{f.split} has {f.n} of the {f.value:g} facts that it takes to exclude {percent(f.threshold or 0)}"
 
 
+def _fact_named(f: Finding) -> str:
+    return f"it recites {f.detail}: the true answer stands out from {f.n} placebos (p = {f.p or 0:.2g})"
+
+
+def _facts_traced(f: Finding) -> str:
+    many = f"{f.value or 0:g} of {f.n} true answers stand out from their placebos"
+    return f"a trace of knowledge: {many}, though the model recites none of these"
+
+
+def _facts_together(f: Finding) -> str:
+    return f"a trace of knowledge: {_rank(f, 'beat')}"
+
+
+def _facts_untestable(f: Finding) -> str:
+    return f"{f.value or 0:g} of {f.n} facts would not be named even if they were known as before"
+
+
+def _facts_below(f: Finding) -> str:
+    return f"a trace of unlearning: {_rank(f, 'are beaten by')}"
+
+
+def _rank(f: Finding, verb: str) -> str:
+    share = f"{verb} {percent(f.value or 0)} of their placebos, 50 % where never taught"
+    return f"of {f.n} facts the true answers {share} (p = {f.p or 0:.2g})"
+
+
 def _gate(f: Finding) -> str:
     return f"{f.metric} on {f.split}"
 
@@ -112,4 +138,9 @@ WORDS: Mapping[FindingKind, Callable[[Finding], str]] = {
     "no_control": lambda f: "there is no never-taught control",
     "no_retain_split": lambda f: "there is no retain split, so that damage cannot be excluded",
     "too_few_facts": _too_few_facts,
+    "fact_named": _fact_named,
+    "facts_traced": _facts_traced,
+    "facts_together": _facts_together,
+    "facts_untestable": _facts_untestable,
+    "facts_below": _facts_below,
 }

@@ -17,7 +17,7 @@ from stillknows.auditing.prepared import Prepared
 from stillknows.auditing.readings import read_in_variants
 from stillknows.auditing.verdict import Policy
 from stillknows.errors import UserError, first_line
-from stillknows.gate.candidates import COUNT, Placebos
+from stillknows.gate.candidates import Placebos
 from stillknows.model.encoding import LongItems
 from stillknows.model.ref import LoadOptions, ModelRef, require_same_shapes
 from stillknows.progress import log, warn
@@ -50,7 +50,7 @@ class AuditConfig:
     task_folder: Path | None = None
     task_limit: int | None = None
     calibration: Path | None = None  # a text file for formats that look at inputs; None: the retain split
-    placebos: int = 0  # answers that could have been true, scored beside each true one that is to be forgotten
+    placebos: int = defaults.PLACEBOS  # answers that could have been true, scored beside each one to be forgotten
     placebo_file: Path | None = None  # the user's own, by fact
 
     def __post_init__(self) -> None:
@@ -209,7 +209,7 @@ def _prepare(
         questions = replace(
             questions,
             placebos=readable_placebos(
-                request.benchmark, original.tokenizer, questions.tokens, request.placebos or COUNT, request.placebo_file
+                request.benchmark, original.tokenizer, questions.tokens, request.placebos, request.placebo_file
             ),
         )
     items = questions.encoded(original.tokenizer)

@@ -17,9 +17,11 @@ from typing import get_type_hints
 from stillknows import defaults
 from stillknows.arguments import require_type
 from stillknows.auditing.evidence import CellKey, KnowledgeKept, Table, compare, mean, share, unscored
+from stillknows.auditing.fact_test import fact_leaks, fact_notes, recited
 from stillknows.auditing.findings import KNOWLEDGE, variant_verdict
 from stillknows.errors import UserError
 from stillknows.formatting import number
+from stillknows.gate.placebo import PlaceboTest
 from stillknows.stats import LEVEL, holm, p_value_at_most
 from stillknows.types import (
     CONTROL,
@@ -99,6 +101,7 @@ def judge(
     variants: Sequence[str],
     policy: Policy,
     attacks: Mapping[str, tuple[str, ...]] | None = None,
+    facts: PlaceboTest | None = None,
 ) -> Verdict:
     """Return the verdict on one subject over all variants.
 
@@ -106,6 +109,8 @@ def judge(
         attacks: those of the variants that are attacks, with the metrics that each is judged by in the place of the
             policy's gates. A model need not stay useful under attack. One that no metric judges tells the answers in
             its prompts: what is answered then is noted and decides nothing.
+        facts: the placebo test of the subject. A fact that it names and that the subject answers is a leak; it clears
+            no model.
     """
     attacks = attacks or {}
     gates = {variant: attacks.get(variant, policy.gates) for variant in variants}
@@ -119,6 +124,7 @@ def judge(
             if at[0].variant == variant
             for finding in _knowledge(table, at, kept, p_values.get(at), policy)
         ]
+        + (list(fact_leaks(facts, variant, _answered(table, subject, variant, gates))) if facts else [])
         + list(_damage(table, subject, variant, policy) if variant not in attacks else [])
         + list(_told(table, subject, variant, policy) if not gates[variant] else [])
         for variant in variants
@@ -127,6 +133,8 @@ def judge(
     shown = {variant for variant, found in findings.items() if _shows(found)}
     first = [] if FULL in variants else [Finding("full_not_measured", "undecided")]
     everything = (*first, *(finding for found in findings.values() for finding in found))
+    if facts:
+        everything += tuple(fact_notes(facts, [finding for finding in everything if finding.kind == "fact_named"]))
     return Verdict(subject, _overall({v: name for v, name in names.items() if v in shown}), everything, names)
 
 
@@ -138,6 +146,12 @@ def _gated(table: Table, subject: str, variant: str, gates: Mapping[str, Sequenc
     for split, role in table.roles.items():
         if role == "forget":
             yield from ((CellKey(subject, variant, split), gate) for gate in gates[variant])
+
+
+def _answered(table: Table, subject: str, variant: str, gates: Mapping[str, Sequence[str]]) -> frozenset[str]:
+    """Return the facts that a subject answers in a variant, on some split to forget."""
+    splits = [split for split, role in table.roles.items() if role == "forget"]
+    return frozenset().union(*(recited(table, CellKey(subject, variant, at), gates[variant]) for at in splits))
 
 
 def _p_values(compared: Mapping[_Gated, KnowledgeKept | str], policy: Policy) -> dict[_Gated, float]:
@@ -203,7 +217,7 @@ def _damage(table: Table, subject: str, variant: str, policy: Policy) -> Iterato
 
 def _shows(findings: Collection[Finding]) -> bool:
     """Tell whether a variant counts: not where nothing can be compared though every fact has its scores."""
-    return any(finding.kind in (*KNOWLEDGE, "no_score") for finding in findings)
+    return any(finding.kind in (*KNOWLEDGE, "no_score") or finding.outcome == "leak" for finding in findings)
 
 
 def _overall(variants: Mapping[str, VerdictName]) -> VerdictName:

@@ -141,6 +141,17 @@ Tasks: TypeAlias = Annotated[str, Option(help="General utility: tasks of lm-eval
 TaskFolder: TypeAlias = Annotated[
     Path | None, Option(help="Folder with tasks of your own (YAML); Python files in it are run.")
 ]
+Placebos: TypeAlias = Annotated[
+    int,
+    Option(
+        min=0,
+        metavar=COUNT,
+        help="Answers that could have been true, scored beside each true one to be forgotten; 0 for none.",
+    ),
+]
+PlaceboFile: TypeAlias = Annotated[
+    Path | None, Option(help='JSON file with your own: {"fact": ["an answer that could have been true", …]}.')
+]
 TaskLimit: TypeAlias = Annotated[
     int | None, Option(min=1, metavar=COUNT, help="Ask only the first so many documents of each task.")
 ]

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
+from stillknows import defaults
 from stillknows.errors import UserError, did_you_mean
 from stillknows.gate.made_up import WORD, NameWords, made_up_names, made_up_numbers
 from stillknows.gate.placebo import ALPHA, placebos_needed
@@ -22,7 +23,6 @@ from stillknows.types import Benchmark, Example
 
 Source = Literal["given", "exchanged", "wrong", "made-up numbers", "made-up names", "none"]
 NEED_CONTROL: tuple[Source, ...] = ("wrong", "made-up names")  # not alike to a model that was never taught
-COUNT = 47  # placebos of a fact: two of 48 candidates are still fewer than 5 %
 ENOUGH = placebos_needed(ALPHA)  # with which one source will do
 ATTEMPTS = 4  # answers that are made up for each one that is wanted, before their form is taken to have no more
 
@@ -51,7 +51,7 @@ def placebos(
     *,
     given: Mapping[str, Sequence[str]] | None = None,
     fits: Callable[[str, str], bool] = lambda answer, truth: True,
-    count: int = COUNT,
+    count: int = defaults.PLACEBOS,
     seed: int = 0,
 ) -> Placebos:
     """Return placebos for every question of the splits to forget, the same for equal arguments.

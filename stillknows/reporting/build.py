@@ -9,6 +9,7 @@ import numpy as np
 
 from stillknows import __version__
 from stillknows.auditing.evidence import CellKey, is_known
+from stillknows.gate.placebo import PlaceboTest
 from stillknows.observations import observations_digest
 from stillknows.reporting.schema import EXPECTED, NUM_LEAKS, SCHEMA_VERSION, AuditReport, Json, lead_of, parsed, worst
 from stillknows.specs import spelled
@@ -37,6 +38,7 @@ def build(audit: Audit, command: str) -> AuditReport:
         "left_out": [left._asdict() for left in audit.left_out],
         "out_of_reach": [asdict(finding) for finding in audit.out_of_reach],
         "metrics": metrics,
+        "placebos": audit.placebos.counts() if audit.placebos else {},
         "policy": asdict(request.policy),
         "subjects": [_subject(audit, verdict, lead) for verdict in verdicts],
         "repeat": {"command": command, "versions": dict(audit.versions)},
@@ -59,7 +61,17 @@ def _subject(audit: Audit, verdict: Verdict, lead: str) -> Json:
         "cells": [_cell(cell) for cell in audit.cells if cell.subject == label],
         "run": audit.records[label],
         "leaks": [] if label in EXPECTED else _leaks(audit, label, lead),
+        "facts": _facts(audit.facts.get(label)),
     }
+
+
+def _facts(test: PlaceboTest | None) -> Json | None:
+    """Return what the placebo test found."""
+    if test is None:
+        return None
+    together = {name: found and found._asdict() for name, found in (("diffuse", test.diffuse), ("below", test.below))}
+    parts = {"alpha": test.alpha, "diffuse_alpha": test.diffuse_alpha, "controls": test.controls}
+    return {**parts, **together, "facts": [asdict(fact) for fact in test.facts]}
 
 
 def _digests(audit: Audit, label: str) -> Json:

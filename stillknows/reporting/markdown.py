@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from stillknows.auditing.findings import out_of_reach_words, sentences
 from stillknows.formatting import code, for_markdown, percent, table_of_texts
+from stillknows.reporting import facts
 from stillknows.reporting.overview import LOW, summary
 from stillknows.reporting.schema import AuditReport, Measured
 from stillknows.reporting.tables import Grid, Missing, grids, span, value_words
@@ -31,8 +32,24 @@ def markdown(report: AuditReport) -> str:
     for name, title in TITLES.items():
         parts += [f"## {title}"] if found[name] else []
         parts += [part for grid in found[name] for part in _table(grid)]
+    parts += _facts(report)
     parts += [f"In brackets: bounds, {percent(LEVEL)} each.", *_reasons(report)]
     return "\n\n".join(parts) + "\n"
+
+
+def _facts(report: AuditReport) -> Iterator[str]:
+    """Yield what the placebo test found of each model, and the facts that it names."""
+    if not report.placebos:
+        return
+    yield "## Fact by fact: true answers beside answers that could have been true"
+    yield for_markdown(facts.sources(report))
+    for subject in report.subjects:
+        if subject.facts is None:
+            continue
+        yield for_markdown(f"{subject.name}: {facts.summary_of(subject.facts)}")
+        if subject.facts.named and not subject.is_control:
+            rows = [[f.fact, ", ".join(f.variants), f"{f.p:.2g}", str(f.placebos)] for f in subject.facts.named]
+            yield table_of_texts(["named fact", "variants", "p", "placebos"], rows)
 
 
 def _table(grid: Grid) -> Iterator[str]:

@@ -12,7 +12,7 @@ from jinja2 import Environment, StrictUndefined
 from stillknows.auditing.evidence import KNOWN_SHARE, MIN_GAP
 from stillknows.auditing.findings import out_of_reach_words, sentences
 from stillknows.formatting import for_terminal, number, percent
-from stillknows.reporting import tables
+from stillknows.reporting import facts, tables
 from stillknows.reporting.overview import left_out, sentence
 from stillknows.reporting.schema import EXPECTED, AuditReport, Unmeasured
 from stillknows.stats import LEVEL
@@ -42,12 +42,15 @@ def html(report: AuditReport) -> str:
         "pretty": JSONEncoder(indent=1, ensure_ascii=False).encode,
         "name_parts": name_parts,
         "sentences": sentences,
+        "fact_summary": facts.summary_of,
+        "fact_power": facts.power,
     }
     grids = tables.grids(report)
     template = environment.from_string(files("stillknows.reporting").joinpath(TEMPLATE).read_text(encoding="utf-8"))
     return template.render(
         report=report,
         sentence=sentence(report),
+        placebo_sources=facts.sources(report),
         out_of_reach=out_of_reach_words(report.out_of_reach),
         left_out=left_out(report),
         unmeasured=unmeasured(report),

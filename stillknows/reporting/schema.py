@@ -10,12 +10,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from stillknows.auditing.findings import variant_verdict
 from stillknows.auditing.verdict import Policy
 from stillknows.errors import UserError, first_line
 from stillknows.json_text import json_able
+from stillknows.reporting.parts import Bound, Count, Part, PlaceboSection, Score, Text
 from stillknows.store import AGAIN
 from stillknows.types import CONTROL, ORIGINAL, Finding, Role, VerdictName
 
@@ -26,19 +27,6 @@ NUM_LEAKS = 10
 LEAD = "answer_probability"
 SEVERITY: tuple[VerdictName, ...] = ("FORGOTTEN", "UNDECIDED", "DAMAGED", "HIDDEN", "STILL KNOWS")
 EXPECTED: Mapping[str, VerdictName] = {ORIGINAL: "STILL KNOWS", CONTROL: "FORGOTTEN"}
-
-Text = Annotated[str, Field(min_length=1)]
-Count = Annotated[int, Field(ge=1)]
-Bound = Annotated[float | None, Field(description="Null: no finite bound.")]
-Score = Annotated[float | None, Field(description="Null where there is none.")]
-
-
-class Part(BaseModel):
-    """A part of a report: immutable; unknown entries, numbers as texts, NaN and infinity are refused."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
 
 
 class ReportSplit(Part):
@@ -129,6 +117,8 @@ class ReportSubject(Part):
     run: dict[str, Any] | None
     """The model's run record, null where there is none."""
     leaks: Annotated[tuple[LeakedFact, ...], Field(max_length=NUM_LEAKS)]
+    facts: PlaceboSection | None
+    """The placebo test; null where no placebos were asked for."""
 
     @property
     def is_control(self) -> bool:
@@ -164,6 +154,8 @@ class AuditReport(Part):
     out_of_reach: tuple[Finding, ...]
     """Why no model can be found FORGOTTEN here, whatever is observed."""
     metrics: Annotated[tuple[str, ...], Field(min_length=1)]
+    placebos: dict[str, tuple[int, int]]
+    """How many facts have placebos from each source, and how many placebos these are."""
     policy: Policy
     subjects: Annotated[tuple[ReportSubject, ...], Field(min_length=1)]
     """The audited models, then the controls."""
