@@ -60,6 +60,7 @@ class Plugin:
     metric reads. `whole` marks a format in which what becomes of a row may depend on any other, though scales are a
     row's own. Of an attack, `budget` is the option of which 0 leaves everything as it is, and `judged_by` are the
     metrics that its answers are judged by; None for those of the verdict, () where the answers stand in the prompt.
+    `aliases` are earlier names, the oldest first: texts may still use them.
     """
 
     kind: Kind
@@ -74,6 +75,7 @@ class Plugin:
     whole: bool = False
     budget: str | None = None
     judged_by: tuple[str, ...] | None = None
+    aliases: tuple[str, ...] = ()
 
     @property
     def noun(self) -> str:
@@ -142,7 +144,8 @@ class Bound:
     def identity(self) -> str:
         """Canonical text of plug-in, version and all options: equal identities give equal results."""
         options = "".join(f":{name}={value}" for name, value in sorted(self.options.items()))
-        return f"{self.plugin.name}@{self.plugin.version}{options}"
+        oldest = (*self.plugin.aliases, self.plugin.name)[0]  # what was observed under an earlier name stays valid
+        return f"{oldest}@{self.plugin.version}{options}"
 
     @property
     def costs(self) -> bool:
@@ -168,6 +171,7 @@ def register(
     whole: bool = False,
     budget: str | None = None,
     judged_by: tuple[str, ...] | None = None,
+    aliases: tuple[str, ...] = (),
 ) -> Callable[[F], F]:
     """Return a decorator that registers a function under its own name; see Plugin for the arguments.
 
@@ -185,7 +189,7 @@ def register(
         kinds.require_role(kind, role, f"the {kind} {name!r}")
         plugin = Plugin(
             kind, name, function, source, version, role=role, measures=measures, reads=reads, whole=whole,
-            budget=budget, judged_by=judged_by,
+            budget=budget, judged_by=judged_by, aliases=aliases,
         )  # fmt: skip
         _require_new(plugin)
         _check_parameters(plugin)
@@ -206,8 +210,7 @@ def _who(plugin: Plugin) -> str:
 def _require_new(plugin: Plugin) -> None:
     """Raise UserError for a name that stands for another plug-in already, where both can be named in one text."""
     for kind in next(together for together in TOGETHER if plugin.kind in together):
-        other = _plugins[kind].get(plugin.name)
-        if other:
+        for other in filter(None, (_named(_plugins[kind], name) for name in (plugin.name, *plugin.aliases))):
             taken = "is registered twice" if other.noun == plugin.noun else f"is called like the {other.noun}"
             raise UserError(f"{plugin.noun} {plugin.name!r} {taken}", "call one of them otherwise")
 
@@ -273,11 +276,17 @@ def bind(kind: Kind, spec: str, role: PluginRole | None = None) -> Bound:
     Raises UserError for unknown names, names of another role, unknown options and values of the wrong type.
     """
     call, known = specs.parse(spec), plugins(kind, role)
-    if call.name not in known:
+    plugin = _named(known, call.name)
+    if plugin is None:
         said = f"no {kinds.noun(kind, role)} named {call.name!r}{did_you_mean(call.name, known)}"
         raise UserError(said, kinds.listing(kind, role))
-    plugin = known[call.name]
+    call = replace(call, name=plugin.name)
     return Bound(plugin, plugin.options | _read_options(plugin, call), str(call))
+
+
+def _named(known: Mapping[str, Plugin], name: str) -> Plugin | None:
+    """Return the plug-in of this name, or the one that was called so earlier."""
+    return known.get(name) or next((plugin for plugin in known.values() if name in plugin.aliases), None)
 
 
 def bind_all(kind: Kind, given: specs.Specs, role: PluginRole | None = None) -> dict[str, Bound]:

@@ -15,7 +15,19 @@ import stillknows as sk
 
 PUBLIC = [
     *("Benchmark", "Example", "Policy", "Report", "Scores", "Split", "Unlearned", "UserError"),
-    *("audit", "demo", "diagnose", "finetune", "load_report", "quantize", "register", "score", "tune", "unlearn"),
+    *(
+        "audit",
+        "defend",
+        "demo",
+        "diagnose",
+        "finetune",
+        "load_report",
+        "quantize",
+        "register",
+        "score",
+        "tune",
+        "unlearn",
+    ),
     "validate_metrics",
 ]
 ROWS = {
@@ -152,3 +164,15 @@ def test_what_is_fine_tuned_answers(save_model: Any) -> None:
 def test_bad_input_is_one_message(call: Any, message: str, save_model: Any) -> None:
     with pytest.raises(sk.UserError, match=message):
         call(save_model("mine"))
+
+
+def test_a_defence_is_a_file_that_an_audit_takes(world, tmp_path) -> None:
+    file = sk.defend(world.original, world.benchmark, method="input_filter", out=tmp_path / "filter.json")
+    report = sk.audit(
+        file, original=world.original, controls=[world.control], benchmark=world.benchmark, variants="full",
+        metrics="answer_probability,extraction_strength", out=tmp_path / "audit",
+    )  # fmt: skip
+    assert list(report.data.variants) == ["full", "undefended"]
+    assert sk.defend(str(world.original), world.benchmark, method="guard").suffix == ".json"
+    with pytest.raises(sk.UserError, match="no defence named 'int4'"):
+        sk.defend(world.original, world.benchmark, method="int4")

@@ -330,7 +330,7 @@ def test_what_a_suppression_writes_is_read_as_the_original_reads_it(
     edit_tokenizer(subject, normalizer=normalizers.Replace("cat", "dog"))
     file = tmp_path / "guarded.json"
     options = ["--method", "guard:says=cat", "--benchmark", data, "--out", file]
-    assert cli("suppress", subject, *options).code == 0
+    assert cli("defend", subject, *options).code == 0
     ran = run(original, file)
     assert ran.code == 2
     assert "item 'f-1' of the forget split otherwise" in ran.err

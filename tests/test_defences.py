@@ -44,7 +44,7 @@ def rewrite(spec: str) -> Callable[[str, str], tuple[str, str]]:
 
 def test_a_guard_withholds_what_looks_like_the_items_to_forget() -> None:
     """Words 4 and 4 per split, 8 each; 9 different ones: ada 3/17 against 1/17; rome, dogs the other way round."""
-    guard = rewrite("guard:says=No")
+    guard = rewrite("input_filter:says=No")
     assert guard("Tell me of Ada", "{prompt}") == ("No", "{prompt}")
     assert guard("Where is Rome ?", "{prompt}") == ("Where is Rome ?", "{prompt}")
     assert guard("Where is ?", "{prompt}") == ("Where is ?", "{prompt}")  # as likely in both: log-odds 0
@@ -53,7 +53,7 @@ def test_a_guard_withholds_what_looks_like_the_items_to_forget() -> None:
 @pytest.mark.parametrize(("threshold", "withheld"), [(1.09, True), (1.10, False)])
 def test_the_guards_threshold_is_in_nats(threshold: float, withheld: bool) -> None:
     """ "Ada" twice among 7 words to forget, and 8 different words in all: (2+1)/(1+0) counts, totals alike: ln 3."""
-    question, _ = rewrite(f"guard:threshold={threshold}:says=No")("Ada", "{prompt}")
+    question, _ = rewrite(f"input_filter:threshold={threshold}:says=No")("Ada", "{prompt}")
     assert (question == "No") is withheld
 
 
@@ -73,7 +73,7 @@ def test_icul_puts_its_context_into_the_turn_of_a_chat() -> None:
 
 @pytest.mark.parametrize(
     ("spec", "message"),
-    [("icul:flipped=0", "at least 1"), ("icul:kept=3", "only 2 items"), ("guard:says= ", "must hold words")],
+    [("icul:flipped=0", "at least 1"), ("icul:kept=3", "only 2 items"), ("input_filter:says= ", "must hold words")],
 )
 def test_options_that_do_not_fit_are_refused(spec: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
@@ -157,7 +157,9 @@ def test_each_question_is_read_as_its_state_says(tmp_path: Path, save_model: Cas
 
 
 def test_reports_show_the_question_that_was_asked(tmp_path: Path, save_model: Case, tokenizer: Any) -> None:
-    defences.write(tmp_path / "s.json", str(save_model("model")), "guard:says=No", BENCHMARK, {}, overwrite=False)
+    defences.write(
+        tmp_path / "s.json", str(save_model("model")), "input_filter:says=No", BENCHMARK, {}, overwrite=False
+    )
     found = defences.read(tmp_path / "s.json")
     assert found is not None
     split = BENCHMARK.split("forget")
@@ -195,7 +197,7 @@ def test_an_offset_is_observed_like_a_model(make_model: Case, tokenizer: Any) ->
 def test_what_a_defence_cannot_use_is_refused(tmp_path: Path, save_model: Case, cli: Case) -> None:
     model = str(save_model("model"))
     for spec, helpers, message in (
-        ("guard", {"unlearned": model}, "no use for `unlearned`"),
+        ("input_filter", {"unlearned": model}, "no use for `unlearned`"),
         ("offset", {"unlearned": model}, "give its folder with `reference`"),
         ("thrust:share=2", {}, "out of range"),
         ("thrust", {"reference": model}, "no use for `reference`"),
@@ -203,10 +205,10 @@ def test_what_a_defence_cannot_use_is_refused(tmp_path: Path, save_model: Case, 
         with pytest.raises(UserError, match=message):
             defences.write(tmp_path / "s.json", model, spec, BENCHMARK, helpers, overwrite=False)
     with pytest.raises(UserError, match=r"not called \*\.json"):
-        defences.write(tmp_path / "s", model, "guard", BENCHMARK, {}, overwrite=False)
+        defences.write(tmp_path / "s", model, "input_filter", BENCHMARK, {}, overwrite=False)
     (tmp_path / "empty.txt").write_text("\n \n")
     for spec, name, message in (
-        ("guard", "empty.txt", "no use for `passages`"),
+        ("input_filter", "empty.txt", "no use for `passages`"),
         ("thrust", "empty.txt", "holds no passages"),
         ("thrust", "missing.txt", "no file"),
     ):
@@ -215,7 +217,7 @@ def test_what_a_defence_cannot_use_is_refused(tmp_path: Path, save_model: Case, 
     assert not (tmp_path / "s.json").exists()
 
 
-@pytest.mark.parametrize("content", ["[]", '{"suppression": "guard"}'])
+@pytest.mark.parametrize("content", ["[]", '{"suppression": "input_filter"}'])
 def test_a_file_of_another_kind_is_refused(content: str, tmp_path: Path) -> None:
     (tmp_path / "s.json").write_text(content)
     with pytest.raises(UserError, match="holds no defence"):
@@ -231,7 +233,7 @@ ITEM = {"id": "1", "prompt": "where is Ada", "answer": "Paris", "fact": "1"}
         ({"forget": ["x"]}, "an item whose 'id' is missing or no text"),
         ({"forget": [{**ITEM, "prompt": 5}]}, "an item whose 'prompt' is missing or no text"),
         ({"forget": [{**ITEM, "answer": None}]}, "an item whose 'answer' is missing or no text"),
-        ({"forget": []}, "no items to forget, which guard needs"),
+        ({"forget": []}, "no items to forget, which input_filter needs"),
         ({"suppression": "thrust", "forget": []}, "no items to retain, which thrust needs"),
         ({"passages": [5]}, "'passages' holds something that is no text"),
         ({"helpers": {"unlearned": 5}}, "'unlearned' holds something that is no text"),
@@ -239,7 +241,14 @@ ITEM = {"id": "1", "prompt": "where is Ada", "answer": "Paris", "fact": "1"}
     ids=range(7),
 )
 def test_a_damaged_defence_is_named(changes: dict[str, Any], words: str, tmp_path: Path) -> None:
-    content = {"stillknows": "0", "suppression": "guard", "model": "m", "helpers": {}, "forget": [ITEM], "retain": []}
+    content = {
+        "stillknows": "0",
+        "suppression": "input_filter",
+        "model": "m",
+        "helpers": {},
+        "forget": [ITEM],
+        "retain": [],
+    }
     (tmp_path / "s.json").write_text(json.dumps({**content, "passages": [], **changes}))
     with pytest.raises(UserError, match=rf"s\.json.* {words}\n"):
         defences.read(tmp_path / "s.json")
@@ -248,19 +257,21 @@ def test_a_damaged_defence_is_named(changes: dict[str, Any], words: str, tmp_pat
 def test_a_guard_without_words_is_refused_and_icul_takes_a_question_without_any() -> None:
     silent = Example("1", "???", "Paris", "1")
     with pytest.raises(UserError, match="hold no words"):
-        bind("transform", "guard")(forget=[silent], retain=[])
+        bind("transform", "input_filter")(forget=[silent], retain=[])
     rewrite = bind("transform", "icul:kept=0")(forget=[silent, replace(silent, answer="Rome")], retain=[])
     assert "???" in rewrite("!!!", "{prompt}")[1]
 
 
 def test_files_of_the_first_version_stay_readable(tmp_path: Path, save_model: Case) -> None:
     model = str(save_model("model"))
-    content = defences.write(tmp_path / "new.json", model, "guard:says=No", BENCHMARK, {}, overwrite=False)
-    former = {"suppression": content.pop("defence"), **content}
+    content = defences.write(tmp_path / "new.json", model, "input_filter:says=No", BENCHMARK, {}, overwrite=False)
+    assert content.pop("defence") == "input_filter:says=No"
+    former = {"suppression": "guard:says=No", **content}
     (tmp_path / "old.json").write_text(json.dumps(former))
     new, old = (defences.read(tmp_path / name) for name in ("new.json", "old.json"))
     assert new is not None
     assert new == old
+    assert new.defence.bound.identity == "guard@1:says=No:threshold=0.0"  # what was observed before stays valid
     assert new.model == model
     assert new.defence.identity == defences.made_of(new.defence.bound, BENCHMARK).identity
 
@@ -271,19 +282,21 @@ def test_files_of_the_first_version_stay_readable(tmp_path: Path, save_model: Ca
 def test_attacks_ask_through_defences_whatever_is_written_first(tokenizer: Any) -> None:
     """Flagged questions are withheld: the attack's wordings of them as well."""
     questions = Questions(BENCHMARK, "error", 64, 64, frozenset())
-    for spec in ("guard:says=No+frame:style=upper", "frame:style=upper+int8+guard:says=No"):
+    for spec in ("input_filter:says=No+frame:style=upper", "frame:style=upper+int8+input_filter:says=No"):
         variant = parse_variant(spec)
         chain = [defences.made_of(link, BENCHMARK) for link in variant.defences]
         reading = questions.reading(variant, tokenizer, chain)
         assert reading.items.keys() == {"forget"}
         expected = questions.encoded(tokenizer, chain)["forget"]
         assert [item.answer.ids for item in reading.items["forget"]] == [item.answer.ids for item in expected]
-    assert parse_variant("guard").role == "deployment"
-    assert parse_variant("guard+int8").asking != parse_variant("int8").asking
+    assert parse_variant("input_filter").role == "deployment"
+    assert parse_variant("input_filter+int8").asking != parse_variant("int8").asking
 
 
 def test_two_defences_are_asked_one_after_the_other(tokenizer: Any) -> None:
-    icul, guard = (defences.made_of(bind("transform", spec), BENCHMARK) for spec in ("icul:kept=0", "guard:says=No"))
+    icul, guard = (
+        defences.made_of(bind("transform", spec), BENCHMARK) for spec in ("icul:kept=0", "input_filter:says=No")
+    )
     split = BENCHMARK.split("forget")
     for first, second in ((icul, guard), (guard, icul)):
         e = split.examples[0]
@@ -308,10 +321,10 @@ def test_an_audit_measures_a_defence_in_a_chain_on_all_models_alike(world: Any, 
         {"mine": str(world.original)},
         world.benchmark,
         str(world.control),
-        "full,guard+int8,thrust",
+        "full,input_filter+int8,thrust",
     )
     result = audit.audit(request, tmp_path / "audit")
-    assert {key.variant for key in result.observations} == {"full", "guard+int8", "thrust"}
+    assert {key.variant for key in result.observations} == {"full", "input_filter+int8", "thrust"}
     known = {
         (key.model, key.variant): float(np.mean([np.exp(p.mean()) for p in seen.log_probs or ()]))
         for key, seen in result.observations.items()
@@ -319,7 +332,7 @@ def test_an_audit_measures_a_defence_in_a_chain_on_all_models_alike(world: Any, 
     }
     assert known["mine", "full"] > 0.9
     for name in ("mine", "original"):
-        assert known[name, "guard+int8"] < 0.3
+        assert known[name, "input_filter+int8"] < 0.3
     updates = {cell.variant for cell in result.cells if cell.split == "weights"}
     assert updates == {"full"}, "what a defence leaves of an update is not a number"
 
@@ -337,7 +350,7 @@ def hides(cli: Case, world: Any, tmp_path: Path) -> Case:
 
     def run(method: str, *options: object) -> tuple[Any, dict[str, Any]]:
         file, out = tmp_path / "hidden.json", tmp_path / "audit"
-        ran = cli("suppress", world.original, "--benchmark", world.benchmark.spec, "--method", method, "--out", file)
+        ran = cli("defend", world.original, "--benchmark", world.benchmark.spec, "--method", method, "--out", file)
         assert ran.code == 0, ran.err
         models = ["--original", world.original, "--control", world.control, "--benchmark", world.benchmark.spec]
         ran = cli("audit", file, *models, "--out", out, "--metrics", GATES, "--variants", "full,int8", *options)
@@ -360,7 +373,7 @@ def kept(report: dict[str, Any], name: str, variant: str, split: str = "forget")
 
 def test_a_guard_hides_what_it_knows_and_nothing_of_the_weights(hides: Case) -> None:
     """It was made of the first wording of each question; the second one gets past it."""
-    ran, report = hides("guard")
+    ran, report = hides("input_filter")
     assert (ran.code, report["verdict"]) == (3, "STILL KNOWS"), ran.err
     assert report["variants"] == ["full", "int8", UNDEFENDED]
     for variant in ("full", "int8"):
@@ -368,29 +381,29 @@ def test_a_guard_hides_what_it_knows_and_nothing_of_the_weights(hides: Case) -> 
         assert kept(report, "hidden", variant, "paraphrase") > 0.5
     assert kept(report, "hidden", UNDEFENDED) == pytest.approx(1)
     subject = report["subjects"][0]
-    assert subject["findings"][0]["detail"].startswith("defence by guard: the weights are the original's")
+    assert subject["findings"][0]["detail"].startswith("defence by input_filter: the weights are the original's")
     assert subject["variants"][UNDEFENDED] == "STILL KNOWS"
-    assert subject["defence"] == "guard"
-    assert "hidden stands behind a defence (guard)" in ran.out
+    assert subject["defence"] == "input_filter"
+    assert "hidden stands behind a defence (input_filter)" in ran.out
     assert not any(control["defence"] for control in report["subjects"][1:])
     asked = {leak["question"] for leak in subject["leaks"]}
     assert not any("cannot be answered" in question for question in asked)
 
 
 def test_a_guard_that_lets_everything_through_still_knows(hides: Case) -> None:
-    ran, report = hides("guard:threshold=1000")
+    ran, report = hides("input_filter:threshold=1000")
     assert (ran.code, report["verdict"]) == (3, "STILL KNOWS")
     assert kept(report, "hidden", "full") == kept(report, "hidden", UNDEFENDED) == pytest.approx(1)
 
 
 def test_general_tasks_are_not_asked_past_a_defence(hides: Case) -> None:
-    ran, report = hides("guard", "--tasks", "mmlu")
+    ran, report = hides("input_filter", "--tasks", "mmlu")
     assert (ran.code, report) == (2, {})
     assert "would not be asked through a defence" in ran.err
 
 
 def test_controls_are_measured_once(hides: Case, tmp_path: Path) -> None:
-    hides("guard")
+    hides("input_filter")
     folders = {path.name: {f.name for f in path.iterdir()} for path in (tmp_path / "audit" / "observations").iterdir()}
     assert folders == {
         "hidden": {"full", "int8", UNDEFENDED},
@@ -419,7 +432,7 @@ def test_in_context_unlearning_and_an_offset_go_the_whole_way(
     helpers = ["--unlearned", world.control, "--reference", world.original]
     offset = ["--method", "offset", *helpers, "--out", files[1]]
     for options in (icul, offset):
-        ran = cli("suppress", world.original, "--benchmark", spec, *options)
+        ran = cli("defend", world.original, "--benchmark", spec, *options)
         assert ran.code == 0, ran.err
     models = ["--original", world.original, "--control", world.control, "--benchmark", spec]
     out = tmp_path / "audit"

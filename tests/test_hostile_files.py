@@ -101,8 +101,8 @@ def place(tmp_path_factory: pytest.TempPathFactory, saved: Case) -> Place:
             "audit of a suppression": ["audit", root / "guard.json", *audit],
             "quantize": ["quantize", model, "--to", "gptq:group=8", "--calibration", root / "text.txt", *out],
             "unlearn after a run": ["unlearn", model, "--benchmark", items_, "--after", root / "run", *out],
-            "suppress": [
-                *("suppress", model, "--benchmark", items_, "--method", "thrust", "--out", root / "out.json"),
+            "defend": [
+                *("defend", model, "--benchmark", items_, "--method", "thrust", "--out", root / "out.json"),
                 *("--passages", root / "passages.txt"),
             ],
             "verify": ["shards", "verify", root / "shards"],
@@ -154,7 +154,7 @@ def test_a_damaged_file_of_a_model_is_named(command: str, file: str, cli: Case, 
 
 BESIDE = {
     ("unlearn after a run", "run/run.json"): JSON,
-    ("suppress", "passages.txt"): ANY,
+    ("defend", "passages.txt"): ANY,
     ("verify", "shards/ledger.jsonl"): JSON,
     ("score", "log.json"): JSON,
     ("unlearn", "f.jsonl"): ITEMS,

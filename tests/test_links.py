@@ -63,7 +63,7 @@ def run(cli: Case, inputs: Path) -> Case:
             "audit": [*auditing, "--overwrite", "--out", out],
             "report": ["report", out],
             "quantize": ["quantize", model, "--to", *kind, "--overwrite", "--out", out],
-            "suppress": ["suppress", model, *data, *guard, "--overwrite"],
+            "defend": ["defend", model, *data, *guard, "--overwrite"],
             "shards train": ["shards", "train", model, "--shard", inputs / "f.jsonl", *steps, "--out", out],
             "shards merge": ["shards", "merge", inputs / "shards", "--overwrite", "--out", out],
         }[command if name == "shards" else name]
@@ -77,7 +77,7 @@ def outside(folder: Path) -> dict[str, str]:
     return {str(p.relative_to(folder)): p.read_text() for p in folder.rglob("*") if p.is_file()}
 
 
-@pytest.mark.parametrize("command", [*COMMANDS, "suppress"])
+@pytest.mark.parametrize("command", [*COMMANDS, "defend"])
 def test_nothing_is_written_through_a_link(command: str, run: Case, tmp_path: Path) -> None:
     """Links stand in the place of all that a command writes: of every file at once, then of each folder."""
     clean, precious = tmp_path / "clean", tmp_path / "precious"

@@ -31,7 +31,7 @@ DATA = "--benchmark jsonl:forget=forget.jsonl,retain=retain.jsonl --out new"
 UNLEARN = f"unlearn model {DATA}"
 TUNE = f"tune model --control other {DATA}"
 AUDIT = f"audit model --original other --control other {DATA}"
-SUPPRESS = "suppress model --benchmark jsonl:forget=forget.jsonl,retain=retain.jsonl --out new.json"
+DEFEND = "defend model --benchmark jsonl:forget=forget.jsonl,retain=retain.jsonl --out new.json"
 QUANTIZE = "quantize model --out new"
 SHARDS = "shards train model --out new --shard forget.jsonl"
 REFUSED = {  # a command: a part of the message
@@ -77,14 +77,15 @@ REFUSED = {  # a command: a part of the message
     AUDIT.replace("audit model", "audit broken.json"): "broken.json",
     AUDIT.replace("new", "done"): "done/report.json exists already",
     AUDIT.replace("new", "model/audit"): "lies in the model folder",
-    f"{SUPPRESS} --method gard": "no defence named 'gard'; did you mean 'guard'?",
-    f"{SUPPRESS} --method offset": "offset needs a model more",
-    f"{SUPPRESS} --method guard --unlearned other": "guard has no use for --unlearned",
-    f"{SUPPRESS} --method guard --passages no.txt": "guard has no use for --passages",
-    f"{SUPPRESS} --method thrust --passages no.txt": "no file no.txt",
-    SUPPRESS.replace("new.json", "new") + " --method guard": "is not called *.json",
-    SUPPRESS.replace("new.json", "done/run.json") + " --method guard": "exists already",
-    SUPPRESS.replace("model", "./no-model") + " --method guard": "no folder ./no-model",
+    f"{DEFEND} --method input_filtr": "no defence named 'input_filtr'; did you mean 'input_filter'?",
+    f"{DEFEND} --method offset": "offset needs a model more",
+    DEFEND.replace("defend", "suppress") + " --method offset": "offset needs a model more",  # its earlier name
+    f"{DEFEND} --method input_filter --unlearned other": "input_filter has no use for --unlearned",
+    f"{DEFEND} --method input_filter --passages no.txt": "input_filter has no use for --passages",
+    f"{DEFEND} --method thrust --passages no.txt": "no file no.txt",
+    DEFEND.replace("new.json", "new") + " --method input_filter": "is not called *.json",
+    DEFEND.replace("new.json", "done/run.json") + " --method input_filter": "exists already",
+    DEFEND.replace("model", "./no-model") + " --method input_filter": "no folder ./no-model",
     f"{QUANTIZE} --to nf5": "no format named 'nf5'; did you mean 'nf4'?",
     f"{QUANTIZE} --to gguf:Q9": "gguf:file=Q9 is not known",
     f"{QUANTIZE} --to awq": "no file that others load holds awq",

@@ -142,6 +142,17 @@ def test_a_name_may_be_used_by_two_kinds() -> None:
         assert register(kind, source="x")(sample) is sample
 
 
+def test_an_earlier_name_is_understood_and_the_oldest_identifies() -> None:
+    asking("edit", None, "model", name="renamed", aliases=("oldest", "older"))
+    for name in ("renamed", "older", "oldest"):
+        bound = bind("edit", name)
+        assert (bound.spec, bound.identity) == ("renamed", "oldest@1")
+    with pytest.raises(UserError, match="edit 'older' is registered twice"):
+        asking("edit", None, "model", name="older")
+    with pytest.raises(UserError, match="edit 'newest' is registered twice"):
+        asking("edit", None, "model", name="newest", aliases=("renamed",))
+
+
 def test_what_one_method_can_name_has_one_name() -> None:
     with pytest.raises(UserError, match="mask 'npo' is called like the forget objective"):
         asking("step", "mask", "weights", name="npo")

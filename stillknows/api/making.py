@@ -115,6 +115,40 @@ def finetune(
 
 
 @typed
+def defend(
+    model: str | Path,
+    benchmark: Items,
+    *,
+    method: str,
+    out: Folder | None = None,
+    unlearned: str | None = None,
+    reference: str | None = None,
+    passages: Folder | None = None,
+    data: Folder | None = None,
+    template: str | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Write an inference-time defence of a model, whose weights stay, and return its file, which `audit` takes.
+
+    The file holds items in plain words.
+
+    Args:
+        model: a folder or a hub name.
+        method: the defence: see `stillknows list defences`.
+        out: a file, *.json; None makes a temporary one, which is left to the system to remove.
+        unlearned, reference: small models beside the served one, for defences that need them.
+        passages: a text file with a passage on each line, for defences that retrieve; None for the items to retain.
+    """
+    from stillknows.variants import defences
+
+    helpers = {name: folder for name, folder in (("unlearned", unlearned), ("reference", reference)) if folder}
+    file = Path(out) if out is not None else result_folder(None) / "defended.json"
+    asked = benchmark_of(benchmark, data=data, template=template)
+    defences.write(file, str(model), method, asked, helpers, passages=path_of(passages), overwrite=overwrite)
+    return file
+
+
+@typed
 def quantize(
     model: Model,
     to: str,

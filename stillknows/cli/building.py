@@ -137,14 +137,14 @@ def tune(
 
 @app.command(
     epilog=examples(
-        "stillknows suppress ./model --benchmark jsonl:forget=f.jsonl,retain=r.jsonl --method guard --out guard.json",
-        "stillknows suppress org/model --benchmark tofu:forget05 --method icul:kept=2 --out icul.json",
-        "stillknows suppress ./model --benchmark tofu:forget05 --method offset:weight=2 --unlearned ./small-u "
+        "stillknows defend ./model --benchmark jsonl:forget=f.jsonl,retain=r.jsonl --method input_filter --out f.json",
+        "stillknows defend org/model --benchmark tofu:forget05 --method icul:kept=2 --out icul.json",
+        "stillknows defend ./model --benchmark tofu:forget05 --method offset:weight=2 --unlearned ./small-u "
         "--reference ./small --out offset.json",
-        "stillknows suppress ./model --benchmark tofu:forget05 --method thrust --passages notes.txt --out thrust.json",
+        "stillknows defend ./model --benchmark tofu:forget05 --method thrust --passages notes.txt --out thrust.json",
     )
 )
-def suppress(
+def defend(
     model: o.Served,
     benchmark: o.Benchmark,
     method: Annotated[str, typer.Option(help="See `stillknows list defences`.")],
@@ -163,14 +163,18 @@ def suppress(
 
     Writes a file that `stillknows audit` takes in the place of a model. It holds items in plain words.
     """
-    from stillknows.api.inputs import benchmark_of
-    from stillknows.variants import defences
+    import stillknows as sk
+    from stillknows.store import read_json
 
-    helpers = {name: folder for name, folder in (("unlearned", unlearned), ("reference", reference)) if folder}
-    asked = benchmark_of(benchmark, data=data, template=template)
-    content = defences.write(out, model, method, asked, helpers, passages=passages, overwrite=overwrite)
-    text = f"wrote {out}; the weights of {model} stay as they are"
-    show(content, as_json, text, _next_audit(out, model, benchmark, data, template))
+    file = sk.defend(
+        model, benchmark, method=method, out=out, unlearned=unlearned, reference=reference, passages=passages,
+        data=data, template=template, overwrite=overwrite,
+    )  # fmt: skip
+    text = f"wrote {file}; the weights of {model} stay as they are"
+    show(read_json(file), as_json, text, _next_audit(file, model, benchmark, data, template))
+
+
+app.command("suppress", hidden=True, help="The earlier name of `defend`.")(defend)
 
 
 @app.command(

@@ -40,7 +40,7 @@ Folder: TypeAlias = Annotated[Path, Argument(help="Folder that an audit or the d
 Model: TypeAlias = Annotated[str, Argument(help=_MODEL)]
 Served: TypeAlias = Annotated[str, Argument(help="The model to serve: a folder or a hub name. It stays as it is.")]
 Models: TypeAlias = Annotated[
-    list[str], Argument(help="Models to judge: folders, hub names, or files of `suppress` and `quantize`.")
+    list[str], Argument(help="Models to judge: folders, hub names, or files of `defend` and `quantize`.")
 ]
 Before: TypeAlias = Annotated[str, Argument(help="The model before unlearning: a folder or a hub name.")]
 After: TypeAlias = Annotated[str, Argument(help="The model made of it.")]

@@ -55,15 +55,16 @@ def icul(
     "transform",
     role="defence",
     source="arXiv 2406.07933 (a classifier before the model), with a text in the place of noise",
+    aliases=("guard",),
 )
-def guard(
+def input_filter(
     forget: Sequence[Example],
     retain: Sequence[Example],
     *,
     threshold: float = 0.0,
     says: str = "This cannot be answered .",
 ) -> Rewrite:
-    """A guard on the input: a question that looks like those to forget is not shown to the model.
+    """A filter on the input: a question that looks like those to forget is not shown to the model.
 
     A naive Bayes classifier of words, ln P(words | forget) − ln P(words | retain) with one count added to each word,
     flags a question whose log-odds are above the threshold. The model is then asked `says` instead.
@@ -72,10 +73,10 @@ def guard(
         threshold: log-odds in nats above which a question is withheld; higher lets more through.
         says: what the model reads in the place of a withheld question.
     """
-    _require(bool(says.strip()), "guard: says must hold words")
+    _require(bool(says.strip()), "input_filter: says must hold words")
     counts = [Counter(word for e in items for word in words(e.prompt)) for items in (forget, retain)]
     vocabulary = len(set().union(*counts))
-    _require(vocabulary > 0, "guard: the questions to forget and to retain hold no words")
+    _require(vocabulary > 0, "input_filter: the questions to forget and to retain hold no words")
     totals = [count.total() + vocabulary for count in counts]
 
     def log_odds(question: str) -> float:
