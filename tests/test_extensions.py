@@ -18,7 +18,9 @@ import torch
 
 from stillknows import extensions, registry
 from stillknows.errors import NotMeasured, UserError
+from stillknows.unlearning import method
 from stillknows.variants.compress import parse_variant, quantize
+from stillknows.variants.variant import parse_variant as parse_chain
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "examples" / "plugin_package"
@@ -69,7 +71,8 @@ def test_an_installed_package_is_found_by_its_entry_point(tmp_path: Path) -> Non
     )
     listed = {kind: {entry["name"] for entry in found} for kind, found in json.loads(ran.stdout).items()}
     for kind, name in (
-        *(("objectives", "bounded_ascent"), ("transforms", "ternary"), ("metrics", "first_token")),
+        *(("objectives", "bounded_ascent"), ("steps", "matrices"), ("edits", "shrink"), ("recipes", "gentle")),
+        *(("transforms", "ternary"), ("transforms", "blocklist"), ("transforms", "twice"), ("metrics", "first_token")),
         ("benchmarks", "primes"),
     ):
         assert name in listed[kind]
@@ -95,7 +98,22 @@ def test_plugins_of_the_example_do_what_they_say() -> None:
     assert row.values_OI.tolist() == [[0.0, -2.0, 2.0, 0.0]]
     scores = registry.bind("metric", "first_token")(log_probs=(np.log([0.25, 1.0]),))
     assert scores.tolist() == pytest.approx([0.25])
+    parts = method.parse("gentle(least=2) + shrink(share=0.5)").parts
+    assert [part.plugin.name for part in parts] == ["bounded_ascent", "nll", "matrices", "shrink"]
+    masks = parts[2](weights={"m": torch.zeros(2, 2), "v": torch.zeros(2)})
+    assert {name: bool(mask.all()) for name, mask in masks.items()} == {"m": True, "v": False}
+    linear = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.ones_(linear.weight)
+    parts[3](model=linear)
+    assert linear.weight.item() == 0.5
     benchmark = registry.bind("benchmark", "primes:11")()
+    variant = parse_chain("blocklist+ternary+twice")
+    assert (variant.role, len(variant.chain), len(variant.defences)) == ("attack", 1, 1)
+    [wording] = variant.worded(benchmark.split("forget"), benchmark).values()
+    question = benchmark.split("forget").examples[0].prompt
+    assert wording.examples[0].prompt == f"{question} {question}"
+    rewrite = variant.defences[0](forget=benchmark.split("forget").examples, retain=())
+    assert rewrite(question, "{prompt}") == ("No .", "{prompt}")
     assert benchmark.split("forget").examples[0].answer == "13"
     assert len(benchmark.split("retain").examples) == 23
 

@@ -1,14 +1,19 @@
-"""Plug-ins of four kinds. `stillknows.lazy` imports torch when it is first used, so that commands start at once."""
+"""One plug-in of each of the seven kinds, and a transform of each role.
+
+`stillknows.lazy` imports torch when it is first used, so that commands start at once.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Annotated
 
 import numpy as np
 
 from stillknows.errors import UserError
-from stillknows.lazy import Tensor, torch
+from stillknows.lazy import Tensor, nn, no_grad, torch
 from stillknows.registry import Limits, register
 from stillknows.types import Benchmark, Example, Floats, Ragged, Split
 from stillknows.variants.compress import Quantized
@@ -41,6 +46,54 @@ def ternary(weight_OI: Tensor, *, threshold: Annotated[float, Limits(0)] = 0.7) 
     scale_O1 = (magnitudes_OI * kept_OI).sum(1, keepdim=True) / kept_OI.sum(1, keepdim=True).clamp(min=1)
     codes_OI = (weight_OI.sign() * kept_OI).to(torch.int8)
     return Quantized(codes_OI * scale_O1, codes_OI)
+
+
+@register("step", role="mask", source="this example")
+def matrices(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Train matrices only: biases and norms keep their bits."""
+    return {name: torch.full_like(w, w.dim() > 1, dtype=torch.bool) for name, w in weights.items()}
+
+
+@register("edit", source="this example")
+@no_grad
+def shrink(model: nn.Module, *, share: Annotated[float, Limits(0, 1)] = 0.99) -> None:
+    """Multiply every weight: θ ← share·θ.
+
+    Args:
+        share: 1 leaves the model as it is.
+    """
+    for p in model.parameters():
+        p.mul_(share)
+
+
+@register("recipe", source="this example")
+def gentle(*, least: float = 3.0) -> str:
+    """Bounded ascent with a retain loss, on matrices.
+
+    Args:
+        least: of bounded_ascent.
+    """
+    return f"bounded_ascent:least={least} + nll + matrices"
+
+
+@register("transform", role="defence", source="this example")
+def blocklist(
+    forget: Sequence[Example], retain: Sequence[Example], *, says: str = "No ."
+) -> Callable[[str, str], tuple[str, str]]:
+    """Withhold the very questions to forget, and no others.
+
+    Args:
+        says: what the model reads in the place of a withheld question.
+    """
+    withheld = {e.prompt for e in forget}
+    return lambda question, template: (says if question in withheld else question, template)
+
+
+@register("transform", role="attack", source="this example")
+def twice(split: Split, template: str) -> dict[str, Split]:
+    """Ask every question twice in a row."""
+    examples = tuple(replace(e, prompt=f"{e.prompt} {e.prompt}") if e.prompt else e for e in split.examples)
+    return {"twice": replace(split, examples=examples)}
 
 
 @register("metric", role="example", source="this example")
