@@ -11,14 +11,17 @@ from typing import Any
 import pytest
 import torch
 from jsonschema import Draft202012Validator
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from stillknows import defaults
 from stillknows.auditing import plan
 from stillknows.errors import UserError
+from stillknows.registry import plugins
 from stillknows.reporting import report
 from stillknows.transforms.compression import calibrated
 from stillknows.types import Benchmark, Example, Split
 from stillknows.variants import calibrate, compress, fitting
+from stillknows.variants.variant import OF_MODELS, parse_variant
 
 FORMATS = [
     *("full", "bf16", "fp8", "int8", "nf4", "fp4", "rtn:grid=full", "gptq", "awq", "hqq", "mxfp4", "nvfp4"),
@@ -204,3 +207,22 @@ def test_embedding_and_output_layer_are_copied_for_formats_of_files_alone(
     assert ({"model.embed_tokens", "lm_head"} <= names) == wider
     assert "model.layers.0.mlp.up_proj" in names
     assert len(names) == 7 + 2 * wider
+
+
+CHANGING = [
+    name
+    for name, plugin in plugins("transform").items()
+    if plugin.level in OF_MODELS and not {"unlearned", "reference"} & {*plugin.needs}
+]
+
+
+@pytest.mark.parametrize("name", CHANGING)
+def test_every_transform_of_a_model_leaves_all_weights_as_they_were(name: str, make_items) -> None:
+    """Norms and embeddings too, bit by bit."""
+    sizes = {"hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=32, max_position_embeddings=64, **sizes)).eval()
+    before = {key: p.clone() for key, p in model.named_parameters()}
+    variant = parse_variant(name)._replace(ids_NL=torch.arange(64).reshape(4, 16) % 30)
+    with variant.applied(model, make_items([3, 2])):
+        pass
+    assert all(torch.equal(p, before[key]) for key, p in model.named_parameters())
