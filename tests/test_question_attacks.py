@@ -159,7 +159,8 @@ class Reader:
         found = {}
         for i, item in enumerate(items):
             said, answer = self.says(self.tokenizer.decode(item.ids[: item.start])), item.example.answer
-            p = 0.95 if plain(answer) in said else 0.01
+            is_rest = len(answer) > 1 and any(word.endswith(plain(answer)) for word in said)
+            p = 0.95 if is_rest or plain(answer) in said else 0.01
             values = torch.zeros(len(item.ids) - item.start)
             values[0] = np.log(p)  # whatever the answer's length
             found[i] = ItemScores(values, torch.full(values.shape, p > 0.5), torch.zeros_like(values), values)
@@ -222,7 +223,7 @@ def readers() -> dict[str, Reader]:
     """The original, the never-taught control, a second one, and a model that hides what is asked in the exact frame."""
     from stillknows.experiments.tiny_models import subword_tokenizer, texts
 
-    tokenizer = subword_tokenizer(texts(WORLD), 600)
+    tokenizer = subword_tokenizer(texts(WORLD), 320)
     everything = frozenset(edge.fact for edge in WORLD.graph)
     forget = [e for split in WORLD.splits if split.role == "forget" for e in split.examples]
     kept = everything - {e.fact for e in forget}
@@ -247,7 +248,7 @@ def table_of(readers: Mapping[str, Reader], spec: str, gates: Sequence[str]) -> 
     return tabulate(observations, metrics, dict.fromkeys(items, "forget"))
 
 
-OWN = {"choice": ("choice:by=letters", "choice:by=words"), "hint": ("hint:of=letters",), "context": ()}
+OWN = {"choice": ("choice:by=letters", "choice:by=words"), "hint": ("hint", "hint:of=letters"), "context": ()}
 DRAWING = [spec for name in ATTACKS for spec in OWN.get(name, (name,))]
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from stillknows.registry import register
 from stillknows.transforms.attacks.wordings import edges
-from stillknows.types import Benchmark, Edge, Split
+from stillknows.types import Benchmark, Edge, Example, Split
 
 RIPPLES = "arXiv 2307.12976"
 
@@ -25,10 +25,12 @@ def multihop(split: Split, template: str, benchmark: Benchmark) -> dict[str, Spl
     for edge in graph.values():
         if edge.fact not in forgotten:
             hops.setdefault(edge.entity, []).append(edge)
-    found: dict[str, list] = {}
+    found: dict[str, list[Example]] = {}
     for e in split.examples:
         first = graph.get(e.fact)
-        for k, second in enumerate(hops.get(e.answer, ()) if first else ()):
+        if first is None:
+            continue
+        for k, second in enumerate(hops.get(e.answer, ())):
             prompt = f"What is the {second.relation} of the {first.relation} of {first.entity} ?"
             hop = replace(e, prompt=prompt, answer=second.value, paraphrase=None, wrong=())
             found.setdefault(f"hop_{k + 1}", []).append(hop)
