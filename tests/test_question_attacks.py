@@ -24,10 +24,12 @@ from stillknows.gate.candidates import placebos
 from stillknows.model.encoding import EncodedAnswer, EncodedItem, encode_split
 from stillknows.model.forward import ItemScores
 from stillknows.registry import Bound, bind, plugins
+from stillknows.transforms.attacks import rewriting
 from stillknows.types import CHAT, CONTROL, ORIGINAL, Benchmark, Example, Split
 from stillknows.variants.variant import expand, parse_variant
 
-ATTACKS = [name for name, plugin in plugins("transform", "attack").items() if plugin.level == "prompt"]
+NEED_MODELS = {"rewrite"}
+ATTACKS = [n for n, p in plugins("transform", "attack").items() if p.level == "prompt" and n not in NEED_MODELS]
 TELLING = {"choice", "true_false", "context"}  # whose prompts show the answer: among others, or to be copied
 NEED_ENTITIES = {"multihop", "alias"}
 WORLD: Benchmark = bind("benchmark", "world:people=4,facts=6,forget=1,forget_facts=12,values=24")()
@@ -329,3 +331,37 @@ def test_an_attack_that_does_not_fit_is_refused_by_name_and_left_out_otherwise(
 
 def asked_of(name: str, town: str, role: Any = "forget") -> Split:
     return Split(role, role, (Example(name, f"where is {name}", town, name),))
+
+
+def test_another_model_says_questions_in_other_words(save_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it says is asked, unless it tells an answer, loses the name, or says the same."""
+    rewriter = save_model("rewriter")
+    spec, question = f"rewrite(model={rewriter}, wordings=4, seed=1)", PLAIN.splits[0].examples[0].prompt
+    said = [f" Which town raised {PEOPLE[0]}?\nI think", "He is from in old Lisbon", "Which town was it?", question]
+    drawn: list[tuple[Any, ...]] = []
+
+    def generate(self: Any, items: Sequence[EncodedAnswer], *how: Any) -> list[str]:
+        drawn.append((len(items), *how[1:]))
+        return [*said, *["Carl Moon, in old Lima, Max Rot"] * (len(items) - 4)]
+
+    monkeypatch.setattr("stillknows.model.target.LocalTarget.generate", generate)
+    found = worded(spec, PLAIN)
+    assert [e.prompt for e in found["version_1"].examples] == [f"Which town raised {PEOPLE[0]}?"]
+    assert list(found) == ["version_1"]
+    assert drawn == [(16, 1.0, 1)]
+
+
+def test_a_rewriter_that_is_not_named_or_cannot_be_loaded_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"rewrite names no model .*\n  rewrite\(model=FOLDER\)"):
+        worded("rewrite", PLAIN)
+    with pytest.raises(UserError, match="nowhere"):
+        worded(f"rewrite(model={tmp_path / 'nowhere'})", PLAIN)
+
+
+def test_a_rewriter_says_the_same_for_the_same_seed(save_model: Any) -> None:
+    rewriter = str(save_model("rewriter"))
+    first = rewriting._versions(rewriter, ("where is Ada", "who is Bela"), 2, 0)
+    rewriting._versions.cache_clear()
+    assert first == rewriting._versions(rewriter, ("where is Ada", "who is Bela"), 2, 0)
+    assert first != rewriting._versions(rewriter, ("where is Ada", "who is Bela"), 2, 1)
+    assert [len(versions) for versions in first] == [2, 2]

@@ -7,5 +7,6 @@ from stillknows.transforms.attacks import (  # noqa: F401
     frames,
     relearning,
     rewordings,
+    rewriting,
     sampling,
 )

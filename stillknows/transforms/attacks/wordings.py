@@ -59,15 +59,25 @@ def kept_questions(benchmark: Benchmark, count: int, seed: int, who: str) -> lis
 
     Raises UserError, in the name of an attack, where there are fewer.
     """
-    secrets = {_words(e.answer) for split in benchmark.splits if split.role == "forget" for e in split.examples}
+    hidden = secrets(benchmark)
     kept = {e.fact: e for split in benchmark.splits if split.role == "retain" for e in split.examples if e.prompt}
-    found = [e for e in kept.values() if not any(secret in _words(f"{e.prompt} {e.answer}") for secret in secrets)]
+    found = [e for e in kept.values() if not any(holds(f"{e.prompt} {e.answer}", secret) for secret in hidden)]
     if len(found) < count:
         raise UserError(
             f"{who} needs {count} questions to retain that hold no answer to be forgotten, and there are {len(found)}",
             "add some to the retain split, or ask for fewer",
         )
     return random.Random(seed).sample(found, count)
+
+
+def secrets(benchmark: Benchmark) -> set[str]:
+    """Return the answers that are to be forgotten."""
+    return {e.answer for split in benchmark.splits if split.role == "forget" for e in split.examples}
+
+
+def holds(text: str, answer: str) -> bool:
+    """Tell whether a text holds an answer, word for word; case and punctuation apart."""
+    return _words(answer) in _words(text)
 
 
 def _words(text: str) -> str:
