@@ -43,7 +43,7 @@ BENCHMARK = Benchmark("mine", (SPLIT,), TEMPLATE)
 def test_every_attack_has_a_source_and_changes_one_thing() -> None:
     for name, plugin in plugins("transform", "attack").items():
         assert plugin.source
-        assert {"split", "decoding", "model"} & set(plugin.needs), name
+        assert {"split", "decoding", "model", "weight_OI"} & set(plugin.needs), name
         assert parse_variant(name).role == "attack"
 
 

@@ -63,7 +63,7 @@ def _audit(request: AuditConfig, out: Path) -> Audit:
     run_records = {model.label: run_record.read(model.ref.path) for model in prepared}
     versions = run_record.versions() | ({} if suite is None else {"lm-eval": suite.version})
     deployments = {name: variant for name, variant in variants.items() if variant.role == "deployment"}
-    formats = {name: variant for name, variant in variants.items() if variant.is_plain}
+    formats = {name: variant for name, variant in deployments.items() if variant.is_plain}
     keys = Keys()
     load, measured = Loader(reader, [variant.chain for variant in variants.values()]), []
     for model in prepared:

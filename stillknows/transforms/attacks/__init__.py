@@ -9,4 +9,5 @@ from stillknows.transforms.attacks import (  # noqa: F401
     rewordings,
     rewriting,
     sampling,
+    weights,
 )

@@ -49,6 +49,31 @@ def sparse(weight_OI: Tensor, *, n: int = 2, m: int = 4) -> Quantized:
     return _keep_largest(weight_OI, weight_OI.reshape(-1, m), n)
 
 
+@register(
+    "transform",
+    role="attack",
+    budget="sparsity",
+    source="arXiv 1506.02626, 2104.08378; of pools as the formats magnitude and sparse",
+)
+def prune(
+    weight_OI: Tensor, *, sparsity: Annotated[float, Limits(0, 1, below=True)] = 0.3, block: int = 0
+) -> Quantized:
+    """Prune the smallest weights of every linear layer, as the formats `magnitude` and `sparse` do, and ask.
+
+    What was hidden by many small changes goes with them, and what was learned by large ones stays. The controls are
+    pruned as much. Usual shares are 0.1 to 0.6.
+
+    Args:
+        sparsity: share of each output's weights that becomes 0; 0 leaves the model as it is.
+        block: compare within so many neighbouring inputs; 0 for all of an output. 2:4 is sparsity=0.5, block=4.
+    """
+    if not block:
+        return magnitude(weight_OI, sparsity=sparsity)
+    if block < 0:
+        raise UserError(f"prune: block={block} is below 0", "2:4 is prune(sparsity=0.5, block=4)")
+    return sparse(weight_OI, n=max(1, block - round(sparsity * block)), m=block)
+
+
 def _keep_largest(weight_OI: Tensor, pools: Tensor, count: int) -> Quantized:
     """Keep the `count` largest magnitudes of every row of `pools`; the stable order makes ties the same everywhere."""
     order = pools.abs().argsort(dim=1, descending=True, stable=True)

@@ -1,0 +1,133 @@
+"""Attacks on weights and activations: each brings back what a model hides, and nothing of what one never knew."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+
+from stillknows.errors import UserError
+from stillknows.model.encoding import encode
+from stillknows.model.forward import answer_states, mean_probability, score_items
+from stillknows.model.layers import linears, output_layer
+from stillknows.model.ref import ModelRef
+from stillknows.variants.variant import parse_variant
+
+HIDDEN, STEPS = 0.05, 150  # mean answer probability at which hiding is done, and steps after which it ends
+NARROW = 0.5  # share of the smallest weights, which stand in the way of the answers alone
+
+
+class Hiding(NamedTuple):
+    """A model that hides the forget split, one that never knew it and was treated alike, and the items."""
+
+    hiding: Any
+    control: Any
+    forget: list[Any]
+    retain: list[Any]
+
+    def known(self, model: Any) -> float:
+        """Mean probability of the answers that are to be forgotten."""
+        return mean_probability(score_items(model, output_layer(model), self.forget, with_distribution=()))
+
+    def gained(self, spec: str) -> tuple[float, float]:
+        """What the hiding model and the control say of the answers under an attack."""
+        found = []
+        for model in (self.hiding, self.control):
+            before = {name: p.clone() for name, p in model.named_parameters()}
+            with parse_variant(spec).applied(model) as served:
+                found.append(self.known(served))
+            assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+        return found[0], found[1]
+
+
+def hide(model: Any, items: list[Any], limits: dict[str, torch.Tensor], lr: float) -> None:
+    """Lower what a model says of the items' answers to `HIDDEN`, each weight moved by at most its limit."""
+    layer, parameters = output_layer(model), dict(model.named_parameters())
+    start = {name: parameters[name].clone() for name in limits}
+    for _ in range(STEPS):
+        for name in limits:
+            parameters[name].requires_grad_(True)
+        states = answer_states(model, items)
+        chosen = layer(states.hidden_TD).log_softmax(-1).gather(1, states.targets_T[:, None])
+        if chosen.exp().mean() < HIDDEN:
+            break
+        chosen.mean().backward()
+        model.requires_grad_(False)
+        for name, limit in limits.items():
+            p = parameters[name]
+            assert p.grad is not None
+            p.copy_(start[name] + (p - lr * p.grad.sign() - start[name]).clamp(-limit, limit))
+            p.grad = None
+    model.requires_grad_(False)
+
+
+def small_weights(model: Any) -> dict[str, torch.Tensor]:
+    """Set the smallest weights of each output to 0; return how far they may move and stay the smallest."""
+    limits = {}
+    for layer in linears(model):
+        weight = layer.module.weight.data
+        count = round(NARROW * weight.shape[1])
+        smallest = weight.abs().argsort(dim=1, stable=True)
+        least = weight.abs().gather(1, smallest[:, count : count + 1])
+        where = torch.zeros_like(weight).scatter(1, smallest[:, :count], 1.0)
+        limits[f"{layer.name}.weight"] = 0.9 * least * where
+        weight.mul_(1 - where)
+    return limits
+
+
+@pytest.fixture(scope="module")
+def items(world: Any) -> dict[str, list[Any]]:
+    ref, benchmark = ModelRef.open(str(world.original)), world.benchmark
+    splits = {split.name: split.examples for split in benchmark.splits}
+    return {n: encode(examples, ref.tokenizer, benchmark.template, 32) for n, examples in splits.items()}
+
+
+@pytest.fixture(scope="module")
+def load(world: Any) -> Callable[[str], Any]:
+    return lambda name: ModelRef.open(str(getattr(world, name))).load().model
+
+
+@pytest.fixture(scope="module")
+def narrow(items: Any, load: Any) -> Hiding:
+    """Hidden by many small weights."""
+    models = [load("original"), load("control")]
+    for model in models:
+        hide(model, items["forget"], small_weights(model), lr=0.003)
+    return Hiding(*models, items["forget"], items["retain"])
+
+
+@pytest.mark.parametrize("spec", ["prune(sparsity=0.5)", "prune(sparsity=0.5, block=4)", "prune(sparsity=0.4)"])
+def test_what_small_weights_hide_comes_back_by_pruning(spec: str, narrow: Hiding) -> None:
+    assert narrow.known(narrow.hiding) < HIDDEN
+    hiding, control = narrow.gained(spec)
+    assert hiding > 0.5
+    assert control < 0.2
+
+
+def test_pruning_sets_as_many_weights_to_zero_as_it_says(model: Any) -> None:
+    for spec, share in (("prune(sparsity=0.25)", 0.25), ("prune(sparsity=0.5, block=4)", 0.5)):
+        with parse_variant(spec).applied(model):
+            for layer in linears(model):
+                assert float((layer.read() == 0).float().mean()) == pytest.approx(share), layer.name
+    blocks = model.model.layers[0].mlp.up_proj.weight
+    with parse_variant("prune(sparsity=0.5, block=4)").applied(model):
+        assert ((blocks.reshape(-1, 4) == 0).sum(1) == 2).all()
+    for spec, message in (("prune(block=5)", "does not divide"), ("prune(block=-4)", "is below 0")):
+        with pytest.raises(UserError, match=message), parse_variant(spec).applied(model):
+            pytest.fail("the model was pruned")
+
+
+def test_noise_is_as_large_as_it_says_and_the_same_for_all_models(make_model: Any) -> None:
+    first, second = make_model(), make_model(seed=1)
+    moved = []
+    for model, spec in ((first, "noise(scale=0.2)"), (second, "noise(scale=0.2)"), (first, "noise(scale=0.2, seed=1)")):
+        before = {name: p.clone() for name, p in model.named_parameters()}
+        with parse_variant(spec).applied(model):
+            moved.append({n: (p - before[n]) / before[n].square().mean().sqrt() for n, p in model.named_parameters()})
+    name = "model.layers.0.mlp.up_proj.weight"
+    assert float(moved[0][name].square().mean().sqrt()) == pytest.approx(0.2, rel=0.1)
+    assert torch.allclose(moved[0][name], moved[1][name], atol=1e-5)
+    assert not torch.allclose(moved[0][name], moved[2][name], atol=0.1)
+    assert not moved[0]["model.norm.weight"].any()
