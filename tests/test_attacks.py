@@ -43,6 +43,7 @@ BENCHMARK = Benchmark("mine", (SPLIT,), TEMPLATE)
 def test_every_attack_has_a_source_and_changes_one_thing() -> None:
     for name, plugin in plugins("transform", "attack").items():
         assert plugin.source
+        assert all(f"{option}:" in (plugin.function.__doc__ or "") for option in plugin.options), name
         assert {"split", "decoding", "model", "weight_OI"} & set(plugin.needs), name
         assert parse_variant(name).role == "attack"
 

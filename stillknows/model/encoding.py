@@ -195,7 +195,7 @@ def _encode_one(
             f"item {example.id!r} has {'more than ' * (read != example)}{len(ids)} tokens, the model reads {context}",
             "shorten the item, or cut such items with `long_items` truncate"
             if start < context
-            else "shorten its prompt: no token of the answer fits",
+            else "shorten its prompt, or what an attack puts before it: no token of the answer fits",
         )
     return EncodedAnswer(example, tuple(ids[:context]), start, False, truncated=True)
 

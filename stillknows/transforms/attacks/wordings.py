@@ -59,15 +59,22 @@ def kept_questions(benchmark: Benchmark, count: int, seed: int, who: str) -> lis
 
     Raises UserError, in the name of an attack, where there are fewer.
     """
-    hidden = secrets(benchmark)
-    kept = {e.fact: e for split in benchmark.splits if split.role == "retain" for e in split.examples if e.prompt}
-    found = [e for e in kept.values() if not any(holds(f"{e.prompt} {e.answer}", secret) for secret in hidden)]
+    found = _kept(benchmark)
     if len(found) < count:
         raise UserError(
             f"{who} needs {count} questions to retain that hold no answer to be forgotten, and there are {len(found)}",
             "add some to the retain split, or ask for fewer",
         )
     return random.Random(seed).sample(found, count)
+
+
+@functools.lru_cache(maxsize=4)
+def _kept(benchmark: Benchmark) -> tuple[Example, ...]:
+    """Return one question of each fact to retain that holds no answer to be forgotten."""
+    hidden = set(map(_words, secrets(benchmark)))
+    kept = {e.fact: e for split in benchmark.splits if split.role == "retain" for e in split.examples if e.prompt}
+    texts = ((e, _words(f"{e.prompt} {e.answer}")) for e in kept.values())
+    return tuple(e for e, text in texts if not any(secret in text for secret in hidden))
 
 
 def secrets(benchmark: Benchmark) -> set[str]:
