@@ -217,7 +217,7 @@ def test_a_prompt_that_fills_the_context_leaves_no_answer_to_cut(tokenizer: Any)
         item = example("who is the", "Ada", "full")
         with pytest.raises(
             UserError,
-            match=r"'full'[\s\S]*shorten its prompt, or what an attack puts before it: no token of the answer fits",
+            match=r"'full'[\s\S]*shorten its prompt, or what .* no token of the answer fits",
         ):
             encode([item], tokenizer, "{prompt}", context, "truncate")
     assert len(encode([example("who is the", "Ada")], tokenizer, "{prompt}", 4, "truncate")[0].ids) == 4
