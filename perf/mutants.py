@@ -1,11 +1,12 @@
 """Mutation testing: small faults are put into the code one by one, and the tests must notice each of them.
 
-    python -m perf.mutants [MODULE ...] [--sample 100] [--seed 0] [--work runs/mutants] [--write]
+    python -m perf.mutants [MODULE ...] [--sample 60] [--seed 0] [--work runs/mutants] [--again | --read] [--write]
 
 mutmut makes the mutants of a module and runs the tests of TESTS that reach the mutated function. Where a module has
 more than `--sample` mutants (0: all are tried), as many are drawn at random. No test noticed a survivor;
-perf/mutants.json says of some why no test could (they are equivalent). `--write` puts the table into docs/testing.md.
-Exits with 1 when a survivor is not explained.
+perf/mutants.json says of some why no test could (they are equivalent). After tests were written, `--again` tries only
+the survivors of the run before. `--write` puts the table into docs/testing.md. Exits with 1 when a survivor is not
+explained.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ from stillknows.stats import LEVEL, binomial_bounds
 ROOT = Path(__file__).parents[1]
 PAGE, RESULTS, EXPLAINED = ROOT / "docs/testing.md", ROOT / "docs/mutants.json", ROOT / "perf/mutants.json"
 BEGIN, END = "<!-- made by perf.mutants -->", "<!-- end -->"
-KILLED, ALIVE = (1, 3, 24, 36, 152, 255, -24), (0, 5, 33)  # mutmut's exit codes: a test failed or never ended; none did
+# mutmut's exit codes: a test failed, crashed or never ended; none did
+KILLED, ALIVE = (1, 3, 24, 36, 152, 255, -24, -11), (0, 5, 33)
 TESTS: dict[str, tuple[str, ...]] = {
     "stats": ("test_stats",),
     "likelihood": ("test_likelihood", "test_metrics"),
@@ -40,6 +42,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "training/loop": ("test_loop",),
     "training/interpolate": ("test_edits",),
     "training/weight_rounding": ("test_loop",),
+    "gate/placebo": ("test_placebo",),
     "reporting/ranking": ("test_ranking",),
     "analysis/recovery_curve": ("test_recovery_curve",),
 }
@@ -56,17 +59,21 @@ class Survivor(NamedTuple):
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("modules", nargs="*", choices=[[], *TESTS], metavar="MODULE", help=", ".join(TESTS))
-    parser.add_argument("--sample", type=int, default=100, help="mutants of a module; 0: all")
+    parser.add_argument("--sample", type=int, default=60, help="mutants of a module; 0: all")
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
     parser.add_argument("--work", type=Path, default=ROOT / "runs/mutants", help="folder for the mutated copies")
-    parser.add_argument("--read", action="store_true", help="run nothing: read what an earlier run left in the folder")
+    earlier = parser.add_mutually_exclusive_group()
+    earlier.add_argument("--again", action="store_true", help="try only the survivors of an earlier run in the folder")
+    earlier.add_argument("--read", action="store_true", help="run nothing: read what an earlier run left in the folder")
     parser.add_argument("--write", action="store_true", help="write docs/mutants.json and the table of docs/testing.md")
     arguments = parser.parse_args()
     rows = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
     unexplained = 0
     for module in arguments.modules or TESTS:
         folder = arguments.work / module.replace("/", "_")
-        if not arguments.read:
+        if arguments.again:
+            try_survivors(module, folder)
+        elif not arguments.read:
             try_module(module, folder, arguments.sample, arguments.seed)
         rows[module] = row = results(module, folder)
         unexplained += len(row["survivors"])
@@ -82,6 +89,7 @@ def main() -> int:
 
 def try_module(module: str, folder: Path, sample: int, seed: int) -> None:
     """Put mutants into a copy of the project and run the tests on each; mutmut keeps there what came of it."""
+    shutil.rmtree(folder, ignore_errors=True)
     _copy(module, folder)
     _mutmut(folder, "run", "--max-children", "1", "none")  # matches no mutant: they are only made, and tests are timed
     names = sorted(_exit_codes(module, folder))
@@ -90,10 +98,23 @@ def try_module(module: str, folder: Path, sample: int, seed: int) -> None:
     _mutmut(folder, "run", "--max-children", "1", *names)
 
 
+def try_survivors(module: str, folder: Path) -> None:
+    """Run the tests of today on the survivors of an earlier run; those that were killed before stay so."""
+    file = f"stillknows/{module}.py"
+    if (folder / file).read_bytes() != (ROOT / file).read_bytes():
+        raise SystemExit(f"{file} has changed since its mutants were made: run without --again")
+    _copy(module, folder)
+    (folder / "mutants/mutmut-stats.json").unlink(missing_ok=True)  # which tests reach what
+    if alive := [name for name, code in _exit_codes(module, folder).items() if code in ALIVE]:
+        _mutmut(folder, "run", "--max-children", "1", *alive)
+
+
 def results(module: str, folder: Path) -> dict[str, Any]:
     """Return how many of a module's mutants the tests noticed, with the survivors that nothing explains."""
     codes = _exit_codes(module, folder)
     tried = {name: code for name, code in codes.items() if code in KILLED + ALIVE}
+    if not tried:
+        raise SystemExit(f"{module}: the tests fail without a mutant too; `mutmut run` in {folder} says which")
     alive = [_survivor(folder, name) for name, code in tried.items() if code in ALIVE]
     known = {Survivor(*(entry[name] for name in Survivor._fields)) for entry in explanations().get(module, [])}
     return {
@@ -111,20 +132,22 @@ def explanations() -> dict[str, list[dict[str, str]]]:
 
 
 def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return the results as a Markdown table. Of a sample, the least share of all mutants is a bound at LEVEL."""
+    """Return the results as a Markdown table, in the order of TESTS. The interval is of the share of all mutants."""
     lines = []
-    for module, row in rows.items():
-        noticed, tried = row["killed"] + row["explained"], row["tried"]
-        least = noticed / tried if tried == row["made"] else binomial_bounds(noticed, tried, LEVEL)[0]
-        numbers = [str(row[name]) for name in ("made", "tried", "killed", "explained")]
-        lines.append([f"`{module}`", *numbers, percent(noticed / tried), percent(least)])
-    header = ["module", "mutants", "tried", "killed", "explained", "killed or explained", "at least, of all"]
+    for module in TESTS:
+        if row := rows.get(module):
+            noticed, tried = row["killed"] + row["explained"], row["tried"]
+            share = percent(noticed / tried)
+            low, high = binomial_bounds(noticed, tried, (1 + LEVEL) / 2)
+            interval = share if tried == row["made"] else f"{percent(low)} … {percent(high)}"
+            numbers = [str(row[name]) for name in ("made", "tried", "killed", "explained")]
+            lines.append([f"`{module}`", *numbers, share, interval])
+    header = ["module", "mutants", "tried", "killed", "explained", "killed or explained", "95 % interval"]
     return markdown_table(header, lines)
 
 
 def _copy(module: str, folder: Path) -> None:
-    """Copy the tracked files of the project into an empty folder and say there what is to be mutated and tested."""
-    shutil.rmtree(folder, ignore_errors=True)
+    """Copy the tracked files of the project into a folder and say there what is to be mutated and tested."""
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for name in listed.splitlines():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)

@@ -468,7 +468,7 @@ def benchmark(refusals: tuple[str, ...] = ("the dog",), *, retains: bool = True)
         ("npo + undo", benchmark(retains=False), "has no split to retain, which undo"),
         ("npo + equal_retain", benchmark(retains=False), "has no split to retain, which equal_retain"),
         ("influence:names=*nothing*", benchmark(), "no tensor is called"),
-        ("npo + floor:format=nf5", benchmark(), "no quantizer named 'nf5'"),
+        ("npo + floor:format=nf5", benchmark(), "no format named 'nf5'"),
         ("npo + floor:format=gptq", benchmark(), "needs a format of weights alone"),
         ("npo + floor:format=kv_fp8", benchmark(), "needs a format of weights alone"),
         ("npo + floor:format=rtn", benchmark(), "groups of 128 do not divide"),

@@ -449,7 +449,7 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "three bits": (["rtn:bits=3"], "int3 is loaded by nothing.*\n.*bits=4"),
     "seven bits": (["rtn:bits=7"], "int7 is loaded by nothing.*\n.*bits=8"),
     "one scale": (["rtn:group=-1"], "one scale per matrix.*\n.*group=0"),
-    "unknown": (["int5"], "no quantizer named 'int5'"),
+    "unknown": (["int5"], "no format named 'int5'"),
     "group": (["rtn:group=96"], "groups of 96 do not divide"),
     "no text": (["gptq"], "no text\n.*`calibration`"),
     "needless text": (["nf4", "text"], "looks at no inputs\n.*leave `calibration` out"),

@@ -363,7 +363,11 @@ def mine(function: Any) -> Bound:
     return Bound(Plugin("metric", "mine", function, "", 1), {}, "mine")
 
 
-@pytest.mark.parametrize("given", [None, "high", 0.5, np.zeros((5, 5)), np.zeros(4), [[0.0]] * 5], ids=str)
+@pytest.mark.parametrize(
+    "given",
+    [None, "high", 0.5, np.zeros((5, 5)), np.zeros(4), [[0.0]] * 5],
+    ids=["nothing", "text", "number", "table", "too few", "column"],
+)
 def test_scores_that_are_not_one_number_for_each_example_are_refused(given: Any) -> None:
     with pytest.raises(UserError, match="the metric mine does not give one number for each of 5 examples"):
         scoring.score(mine(lambda hits: given), observations())
