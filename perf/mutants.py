@@ -41,7 +41,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "model/logprobs": ("test_logprobs",),
     "training/loop": ("test_loop",),
     "training/interpolate": ("test_edits",),
-    "training/weight_rounding": ("test_loop",),
+    "training/weight_rounding": ("test_weight_rounding",),
     "gate/placebo": ("test_placebo",),
     "reporting/ranking": ("test_ranking",),
     "analysis/recovery_curve": ("test_recovery_curve",),

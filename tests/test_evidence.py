@@ -14,6 +14,7 @@ from stillknows.auditing.evidence import (
     CellKey,
     KnowledgeKept,
     Table,
+    aggregate_cells,
     cells,
     compare,
     mean,
@@ -21,8 +22,9 @@ from stillknows.auditing.evidence import (
     share,
     tabulate,
 )
-from stillknows.registry import bind
-from stillknows.types import CONTROL, FULL, ORIGINAL, Interval, Observations
+from stillknows.errors import NotMeasured
+from stillknows.registry import Bound, Plugin, bind
+from stillknows.types import CONTROL, FULL, ORIGINAL, SUITE, Cell, Interval, Observations
 
 PROBABILITY = "answer_probability"
 HERE = CellKey("subject", FULL, "forget")
@@ -320,3 +322,102 @@ def test_of_a_fact_in_several_wordings_the_worst_counts_and_examples_of_one_word
     assert np.isnan(evidence._by_fact(seen, np.array([0.6, np.nan, 0.4, 0.1, 0.3, 0.0]))[0])
     alone = evidence._by_fact(seen, np.array([-0.6, -0.2, -0.4, -0.9, -0.3, -0.9]))
     assert alone.tolist() == pytest.approx([-0.3, -0.6])
+
+
+def test_a_fact_of_which_some_wordings_were_not_asked_has_the_mean_of_its_one_wording() -> None:
+    """The last fact has no example in the last wording, the first none in the first."""
+    seen = observe([0.5] * 4, ["a", "b", "b", "c"], wordings=("upper", "lower", "lower", "lower"))
+    assert evidence._by_fact(seen, np.array([-0.5, -0.2, -0.4, -0.7])).tolist() == pytest.approx([-0.5, -0.3, -0.7])
+
+
+def everywhere() -> dict[CellKey, Observations]:
+    """Subject, control and original on a split to forget, to retain and to be left alone, in two variants."""
+    rng = np.random.default_rng(3)
+    levels = {"subject": 0.5, CONTROL: 0.1, ORIGINAL: 0.9}
+    return {
+        CellKey(model, variant, split): observe((levels[model] + rng.uniform(0, 0.1, 5)).tolist())
+        for model in levels
+        for variant in (FULL, "int4")
+        for split in ("forget", "retain", "other")
+    }
+
+
+def test_every_cell_holds_what_its_function_returns() -> None:
+    metrics = {name: bind("metric", name) for name in (PROBABILITY, "loss")}
+    found = tabulate(everywhere(), metrics, {"forget": "forget", "retain": "retain", "other": "calibration"})
+    expected = []
+    for variant in (FULL, "int4"):
+        forget, retain, other = (CellKey("subject", variant, split) for split in ("forget", "retain", "other"))
+        compared: KnowledgeKept = measured(compare(found, forget, PROBABILITY))
+        expected += [
+            Cell(*forget, PROBABILITY, mean(found, forget, PROBABILITY)),
+            Cell(*forget, f"{PROBABILITY}.kept", compared.kept),
+            Cell(*forget, f"{PROBABILITY}.known_facts", compared.known),
+            Cell(*forget, f"{PROBABILITY}.recovery", recovery(found, forget, PROBABILITY)),
+            Cell(*forget, f"{PROBABILITY}.share", share(found, forget, PROBABILITY)),
+            Cell(*forget, f"{PROBABILITY}.share_of_full", share(found, forget, PROBABILITY, FULL)),
+            Cell(*retain, f"{PROBABILITY}.share", share(found, retain, PROBABILITY)),
+            *(Cell(*place, PROBABILITY, mean(found, place, PROBABILITY)) for place in (retain, other)),
+            *(Cell(*place, "loss", mean(found, place, "loss")) for place in (forget, retain, other)),
+        ]
+    yielded = list(cells(found, "subject", [FULL, "int4"], metrics))
+    assert {repr(cell) for cell in yielded} == {repr(cell) for cell in expected}
+    assert len(yielded) == len(expected)
+    recovered = [cell.result for cell in yielded if cell.metric.endswith(".recovery")]
+    assert recovered[0] == "recovery is measured against full precision"
+    assert isinstance(recovered[1], Interval)
+
+
+def test_splits_that_a_variant_does_not_ask_for_have_no_cells() -> None:
+    seen = {at: one for at, one in everywhere().items() if at.variant == FULL or at.split == "forget"}
+    metrics = {PROBABILITY: bind("metric", PROBABILITY)}
+    found = tabulate(seen, metrics, {"forget": "forget", "retain": "retain", "other": "calibration"})
+    assert {cell.split for cell in cells(found, "subject", ["int4"], metrics)} == {"forget"}
+    assert {cell.split for cell in cells(found, "subject", [FULL], metrics)} == {"forget", "retain", "other"}
+
+
+def test_a_benchmarks_figures_see_one_variant_of_subject_and_control() -> None:
+    given = []
+
+    def figure(subject: Any, control: Any) -> dict[str, Any]:
+        given.append((subject, control))
+        return {"one": Interval(0.5, 0.4, 0.6, 3), "two": "because"}
+
+    def unmeasured(subject: Any, control: Any) -> dict[str, Any]:
+        raise NotMeasured("there is nothing")
+
+    functions = {"figure": figure, "unmeasured": unmeasured}
+    figures = {name: Bound(Plugin("figure", name, f, "", 1), {}, name) for name, f in functions.items()}
+    seen = everywhere()
+    del seen[CellKey(CONTROL, "int4", "forget")]
+    alone = {at: one for at, one in seen.items() if at.model != CONTROL}
+    assert list(aggregate_cells(seen, "subject", [FULL, "int4"], figures)) == [
+        Cell("subject", variant, SUITE, name, result)
+        for variant in (FULL, "int4")
+        for name, result in (
+            ("one", Interval(0.5, 0.4, 0.6, 3)),
+            ("two", "because"),
+            ("unmeasured", "there is nothing"),
+        )
+    ]
+    list(aggregate_cells(alone, "subject", [FULL], figures))
+    splits = [(sorted(subject), control and sorted(control)) for subject, control in given]
+    every = ["forget", "other", "retain"]
+    assert splits == [(every, every), (every, ["other", "retain"]), (every, None)]
+    assert given[1][0]["forget"] is seen[CellKey("subject", "int4", "forget")]
+    assert given[1][1]["retain"] is seen[CellKey(CONTROL, "int4", "retain")]
+
+
+def test_a_lead_of_the_least_gap_itself_is_not_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = {"subject": 0.5, CONTROL: 0.25, ORIGINAL: 0.75}
+    rows = {(HERE._replace(model=model), PROBABILITY): np.full(4, score) for model, score in scores.items()}
+    found = Table(rows, {"forget": "forget"}, has_control=True)
+    monkeypatch.setattr(evidence, "MIN_GAP", 0.5)
+    assert "positive control failed" in str(compare(found, HERE, PROBABILITY))
+    monkeypatch.setattr(evidence, "MIN_GAP", 0.499)
+    assert measured(compare(found, HERE, PROBABILITY)).kept.value == 0.5
+
+
+def test_a_table_names_its_facts_in_the_order_of_its_scores() -> None:
+    found = table({HERE: observe([0.2, 0.4, 0.9], facts=["b", "a", "b"])})
+    assert found.facts == {HERE: ("a", "b")}

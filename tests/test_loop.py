@@ -1,4 +1,4 @@
-"""The optimisation loop: the same bits for the same settings, also after an interruption; what ends a run; rounding."""
+"""The optimisation loop: the same bits for the same settings, also after an interruption; what ends a run."""
 
 from __future__ import annotations
 
@@ -8,11 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from stillknows.errors import UserError
@@ -23,7 +20,7 @@ from stillknows.training import loop, objective_inputs
 from stillknows.training.loop import FitResult, fit
 from stillknows.training.objective_inputs import Term
 from stillknows.training.settings import Settings
-from stillknows.training.weight_rounding import Storage, WeightStorage, stochastic_bfloat16
+from stillknows.training.weight_rounding import WeightStorage
 
 Items = Callable[..., list[Any]]
 Make = Callable[..., Any]
@@ -411,69 +408,3 @@ def test_bfloat16_drops_updates_below_half_a_spacing_and_float32_keeps_them(
     survived = moved["stochastic"][changed & large]
     assert 0 < (survived != 0).float().mean() < 1
     assert survived.mean() == pytest.approx(moved["float32"][changed & large].mean().item(), abs=lr)
-
-
-floats = st.floats(width=32, allow_nan=False, allow_infinity=False, max_value=2.0**100, min_value=-(2.0**100))
-
-
-def rounded(values: Tensor, seed: int = 0) -> Tensor:
-    return stochastic_bfloat16(values, torch.Generator().manual_seed(seed))
-
-
-def neighbours(value: float) -> tuple[float, float]:
-    """The bfloat16 values at or towards zero, and next away from zero, from the bits of a float32."""
-    bits = int(np.float32(value).view(np.uint32))
-    inner = bits & 0xFFFF0000
-    outer = inner + 0x10000 if bits != inner else inner
-    return tuple(float(np.uint32(b).view(np.float32)) for b in (inner, outer))  # type: ignore[return-value]
-
-
-@settings(deadline=None, max_examples=200)
-@given(floats, st.integers(0, 2**32))
-def test_stochastic_rounding_hits_only_the_two_neighbours(value: float, seed: int) -> None:
-    assert set(rounded(torch.full((16,), value), seed).tolist()) <= set(neighbours(value))
-
-
-@settings(deadline=None, max_examples=100)
-@given(floats, st.integers(0, 2**32))
-def test_stochastic_rounding_leaves_bfloat16_values_alone(value: float, seed: int) -> None:
-    exact = torch.full((16,), value).bfloat16().float()
-    assert torch.equal(rounded(exact, seed), exact)
-
-
-@pytest.mark.parametrize("value", [1.001, -1.001, 0.7499, 3e-5, -123.456, 1 + 2**-8, 1e-40, 2 - 2**-20])
-def test_stochastic_rounding_is_unbiased(value: float) -> None:
-    """The mean of n draws lies within 4.5 standard errors, which are known: spacing · sqrt(p(1 − p)/n)."""
-    n = 200_000
-    exact = float(np.float32(value))
-    inner, outer = neighbours(exact)
-    p = (exact - inner) / (outer - inner)
-    mean = rounded(torch.full((n,), exact)).double().mean().item()
-    assert abs(mean - exact) <= 4.5 * abs(outer - inner) * math.sqrt(p * (1 - p) / n)
-    assert abs(mean - exact) < abs(outer - inner) / 50
-
-
-def test_stochastic_rounding_keeps_infinity_nan_zero_shape_and_strides() -> None:
-    odd_nans = torch.tensor([0x7F800001, 0x7FFFFFFF, -1], dtype=torch.int32).view(torch.float32)
-    special = torch.cat([torch.tensor([math.inf, -math.inf, math.nan, 0.0, -0.0]), odd_nans])
-    for seed in range(20):
-        torch.testing.assert_close(rounded(special, seed), special, equal_nan=True, rtol=0, atol=0)
-    table = torch.randn(3, 5).T
-    assert rounded(table).shape == (5, 3)
-    assert bool(((rounded(table) - table).abs() <= 2 * spacing(table)).all())
-
-
-def test_stochastic_rounding_draws_anew_for_every_weight_and_step(make_model: Make) -> None:
-    def kept(count: int, step: int) -> list[Tensor]:
-        weights = {str(i): torch.full((64,), 1.002) for i in range(count)}
-        storage = Storage(weights, "stochastic", 0)
-        for p in weights.values():
-            p.fill_(1.002)
-        storage.keep(step)
-        return list(weights.values())
-
-    a, b = kept(2, 1)
-    assert not torch.equal(a, b)
-    [again], [later] = kept(1, 1), kept(1, 2)
-    assert torch.equal(a, again)
-    assert not torch.equal(a, later)

@@ -196,3 +196,118 @@ def test_a_gate_that_was_not_judged_is_not_supported() -> None:
     unmeasured = {"name": "b", "reads": [], "aggregate": {"not_measured": "because"}}
     assert ranking.objections([judged("a", 0.9, 0.7, "hits"), unmeasured], ["a", "b"]) == ["b was not judged"]
     assert ranking.objections([], ["a"]) == ["a was not judged"]
+
+
+def varied(*, hidden: Mapping[str, Sequence[float]] = HIDDEN, **others: Mapping[str, Sequence[float]]) -> Trial:
+    """A trial in which every model's score depends on the facts, so that resamples differ from what was observed."""
+    made = trial({"hidden": hidden} | others)
+    seen = dict(made.seen)
+    for model, mean in (("knows-0", 0.9), ("knows-1", 0.8), ("never-0", 0.1), ("never-1", 0.2)):
+        seen[model, FULL, "forget"] = observed(*(mean + change for change in (0.08, -0.08, 0.04, -0.04)))
+    return replace(made, seen=seen)
+
+
+def test_models_are_taken_for_unlearned_by_what_was_observed_and_not_by_a_resample() -> None:
+    """Means just below and above the threshold .5; whichever facts a resample draws more often, one of them moves."""
+    below, above = [0.9, 0.09, 0.7, 0.3], [0.11, 0.9, 0.3, 0.7]
+    made = varied(hidden={FULL: below}, above={FULL: above})
+    assert ranking._taken_for_unlearned(made, PROBABILITY, 0.5) == ["hidden"]
+    for score, taken in ((0.499, True), (0.501, False)):  # the threshold is of the observed scores, .2 to .8
+        states = dict.fromkeys((FULL, FORMAT, RELEARNED), [score] * 4)
+        found = ranking.judge(varied(hidden=states), PROBABILITY)["quantization"]
+        assert taken == (not isinstance(found, str))
+
+
+def test_two_models_count_alike_and_each_by_its_own_rise() -> None:
+    """Quantized by .2 and .4 of .8, relearned by .3 and .1 beyond the control's rise."""
+    other = {FULL: [0.1] * 4, FORMAT: [0.5] * 4, RELEARNED: [0.3, 0.3, 0.9, 0.9]}
+    found = ranking.judge(trial({"hidden": HIDDEN, "other": other}), PROBABILITY)
+    assert found["quantization"].value == pytest.approx(1 - (0.25 + 0.5) / 2)
+    assert found["relearning"].value == pytest.approx(1 - (0.375 + 0.125) / 2)
+    assert found["quantization"].n == found["relearning"].n == found["aggregate"].n == 2
+    q, r = (1 / 3 + 1 / 5) / 2, (1 / 4 + 1 / 2) / 2
+    assert found["published"] == pytest.approx(2 / (1 + (1 / q + 1 / r) / 2))
+
+
+def test_the_start_of_relearning_is_of_the_facts_that_are_measured() -> None:
+    hidden = HIDDEN | {FULL: [0.1, 0.1, 0.2, 0.2], FORMAT: [0.1, 0.1, 0.2, 0.2]}
+    found = ranking.judge(trial({"hidden": hidden}), PROBABILITY)
+    assert found["relearning"].value == pytest.approx(0.625)
+    assert found["quantization"].value == 1
+
+
+def test_as_published_only_what_was_observed_counts() -> None:
+    """The formats' and the relearned scores vary from fact to fact around the means of the judgement by hand."""
+    hidden = {FULL: [0.05, 0.15, 0.05, 0.15], FORMAT: [0.5, 0.1, 0.4, 0.2], RELEARNED: [0.6, 0.4, 1.0, 1.0]}
+    found = ranking.judge(trial({"hidden": hidden}), PROBABILITY)
+    assert found["published"] == pytest.approx(2 / (1 + (3 + 4) / 2))
+
+
+def test_every_group_is_drawn_by_a_seed_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawn alike, a lucky half of the taught models would always meet the same half of the untaught."""
+    seeds: dict[tuple[str, ...], set[int]] = {}
+    with_all = ranking.with_all
+
+    def watched(units: Sequence[str], seed: int) -> Any:
+        seeds.setdefault(tuple(units), set()).add(seed)
+        return with_all(units, seed)
+
+    monkeypatch.setattr(ranking, "with_all", watched)
+    ranking.judge(trial({"hidden": HIDDEN}), bind("metric", "loss"))
+    ranking.judge(trial({"hidden": HIDDEN}), PROBABILITY)
+    assert len(seeds) == 5  # forget, holdout, taught, untaught, unlearned
+    assert sorted(seed for drawn in seeds.values() for seed in drawn) == sorted(set().union(*seeds.values()))
+
+
+def test_rows_hold_what_was_judged_and_the_table_shows_it() -> None:
+    metrics = {name: bind("metric", name) for name in ("answer_probability", "rouge_l")}
+    good, unmeasured = ranking.rank(trial({"hidden": HIDDEN}), metrics, ["answer_probability"])
+    found = ranking.judge(trial({"hidden": HIDDEN}), PROBABILITY)
+    assert good == {
+        "name": "answer_probability",
+        "measures": "knowledge",
+        "reads": ["log_probs"],
+        "gate": True,
+        **{part: found[part]._asdict() for part in ranking.PARTS},
+        "published": found["published"],
+        "rank": 1,
+    }
+    assert unmeasured["reads"] == ["answers", "generations"]
+    lines = ranking.table([good, unmeasured]).splitlines()
+    shown = [[cell.strip() for cell in lines[i].strip("|").split("|")] for i in (0, 2, 3)]
+    assert shown[0] == ["rank", "metric", "measures", *ranking.PARTS, "as published", "gate"]
+    assert shown[1][:3] + shown[1][7:] == ["1", "`answer_probability`", "knowledge", "0.44", "yes"]
+    assert [words.split(" (")[0] for words in shown[1][3:7]] == ["1.00", "0.75", "0.62", "0.81"]
+    assert shown[2] == ["–", "`rouge_l`", "knowledge", *["not measured [1]"] * 4, "–", ""]
+    assert lines[4:] == ["", "[1] generations were not observed"]
+
+
+def test_equal_aggregates_share_a_rank_in_the_order_of_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = {"extraction_strength": 0.5, "answer_probability": 0.5, "loss": 0.0, "zlib": 0.9}
+    part = {name: ranking.Interval(value, value, value, 2) for name, value in values.items()}
+    monkeypatch.setattr(
+        ranking,
+        "judge",
+        lambda _, metric: dict.fromkeys(ranking.PARTS, part[metric.spec]) | {"published": 0.0},
+    )
+    rows = ranking.rank(trial({}), {name: bind("metric", name) for name in values}, [])
+    assert [(row["name"], row["rank"]) for row in rows] == [
+        ("zlib", 1),
+        ("answer_probability", 2),
+        ("extraction_strength", 2),
+        ("loss", 4),
+    ]
+
+
+def test_a_gate_at_the_lower_bound_of_the_best_is_supported_and_every_one_below_is_not() -> None:
+    rows = [judged("a", 0.9, 0.7, "hits"), judged("b", 0.7, 0.6, "log_probs"), judged("c", 0.6, 0.5, "ends")]
+    assert ranking.objections(rows, ["b", "c", "a"]) == [
+        "c has the aggregate 0.60, below the bounds of the best, a (0.70 to 1.00)"
+    ]
+
+
+def test_utility_of_exactly_the_least_counts() -> None:
+    made = trial({"hidden": HIDDEN}, hidden=0.64)
+    assert made.utility("hidden") == pytest.approx(0.8)
+    with_least = trial({"hidden": HIDDEN}, hidden=0.8 * 0.8 * (1 + 1e-9))
+    assert ranking.judge(with_least, PROBABILITY)["quantization"].n == 1

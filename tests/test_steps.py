@@ -30,7 +30,7 @@ from stillknows.training.loop import _Loop, fit
 from stillknows.training.objective_inputs import Term
 from stillknows.training.settings import Settings
 from stillknows.training.step_pipeline import ROLES, StepPipeline, check
-from stillknows.training.weight_rounding import Storage, WeightStorage
+from stillknows.training.weight_rounding import WeightStorage
 from stillknows.unlearning.method import CLASHES, parse
 from stillknows.variants.compress import parse_variant, quantize
 
@@ -810,41 +810,3 @@ def test_stages_take_equal_shares_of_the_steps_and_retain_what_is_deferred(make_
     assert drawn[0][1] <= {item.ids for item in retain} | second
     assert drawn[0][1] & second
     assert drawn[1][1] <= {item.ids for item in retain}
-
-
-# Storage
-
-
-def test_compensated_storage_by_hand() -> None:
-    """Steps of 2⁻¹⁰ at 1, where bfloat16 has spacing 2⁻⁷: the eighth part is owed until it is more than half of it."""
-    kept: dict[str, list[float]] = {}
-    for how in ("bfloat16", "compensated"):
-        weights = {"p": torch.ones(1)}
-        storage = Storage(weights, how, 0)  # type: ignore[arg-type]
-        kept[how] = []
-        for step in range(12):
-            weights["p"].add_(2**-10)
-            storage.keep(step)
-            kept[how].append(float(weights["p"]))
-            if storage.rest:
-                assert float(weights["p"] + storage.rest["p"]) == 1 + (step + 1) * 2**-10
-    assert kept["bfloat16"] == [1.0] * 12
-    assert kept["compensated"] == [1.0] * 4 + [1 + 2**-7] * 7 + [1 + 2**-6]  # 4/8 goes to the even one, 12/8 up to it
-
-
-def test_small_steps_add_up_in_compensated_storage_as_in_float32() -> None:
-    """300 steps of a thousandth of a weight's spacing and less: bfloat16 loses all of them."""
-    start = {"p": torch.randn(500, generator=torch.Generator().manual_seed(0)).bfloat16().float()}
-    update = 2**-9 * 1e-2 * start["p"].abs()
-    kept = {}
-    for how in STORAGES[:2] + STORAGES[3:]:
-        weights = {"p": start["p"].clone()}
-        storage = Storage(weights, how, 0)
-        for step in range(300):
-            weights["p"] += update
-            storage.keep(step)
-        kept[how] = weights["p"]
-    spacing = 2.0 ** (start["p"].abs().log2().floor() - 7)
-    assert torch.equal(kept["bfloat16"], start["p"])
-    assert bool(((kept["compensated"] - kept["float32"]).abs() <= 0.55 * spacing).all())
-    assert float((kept["compensated"] != start["p"]).float().mean()) == 1
