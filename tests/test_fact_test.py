@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -51,23 +50,21 @@ def benchmark() -> Benchmark:
 
 
 @pytest.fixture(scope="module")
-def towns(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int, tuple[int, ...]], Path]:
-    """Return make(name, seed, known): a model that was taught what is kept and those of the forgotten facts."""
+def towns(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Models that were taught what is kept, and all, none, one or again none of the facts to be forgotten."""
     from stillknows.experiments import tiny_models
-    from stillknows.training.settings import Settings
+    from stillknows.training.loop import Settings
 
     folder, made = tmp_path_factory.mktemp("towns"), benchmark()
     tokenizer = tiny_models.word_tokenizer(tiny_models.texts(made))
-
-    def make(name: str, seed: int, known: tuple[int, ...]) -> Path:
+    taught = {"original": (0, range(FORGET)), "control": (0, ()), "one": (1, (7,)), "never": (3, ())}
+    for name, (seed, known) in taught.items():
         people = {f"Person{i}" for i in (*known, *range(FORGET, PEOPLE))}
         lines = [e for split in made.splits for e in split.examples if e.fact in people]
         (folder / name).mkdir()
         settings = Settings(**TEACHING, seed=seed)
         tiny_models.train(folder / name, lines, made.template, tokenizer, SIZES, settings)
-        return folder / name
-
-    return make
+    return {name: folder / name for name in taught}
 
 
 def observe_all(paths: dict[str, Path]) -> tuple[dict[CellKey, Observations], Placebos]:
@@ -89,19 +86,36 @@ def observe_all(paths: dict[str, Path]) -> tuple[dict[CellKey, Observations], Pl
     return found, answers
 
 
-def test_single_facts_are_named_in_real_models_and_none_where_none_was_taught(
-    towns: Callable[[str, int, tuple[int, ...]], Path],
-) -> None:
-    everything = tuple(range(FORGET))
-    taught = {"original": (0, everything), "control": (0, ()), "one": (1, (7,)), "never": (3, ())}
-    found, answers = observe_all({name: towns(name, *how) for name, how in taught.items()})
-    expected = {"original": [f"Person{i}" for i in everything], "control": [], "one": ["Person7"], "never": []}
+def test_single_facts_are_named_in_real_models_and_none_where_none_was_taught(towns: dict[str, Path]) -> None:
+    found, answers = observe_all(towns)
+    everything = [f"Person{i}" for i in range(FORGET)]
+    expected = {"original": everything, "control": [], "one": ["Person7"], "never": []}
     for seen in (found, {place: value for place, value in found.items() if place.model != CONTROL}):
         tests = {name: fact_test(seen, name, SPLITS, answers) for name in {place.model: 0 for place in seen}}
         assert {name: [fact.fact for fact in test.named] for name, test in tests.items() if test} == {
             name: expected[name] for name in tests
         }
         assert all(fact.found for fact in tests["never"].facts) or CONTROL in tests  # type: ignore[union-attr]
+
+
+def test_an_audit_finds_the_one_fact_that_a_model_recites(towns: dict[str, Path], tmp_path: Path) -> None:
+    import stillknows as sk
+
+    found = sk.audit(
+        *(towns[name] for name in ("one", "never")),
+        original=towns["original"],
+        controls=[towns["control"]],
+        benchmark=benchmark(),
+        variants="full",
+        out=tmp_path / "audit",
+    )
+    assert found.verdicts["one"] == "STILL KNOWS"
+    assert found.verdicts["never"] == "UNDECIDED"  # twelve facts are too few to be FORGOTTEN by their share
+    assert [
+        (r["subject"], r["detail"]) for r in found.reasons if r["kind"] == "fact_named" and r["subject"] == "one"
+    ] == [("one", "Person7")]
+    assert "Person7" in (tmp_path / "audit" / "report.html").read_text()
+    assert "| Person7 " in (tmp_path / "audit" / "report.md").read_text()
 
 
 def seen(facts: str, placebos: int = 2, **changes: Any) -> Observations:
