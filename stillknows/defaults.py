@@ -7,6 +7,23 @@ DEPLOYED = (  # what "deployed" stands for: how people run models; rtn:grid=full
     *("full", "bf16", "fp8", "int8", "nf4", "fp4", "rtn:grid=full", "gptq", "awq", "hqq", "mxfp4", "nvfp4"),
     *(f"gguf:{file}" for file in ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0", "Q3_K_M", "Q2_K")),
 )
+QUICK = (  # what is cheap and strong
+    *VARIANTS.split(","),
+    *("frame", "paraphrase", "fewshot", "sample:n=5:temperature=0.5", "relearn"),
+)
+STANDARD = (
+    *(*QUICK, "fp8", "gguf:Q4_K_M", "gguf:Q2_K", "int4+frame", "int4+paraphrase"),
+    *("prefix", "cloze", "choice", "true_false", "reverse", "translate", "poem", "dialogue", "roleplay", "filler"),
+    *("hint", "multihop", "alias", "multiturn", "context", "fewshot:n=20", "sample:bound=0.05"),
+    *("relearn:steps=5", "relearn:steps=50", "relearn:lr=0.001", "relearn+int4"),
+)
+EXHAUSTIVE = (
+    *(*DEPLOYED, *STANDARD, "nf4+frame", "nf4+paraphrase", "int4+fewshot", "int4+relearn", "frame+paraphrase"),
+    *("choice:by=letters", "choice:by=words", "hint:of=letters", "context:k=3", "fewshot:n=50", "multiturn:turns=5"),
+    *("sample:bound=0.01", "sample:n=200:mixed=true", "relearn:steps=100", "relearn:steps=50:lr=1e-05"),
+    *("relearn:steps=50:lr=0.001", "relearn+frame", "relearn:seed=1", "relearn:seed=2"),
+)
+PLANS = {"deployed": DEPLOYED, "quick": QUICK, "standard": STANDARD, "exhaustive": EXHAUSTIVE}  # words among variants
 FORMATS = "int8,nf4,fp4,int4,rtn:group=0"
 METRICS = "answer_probability,exact_memorisation,extraction_strength,rouge_l"
 PLACEBOS = 47  # of each fact: two of 48 candidates are still fewer than 5 %

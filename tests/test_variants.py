@@ -133,7 +133,7 @@ def test_formats_that_the_shapes_do_not_allow_are_left_out_and_reported(audit: R
 def test_formats_without_enough_calibration_text_are_left_out(
     audit: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(defaults, "DEPLOYED", ("full", "gptq:group=8", "int8"))
+    monkeypatch.setitem(defaults.PLANS, "deployed", ("full", "gptq:group=8", "int8"))
     assert audit("deployed").code == 5
     result = report.read(tmp_path / "audit")
     assert result.variants == ("full", "int8")

@@ -28,7 +28,6 @@ from stillknows.types import FULL, Benchmark, Decoding, Split
 from stillknows.variants import compress
 
 Role = Literal["deployment", "attack"]
-DEPLOYED = "deployed"  # in a list of variants
 OF_MODELS = ("weights", "activations", "cache", "logits")  # levels of what is done to a model, not to what it is asked
 
 
@@ -194,25 +193,28 @@ def parse_variant(spec: str) -> Variant:
 def expand(variants: Specs) -> tuple[frozenset[str], dict[str, Variant]]:
     """Return the variants that a list names itself, and all that it stands for.
 
-    "deployed" stands for defaults.DEPLOYED, less what the list itself names; the full model then comes first. The
-    default list names nothing itself, typed out or not. Raises UserError for a variant that cannot be parsed, and
-    without any.
+    A word of defaults.PLANS stands for that plan, less what the list itself names and what an earlier plan holds; the
+    full model then comes first. The default list names nothing itself, typed out or not. Raises UserError for a variant
+    that cannot be parsed, and without any.
     """
-    words = tuple(word if word == DEPLOYED else parse_variant(word).spec for word in spelled(variants))
+    words = tuple(word if word in defaults.PLANS else parse_variant(word).spec for word in spelled(variants))
     if not words:
         raise UserError("no variant is named", f"name one in `variants`, such as {FULL}")
-    if words == spelled(defaults.VARIANTS):
-        return frozenset(), {word: parse_variant(word) for word in words}
-    named = {word: parse_variant(word) for word in words if word != DEPLOYED}
-    if DEPLOYED not in words:
-        return frozenset(named), named
-    meant = [variant.identity for variant in named.values()]
-    deployed = {spec: parse_variant(spec) for spec in defaults.DEPLOYED}
-    added = {spec: variant for spec, variant in deployed.items() if variant.identity not in meant}
+    plans = defaults.PLANS.keys() & {*words}
+    own = {word: parse_variant(word) for word in words if word not in plans}
+    meant = [variant.identity for variant in own.values()]
     found: dict[str, Variant] = {}
     for word in words:
-        found |= added if word == DEPLOYED else {word: named[word]}
-    return frozenset(named), {FULL: found[FULL]} | found
+        found |= {word: own[word]} if word in own else _planned(defaults.PLANS[word], meant)
+        meant += [variant.identity for variant in found.values()]
+    named = frozenset[str]() if words == spelled(defaults.VARIANTS) else frozenset(own)
+    return named, ({FULL: found[FULL]} | found if plans else found)
+
+
+def _planned(specs: Iterable[str], meant: Collection[list[str]]) -> dict[str, Variant]:
+    """Return the variants of a plan that do what none of `meant` does."""
+    variants = map(parse_variant, specs)
+    return {variant.spec: variant for variant in variants if variant.identity not in meant}
 
 
 def taught_facts(splits: Iterable[Split]) -> frozenset[str]:
