@@ -9,18 +9,21 @@ DEPLOYED = (  # what "deployed" stands for: how people run models; rtn:grid=full
 )
 QUICK = (  # what is cheap and strong
     *VARIANTS.split(","),
-    *("frame", "paraphrase", "fewshot", "sample:n=5:temperature=0.5", "relearn"),
+    *("frame", "paraphrase:wordings=4", "fewshot:n=3", "sample:n=5:temperature=0.5", "prune", "relearn"),
 )
 STANDARD = (
     *(*QUICK, "fp8", "gguf:Q4_K_M", "gguf:Q2_K", "int4+frame", "int4+paraphrase"),
-    *("prefix", "cloze", "choice", "true_false", "reverse", "translate", "poem", "dialogue", "roleplay", "filler"),
+    *("paraphrase", "prefix", "cloze", "choice", "true_false", "reverse", "translate", "poem", "dialogue", "roleplay", "filler"),
     *("hint", "multihop", "alias", "multiturn", "context", "fewshot:n=20", "sample:bound=0.05"),
+    *("prune:sparsity=0.1", "prune:sparsity=0.5", "prune:sparsity=0.5:block=4", "noise", "noise:scale=0.03"),
     *("relearn:steps=5", "relearn:steps=50", "relearn:lr=0.001", "relearn+int4"),
 )
 EXHAUSTIVE = (
-    *(*DEPLOYED, *STANDARD, "nf4+frame", "nf4+paraphrase", "int4+fewshot", "int4+relearn", "frame+paraphrase"),
+    *dict.fromkeys((*DEPLOYED, *STANDARD)),
+    *("nf4+frame", "nf4+paraphrase", "int4+fewshot", "int4+relearn", "frame+paraphrase"),
     *("choice:by=letters", "choice:by=words", "hint:of=letters", "context:k=3", "fewshot:n=50", "multiturn:turns=5"),
     *("sample:bound=0.01", "sample:n=200:mixed=true", "relearn:steps=100", "relearn:steps=50:lr=1e-05"),
+    *("prune:sparsity=0.2", "prune:sparsity=0.4", "prune:sparsity=0.6", "noise:scale=0.3", "prune+frame"),
     *("relearn:steps=50:lr=0.001", "relearn+frame", "relearn:seed=1", "relearn:seed=2"),
 )
 PLANS = {"deployed": DEPLOYED, "quick": QUICK, "standard": STANDARD, "exhaustive": EXHAUSTIVE}  # words among variants

@@ -14,7 +14,7 @@ from jsonschema import Draft202012Validator
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from stillknows import defaults
-from stillknows.auditing import plan
+from stillknows.auditing import calibration, plan
 from stillknows.errors import UserError
 from stillknows.registry import plugins
 from stillknows.reporting import report
@@ -80,13 +80,13 @@ def test_every_deployed_format_is_another() -> None:
 
 @pytest.mark.parametrize("variants", ["deployd", "bf16+deployed", "deployed,"])
 def test_the_word_stands_alone_in_a_list(variants: str) -> None:
-    with pytest.raises(UserError, match="no format or attack named"):
+    with pytest.raises(UserError, match="no transform named"):
         plan.expand(variants)
 
 
 @pytest.mark.parametrize(("word", "meant"), [("relern", "relearn"), ("frames", "frame"), ("int44", "int4")])
 def test_a_misspelt_variant_is_told_the_nearest_format_or_attack(word: str, meant: str) -> None:
-    with pytest.raises(UserError, match=f"no format or attack named '{word}'; did you mean '{meant}'\\?"):
+    with pytest.raises(UserError, match=f"no transform named '{word}'; did you mean '{meant}'\\?"):
         plan.expand(f"full,{word}(x=1)+int8")
 
 
@@ -167,7 +167,7 @@ def test_what_the_user_named_is_not_left_out(
 def test_a_benchmark_without_a_retain_split_says_what_to_calibrate_on() -> None:
     benchmark = Benchmark("mine", (Split("forget", "forget", (Example("0", "p", "a", "f"),)),))
     with pytest.raises(UserError, match=r"mine has no retain split to calibrate on\n.*`calibration`"):
-        plan._retain_texts(benchmark)
+        calibration._retain_texts(benchmark)
 
 
 # Shapes are checked without the work
@@ -226,3 +226,48 @@ def test_every_transform_of_a_model_leaves_all_weights_as_they_were(name: str, m
     with variant.applied(model, make_items([3, 2])):
         pass
     assert all(torch.equal(p, before[key]) for key, p in model.named_parameters())
+
+
+# Plans
+
+
+@pytest.mark.parametrize("plan_name", list(defaults.PLANS))
+def test_every_plan_names_variants_that_exist_once_and_begins_with_the_full_model(plan_name: str) -> None:
+    named, chains = plan.expand(plan_name)
+    assert named == frozenset()
+    assert next(iter(chains)) == "full"
+    assert [parse_variant(spec).spec for spec in defaults.PLANS[plan_name]] == list(chains)
+    assert len({tuple(variant.identity) for variant in chains.values()}) == len(chains)
+
+
+def test_plans_grow() -> None:
+    quick, standard, exhaustive = (set(plan.expand(word)[1]) for word in ("quick", "standard", "exhaustive"))
+    assert quick < standard < exhaustive
+    assert set(defaults.DEPLOYED) <= exhaustive
+
+
+def test_plans_hold_no_variant_twice_and_leave_out_what_is_named() -> None:
+    named, chains = plan.expand("quick,deployed,frame,int4")
+    assert named == {"frame", "int4"}
+    assert len({tuple(variant.identity) for variant in chains.values()}) == len(chains)
+    assert set(chains) == {*plan.expand("quick")[1], *plan.expand("deployed")[1]}
+
+
+def test_teaching_that_leaves_too_few_facts_is_left_out_of_plans_and_done_if_named(
+    save_model: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 40 facts 20 are left: too few to exclude that 10 % are known, so no model could be found to have forgotten."""
+    monkeypatch.setitem(defaults.PLANS, "quick", ("full", "relearn"))
+    facts = tuple(Example(f"f{i}", f"who is {i}", "Ada", f"f{i}") for i in range(40))
+    kept = Split("retain", "retain", (Example("r", "who is a", "Rome", "r"),))
+    benchmark = Benchmark("mine", (Split("forget", "forget", facts), kept), "{prompt}")
+    folder = str(save_model("model"))
+    found = {}
+    for variants in ("quick", "full,relearn"):
+        request = plan.AuditConfig(folder, {"subject": folder}, benchmark, variants=variants)
+        found[variants] = plan.plan(request, tmp_path / "out")
+    assert list(found["quick"].variants) == ["full"]
+    [left] = found["quick"].left_out
+    assert left.variant == "relearn"
+    assert left.because == "it teaches facts and leaves 20 of the forget split to be asked, fewer than 29"
+    assert list(found["full,relearn"].variants) == ["full", "relearn"]

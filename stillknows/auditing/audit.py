@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from stillknows.auditing import evidence
-from stillknows.auditing.collect import Keys, collected, observe_missing
+from stillknows.auditing.collect import Keys, collected, missing, observe_missing
 from stillknows.auditing.evidence import CellKey, Table
 from stillknows.auditing.fact_test import fact_test
 from stillknows.auditing.findings import out_of_reach_words
+from stillknows.auditing.forecast import Forecast
 from stillknows.auditing.general import general
 from stillknows.auditing.loader import Loader
 from stillknows.auditing.plan import AuditConfig, LeftOut, plan
@@ -66,10 +67,12 @@ def _audit(request: AuditConfig, out: Path) -> Audit:
     formats = {name: variant for name, variant in deployments.items() if variant.is_plain}
     keys = Keys()
     load, measured = Loader(reader, [variant.chain for variant in variants.values()]), []
+    todo = {model.label: missing(model, variants, keys, out) for model in prepared}
+    forecast = Forecast.of(prepared, variants, todo)
     for model in prepared:
         if model.label != ORIGINAL:
             measured += updates(load, prepared[0], model, formats, out)
-        observe_missing(load, model, variants, keys, out)
+        observe_missing(load, model, variants, keys, out, todo[model.label], forecast)
         if suite is not None:
             measured += general(load, model, formats, suite, request, out)
     observations = {place: seen for p in prepared for place, seen in collected(p, variants, keys, out).items()}

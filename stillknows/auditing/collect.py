@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from stillknows.auditing.evidence import CellKey
+from stillknows.auditing.forecast import Forecast, Todo, cost
 from stillknows.auditing.loader import OBSERVATIONS_VERSION, Loader, observations_file
 from stillknows.auditing.observe import observe
 from stillknows.auditing.prepared import Prepared
@@ -44,9 +46,9 @@ def described(item: EncodedItem) -> dict[str, Any]:
     return {name: value for name, value in asdict(item).items() if name not in ("wording", "placebos") or value}
 
 
-def observe_missing(load: Loader, model: Prepared, variants: Mapping[str, Variant], keys: Keys, out: Path) -> None:
-    """Make the observations of one model that the folder does not hold yet, one file after another."""
-    todo = {
+def missing(model: Prepared, variants: Mapping[str, Variant], keys: Keys, out: Path) -> Todo:
+    """Return what of one model the folder does not hold yet."""
+    return {
         name: [
             split
             for split in model.reading(variant).items
@@ -55,6 +57,18 @@ def observe_missing(load: Loader, model: Prepared, variants: Mapping[str, Varian
         for name, variant in variants.items()
         if variant.defended or model.defence or FULL not in variants
     }
+
+
+def observe_missing(
+    load: Loader,
+    model: Prepared,
+    variants: Mapping[str, Variant],
+    keys: Keys,
+    out: Path,
+    todo: Todo,
+    forecast: Forecast,
+) -> None:
+    """Make the observations of one model in `todo`, one file after another."""
     with progress(f"observing {model.label}", sum(map(len, todo.values()))) as advance:
         for name, splits in todo.items():
             if not splits:
@@ -66,8 +80,10 @@ def observe_missing(load: Loader, model: Prepared, variants: Mapping[str, Varian
                 for split in splits:
                     fields, decoding = model.observed(variant, split)
                     items = model.reading(variant).asked(split, target.model)
+                    started = time.monotonic()
                     seen = observe(served, items, fields=fields, decoding=decoding)
                     save_observations(observations_file(out, model, name, split), keys(model, variant, split), seen)
+                    forecast.measured(cost(model, variant, split), time.monotonic() - started)
                     advance(1, f"{name}, {split}")
 
 

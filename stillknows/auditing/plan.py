@@ -15,7 +15,7 @@ from stillknows.auditing.fact_test import readable_placebos
 from stillknows.auditing.observe import OPTIONAL
 from stillknows.auditing.prepared import Prepared
 from stillknows.auditing.readings import read_in_variants
-from stillknows.auditing.verdict import Policy
+from stillknows.auditing.verdict import Policy, least_facts
 from stillknows.errors import UserError, first_line
 from stillknows.gate.candidates import Placebos
 from stillknows.model.encoding import LongItems
@@ -27,7 +27,7 @@ from stillknows.store import read_text, require_outside
 from stillknows.types import CONTROL, FULL, ORIGINAL, SUITE, UNDEFENDED, WEIGHTS, Benchmark
 from stillknows.variants import defences, fitting
 from stillknows.variants.defences import Defence
-from stillknows.variants.variant import Variant, expand, parse_variant
+from stillknows.variants.variant import Variant, expand, parse_variant, taught_facts
 
 
 @dataclass(frozen=True)
@@ -246,6 +246,8 @@ def _fitted(
     variants, left_out = {}, []
     for name, variant in wanted.items():
         try:
+            if name not in named:
+                _require_decidable(variant, request)
             formats = "+".join(link.spec for link in variant.chain) or name
             fitted = variant.with_formats(fitting.fitted(skeleton, variant.chain, formats, exact=name in named)[1])
             new_name = name if fitted == variant else fitted.spec
@@ -255,6 +257,19 @@ def _fitted(
                 raise
             left_out.append(_left_out(name, first_line(error).removeprefix(f"{name}: ")))
     return variants, tuple(left_out)
+
+
+def _require_decidable(variant: Variant, request: AuditConfig) -> None:
+    """Raise UserError for a variant that teaches facts where too few are left to be asked to find one forgotten."""
+    if not variant.teaches:
+        return
+    splits, least = [s for s in request.benchmark.splits if s.role == "forget"], least_facts(request.policy.tolerance)
+    taught = taught_facts(splits)
+    for split in splits:
+        left = len({e.fact for e in split.examples} - taught)
+        if left < least:
+            what = f"it teaches facts and leaves {left} of the {split.name} split to be asked, fewer than {least}"
+            raise UserError(what, "name it, to try it all the same")
 
 
 def _left_out(variant: str, because: str) -> LeftOut:

@@ -16,7 +16,8 @@ from jinja2 import Environment, StrictUndefined
 
 from stillknows import __version__
 from stillknows.auditing.asking import Items, Reader, Reading
-from stillknows.auditing.collect import Keys, collected, observe_missing
+from stillknows.auditing.collect import Keys, collected, missing, observe_missing
+from stillknows.auditing.forecast import Forecast
 from stillknows.auditing.loader import Loader
 from stillknows.auditing.observe import OPTIONAL
 from stillknows.auditing.prepared import Prepared
@@ -154,7 +155,7 @@ def _observe(
     with progress("observing", len(trained) + len(unlearned)) as advance:
         for model in prepared:
             variants = every if model.label in stressed else plain
-            observe_missing(load, model, variants, keys, out)
+            observe_missing(load, model, variants, keys, out, missing(model, variants, keys, out), Forecast([]))
             seen |= collected(model, variants, keys, out)
             advance(1, model.label)
     return seen
