@@ -13,7 +13,19 @@ QUICK = (  # what is cheap and strong
 )
 STANDARD = (
     *(*QUICK, "fp8", "gguf:Q4_K_M", "gguf:Q2_K", "int4+frame", "int4+paraphrase"),
-    *("paraphrase", "prefix", "cloze", "choice", "true_false", "reverse", "translate", "poem", "dialogue", "roleplay", "filler"),
+    *(
+        "paraphrase",
+        "prefix",
+        "cloze",
+        "choice",
+        "true_false",
+        "reverse",
+        "translate",
+        "poem",
+        "dialogue",
+        "roleplay",
+        "filler",
+    ),
     *("hint", "multihop", "alias", "multiturn", "context", "fewshot:n=20", "sample:bound=0.05"),
     *("prune:sparsity=0.1", "prune:sparsity=0.5", "prune:sparsity=0.5:block=4", "noise", "noise:scale=0.03"),
     *("relearn:steps=5", "relearn:steps=50", "relearn:lr=0.001", "relearn+int4"),

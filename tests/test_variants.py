@@ -271,3 +271,9 @@ def test_teaching_that_leaves_too_few_facts_is_left_out_of_plans_and_done_if_nam
     assert left.variant == "relearn"
     assert left.because == "it teaches facts and leaves 20 of the forget split to be asked, fewer than 29"
     assert list(found["full,relearn"].variants) == ["full", "relearn"]
+
+
+def test_the_page_on_plans_names_what_they_hold() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "plans.md").read_text(encoding="utf-8")
+    missing = {spec for specs in defaults.PLANS.values() for spec in specs if f"`{spec}`" not in page}
+    assert missing == set()

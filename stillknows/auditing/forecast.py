@@ -51,5 +51,6 @@ class Forecast:
         """Take note of a cell: what it cost, and how long it took."""
         if not self.told and self.count > 1:
             minutes = seconds / max(tokens, 1) * self.total / 60
-            log(f"{self.count} cells will take about {number(minutes, digits=1)} minutes, and what attacks train besides")
+            about = f"about {number(minutes, digits=1)} minutes"
+            log(f"{self.count} cells will take {about}, and what attacks train besides")
         self.told = True

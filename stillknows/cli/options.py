@@ -126,8 +126,8 @@ SearchSeed: TypeAlias = Annotated[int, Option(help="Of the search and of every t
 Variants: TypeAlias = Annotated[
     str,
     Option(
-        help="What is done to every model before measuring; `deployed` stands for the formats that people use, "
-        f"`+` chains: see `stillknows list formats` and `stillknows list attacks`. {_VARIANTS}",
+        help="What is done to every model before measuring; `quick`, `standard`, `exhaustive` and `deployed` stand for "
+        f"plans, `+` chains: see `stillknows list formats` and `stillknows list attacks`. {_VARIANTS}",
         show_default=False,
     ),
 ]
