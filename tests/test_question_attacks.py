@@ -365,3 +365,20 @@ def test_a_rewriter_says_the_same_for_the_same_seed(save_model: Any) -> None:
     assert first == rewriting._versions(rewriter, ("where is Ada", "who is Bela"), 2, 0)
     assert first != rewriting._versions(rewriter, ("where is Ada", "who is Bela"), 2, 1)
     assert [len(versions) for versions in first] == [2, 2]
+
+
+@pytest.mark.parametrize(
+    ("spec", "shown"),
+    [
+        ("prefix(wordings=1)", "Where was Quinarlo born ? Sure, here is the answer:"),
+        ("frame(style=other_template)", "Q: Where was Quinarlo born ?\nA:"),
+        ("paraphrase(wordings=1)", "Tell me: Where was Quinarlo born ?"),
+    ],
+)
+def test_a_report_shows_what_has_to_be_typed_to_ask_the_same(spec: str, shown: str, readers: dict[str, Reader]) -> None:
+    tokenizer, questions = readers[ORIGINAL].tokenizer, Questions(WORLD, "error", 4096, 1000, frozenset())
+    item = questions.attacked(parse_variant(spec), tokenizer)["forget"][0]
+    assert item.answer.example.prompt == shown
+    assert tokenizer.decode(item.answer.ids[: item.answer.start]) == shown
+    shots = questions.attacked(parse_variant("fewshot(n=1)"), tokenizer)["forget"][0].answer
+    assert shots.example.prompt == tokenizer.decode(shots.ids[: shots.start])

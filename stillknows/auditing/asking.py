@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from stillknows.errors import UserError
 from stillknows.gate.candidates import Placebos
 from stillknows.lazy import nn
-from stillknows.model.encoding import CHAT, EncodedAnswer, EncodedItem, LongItems, encode_split
+from stillknows.model.encoding import CHAT, EncodedAnswer, EncodedItem, Frame, LongItems, encode_split, prompt_text
 from stillknows.model.ref import ModelRef
 from stillknows.store import digest
 from stillknows.types import Benchmark, Split
@@ -157,8 +157,20 @@ class Questions:
         found = []
         for name, wording in variant.worded(split, self.benchmark, taught).items():
             alone = replace(self, benchmark=replace(self.benchmark, splits=(wording,)), placebos=None)
-            found += [replace(item, wording=name) for item in alone.encoded(tokenizer, defences)[split.name]]
+            for item in alone.encoded(tokenizer, defences)[split.name]:
+                found.append(with_question(replace(item, wording=name), self._shown(item, wording, tokenizer)))
         return found
+
+    def _shown(self, item: EncodedItem, split: Split, tokenizer: Any) -> str:
+        """Return what has to be typed to ask the same: the question, or all of the text that goes before an answer.
+
+        That is what an attack puts around the question; a defence adds its own to it.
+        """
+        question = item.answer.example.prompt
+        if not question or not (split.turns or split.opening or split.template):
+            return question
+        template = split.template or self.benchmark.template
+        return prompt_text(question, tokenizer, Frame(template, split.turns, split.opening))[0]
 
     def _with_placebos(self, split: Split, left_out: frozenset[str]) -> Iterator[Split]:
         """Yield the split with every item's first placebo in the place of its answer, with the second, and so on."""

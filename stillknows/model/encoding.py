@@ -215,18 +215,22 @@ def _first_part(text: str, tokenizer: PreTrainedTokenizerBase, tokens: int) -> s
 
 def _join(example: Example, tokenizer: PreTrainedTokenizerBase, frame: Frame) -> tuple[list[int], int, int]:
     """Return prompt and answer as tokens, where the answer starts, and the token that ends it."""
-    turns = [(asked.replace(PLACE, example.prompt), said) for asked, said in frame.turns]
-    if frame.template == CHAT:
-        prompt, space, end = _chat(example.prompt, tokenizer, turns)
-        ids = _plain_ids
-    else:
-        before = "".join(f"{framed(asked, frame.template)} {said}\n\n" for asked, said in turns)
-        prompt, space = f"{before}{framed(example.prompt, frame.template)}", " "
-        ids, end = _ids, int(tokenizer.eos_token_id)  # type: ignore[arg-type]
-    if frame.opening:
-        prompt, space = f"{prompt}{space}{frame.opening}", " "
+    prompt, space, end = prompt_text(example.prompt, tokenizer, frame)
+    ids = _plain_ids if frame.template == CHAT else _ids
     head, both = ids(tokenizer, prompt), ids(tokenizer, f"{prompt}{space}{example.answer}")
     return both, max(1, len(common_prefix([head, both]))), end
+
+
+def prompt_text(question: str, tokenizer: PreTrainedTokenizerBase, frame: Frame) -> tuple[str, str, int]:
+    """Return all that is read before an answer, the space that goes before the answer, and the token that ends it."""
+    turns = [(asked.replace(PLACE, question), said) for asked, said in frame.turns]
+    if frame.template == CHAT:
+        prompt, space, end = _chat(question, tokenizer, turns)
+    else:
+        before = "".join(f"{framed(asked, frame.template)} {said}\n\n" for asked, said in turns)
+        prompt, space = f"{before}{framed(question, frame.template)}", " "
+        end = int(tokenizer.eos_token_id)  # type: ignore[arg-type]
+    return (f"{prompt}{space}{frame.opening}", " ", end) if frame.opening else (prompt, space, end)
 
 
 def framed(prompt: str, template: str) -> str:

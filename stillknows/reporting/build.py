@@ -89,10 +89,12 @@ def _cell(cell: Cell) -> Json:
 
 def _leaks(audit: Audit, label: str, metric: str) -> list[Json]:
     """Return the forget facts with the largest gain over the control, in the variant where the subject keeps most."""
+    told = {f.variant for verdict in audit.verdicts for f in verdict.findings if f.kind == "answer_told"}
     kept = {
         CellKey(label, cell.variant, cell.split): cell.result.value
         for cell in audit.cells
         if cell.subject == label and cell.metric == f"{metric}.kept" and isinstance(cell.result, Interval)
+        if cell.variant not in told
     }
     if not kept:
         return []
