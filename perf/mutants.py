@@ -40,7 +40,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "variants/compress": ("test_fitting", "test_quantizers"),
     "model/logprobs": ("test_logprobs",),
     "training/loop": ("test_loop",),
-    "training/interpolate": ("test_edits",),
+    "training/interpolate": ("test_interpolate",),
     "training/weight_rounding": ("test_weight_rounding",),
     "gate/placebo": ("test_placebo",),
     "reporting/ranking": ("test_ranking",),

@@ -23,7 +23,6 @@ from stillknows.model.layers import block_output, blocks, linears, output_layer
 from stillknows.model.ref import ModelRef
 from stillknows.registry import bind, plugins
 from stillknows.store import read_json
-from stillknows.training import interpolate
 from stillknows.training.loop import fit
 from stillknows.training.objective_inputs import Term
 from stillknows.training.settings import Settings
@@ -131,43 +130,6 @@ def test_what_the_reinforced_model_did_not_change_keeps_its_bits(make_model: Mak
     changed = [n for n, p in model.named_parameters() if not torch.equal(p, original.get_parameter(n))]
     assert changed == ["lm_head.weight"]
     torch.testing.assert_close(model.lm_head.weight, original.lm_head.weight - 5 * 0.25)
-
-
-def test_mixtures_are_straight_lines_with_exact_ends(make_model: Make) -> None:
-    original = make_model()
-    unlearned = parameters.copies(moved(original))
-    model = make_model(seed=5)
-    for alpha in (0.0, 0.25, 1.0):
-        interpolate.mix(model, parameters.copies(original), unlearned, alpha)
-        for name, p in model.named_parameters():
-            o, u = original.get_parameter(name), unlearned[name]
-            torch.testing.assert_close(p, (1 - alpha) * o + alpha * u)
-            assert alpha == 0.25 or torch.equal(p, u if alpha else o)
-
-
-@pytest.mark.parametrize("bound", [1.0, 0.999, 0.7, 0.5, 1 / 16, 0.03, 0.0])
-def test_the_largest_share_is_found_to_within_a_step(bound: float) -> None:
-    found = interpolate.largest_share(lambda alpha: alpha <= bound)
-    assert found <= bound
-    assert bound - found < 1 / 256 or found == 1
-
-
-def test_of_two_good_stretches_the_upper_one_counts() -> None:
-    assert interpolate.largest_share(lambda alpha: alpha < 0.2 or 0.7 < alpha < 0.8) > 0.79
-    assert interpolate.largest_share(lambda alpha: False) == 0
-
-
-def test_calibrating_keeps_the_score_and_no_more(make_model: Make) -> None:
-    """A score that falls evenly from 4 to 2 along the line: 95 % of 4 is 3.8, at α = 0.1."""
-    original, model = make_model(), make_model()
-    with torch.no_grad():
-        model.lm_head.weight.copy_(original.lm_head.weight + 1)
-    start = float(original.lm_head.weight.mean())
-    alpha = interpolate.calibrate(
-        model, parameters.copies(original), lambda: 4 - 2 * (float(model.lm_head.weight.mean()) - start), 0.95
-    )
-    assert 0.1 - 1 / 256 - 1e-4 < alpha <= 0.1 + 1e-4
-    torch.testing.assert_close(model.lm_head.weight, original.lm_head.weight + alpha)
 
 
 def test_equal_retain_keeps_the_retain_items_probability(

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal, get_args
 
 import pytest
@@ -19,6 +22,7 @@ from stillknows.registry import bind
 from stillknows.training import loop, objective_inputs
 from stillknows.training.loop import FitResult, fit
 from stillknows.training.objective_inputs import Term
+from stillknows.training.scrambled_answers import scrambled
 from stillknows.training.settings import Settings
 from stillknows.training.weight_rounding import WeightStorage
 
@@ -408,3 +412,182 @@ def test_bfloat16_drops_updates_below_half_a_spacing_and_float32_keeps_them(
     survived = moved["stochastic"][changed & large]
     assert 0 < (survived != 0).float().mean() < 1
     assert survived.mean() == pytest.approx(moved["float32"][changed & large].mean().item(), abs=lr)
+
+
+def by_hand(model: nn.Module, items: list[Any]) -> tuple[float, dict[str, Tensor]]:
+    """The mean over items of −ln p of an answer's mean token, one item at a time through the whole model, and its
+    gradient."""
+    model.requires_grad_(True).zero_grad()
+    losses = []
+    for item in items:
+        log_probs = model(torch.tensor([item.ids])).logits[0, item.start - 1 : -1].log_softmax(-1)
+        losses.append(-log_probs.gather(-1, torch.tensor(item.ids[item.start :])[:, None]).mean())
+    loss = torch.stack(losses).mean()
+    loss.backward()
+    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.requires_grad_(False).zero_grad()
+    return float(loss.detach()), found
+
+
+def close(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 9])
+def test_a_gradient_over_all_items_is_the_mean_whatever_the_batches(
+    batch_size: int, make_model: Make, make_items: Items
+) -> None:
+    forget, retain = make_items([3, 1, 4, 2, 5]), make_items([2, 6, 3], seed=1)
+    terms = [Term(bind("objective", "ga"), forget), Term(bind("objective", "nll"), retain)]
+    made = loop._Loop(make_model(), terms, setting(batch_size=batch_size))
+    descent = by_hand(make_model(), forget)[1]
+    close(made._whole_gradients("forget"), {name: -gradient for name, gradient in descent.items()})
+    close(made._whole_gradients("retain"), by_hand(make_model(), retain)[1])
+
+
+def test_a_scrambled_gradient_is_of_replaced_answers_to_each_question_once(make_model: Make, make_items: Items) -> None:
+    forget, retain = make_items([3, 1, 4]), make_items([2, 6, 3], seed=1)
+    terms = [Term(bind("objective", name), forget) for name in ("ga", "npo")]
+    made = loop._Loop(make_model(), [*terms, Term(bind("objective", "nll"), retain)], setting(seed=5))
+    for role, items in (("forget", forget), ("retain", retain)):
+        replaced = scrambled(items, make_model().config, 5)
+        close(made._whole_gradients(f"{role}_scrambled"), by_hand(make_model(), replaced)[1])
+
+
+def test_the_loss_of_a_step_is_the_sum_of_the_terms_means(make_model: Make, make_items: Items) -> None:
+    forget, retain = make_items([3, 1, 4]), make_items([2, 6, 3], seed=1)
+    terms = [Term(bind("objective", "ga"), forget), Term(bind("objective", "nll:weight=0.5"), retain)]
+    expected = by_hand(make_model(), retain)[0] / 2 - by_hand(make_model(), forget)[0]
+    for accumulate in (1, 2, 3, 7):
+        outcome = fit(make_model(), terms, setting(batch_size=3, max_steps=1, accumulate=accumulate))
+        assert outcome.history == [{"step": 1, "loss": pytest.approx(expected, rel=1e-5)}]
+        assert outcome.tokens == sum(len(item.ids) for item in forget + retain)
+
+
+def test_a_step_in_parts_leaves_the_same_weights(make_model: Make, terms: list[Term]) -> None:
+    whole, parts = (trained(make_model, terms, batch_size=4, max_steps=2, accumulate=n) for n in (1, 3))
+    close(parts, whole)
+
+
+def test_gradients_are_clipped_as_a_whole_and_the_optimizer_is_as_set(make_model: Make, terms: list[Term]) -> None:
+    for clip, beta2 in ((1e-3, 0.9), (1e9, 0.999)):
+        made = loop._Loop(make_model(), terms, setting(clip=clip, beta2=beta2))
+        made.step(10)
+        norm = float(torch.cat([p.grad.flatten() for p in made.parameters.values()]).norm())
+        assert norm == pytest.approx(1e-3, rel=1e-3) if clip < 1 else norm > 0.01
+        assert made.optimizer.defaults["betas"] == (0.9, beta2)
+        assert made.optimizer.defaults["weight_decay"] == 0
+
+
+def test_teachers_are_asked_before_the_start_changes_the_weights(make_model: Make, make_items: Items) -> None:
+    """KL from what the model was: 0 in the first step, unless the weights were moved in between."""
+    items, losses = make_items([3, 2]), []
+
+    @torch.no_grad()
+    def start(model: Any, scale: float) -> None:
+        model.lm_head.weight.mul_(scale)
+
+    for scale in (1.0, 1.5):
+        outcome = fit(
+            make_model(),
+            [Term(bind("objective", "nll"), items), Term(bind("objective", "kl"), items)],
+            setting(max_steps=1, batch_size=2),
+            start=partial(start, scale=scale),
+        )
+        moved = make_model()
+        start(moved, scale)
+        losses.append(outcome.history[0]["loss"] - by_hand(moved, items)[0])
+    assert losses[0] == pytest.approx(0, abs=1e-5)
+    assert losses[1] > 0.01
+
+
+def test_a_named_teacher_is_asked_in_the_place_of_the_reference(make_model: Make, make_items: Items) -> None:
+    term = Term(bind("objective", "kl"), make_items([3, 2]))
+    lead = Term(bind("objective", "nll:weight=0.001"), make_items([3, 2]))
+    assert set(term.objective.plugin.needs) == {"reference_kl", "mask"}
+    own, other = (
+        fit(make_model(), [lead, term], setting(max_steps=1), teachers=teachers).history[0]["loss"]
+        for teachers in (None, {"reference": make_model(seed=1)})
+    )
+    assert other > own + 0.01
+
+
+def test_draws_of_retain_terms_have_a_size_of_their_own(make_model: Make, make_items: Items) -> None:
+    term = Term(bind("objective", "nll"), make_items([2] * 5))
+    sizes = {}
+    for retain in (None, 1, 9):
+        made = loop._Loop(make_model(), [term, term], setting(batch_size=3, retain_batch_size=retain))
+        sizes[retain] = [len(made._batch(k, 4)) for k in (0, 1)]
+    assert sizes == {None: [3, 3], 1: [3, 1], 9: [3, 5]}
+
+
+def test_draws_count_how_often_the_items_were_passed_through(model: Any, make_items: Items) -> None:
+    term = Term(bind("objective", "nll"), make_items([2] * 5))
+    made = loop._Loop(model, [term], setting(batch_size=2))
+    draws = [draw for step in range(10) for draw in made._batch(0, step)]
+    assert [draw.epoch for draw in draws] == [i // 5 for i in range(20)]
+    assert list(made._all_draws(0, 10)) == draws
+
+
+def test_what_a_run_cost_is_booked_on_top_of_what_was_booked_before() -> None:
+    meter: Any = SimpleNamespace(seconds=2.0, forward_tokens=3, flops=4.0)
+    done = FitResult(seconds=1.0, forward_tokens=10, flops=100.0)
+    before = replace(done)
+    for _ in range(2):  # a meter counts from its start on
+        done.add(meter, before)
+        assert (done.seconds, done.forward_tokens, done.flops) == (3, 13, 104)
+    done.add(meter)
+    assert (done.seconds, done.forward_tokens, done.flops) == (5, 16, 108)
+
+
+def test_a_result_says_what_was_trained_read_and_used(make_model: Make, make_items: Items) -> None:
+    items, model = make_items([3, 2, 4]), make_model()
+    s = setting(epochs=1, batch_size=3, retain_floor=0.1)
+    outcome = fit(model, [Term(bind("objective", "nll"), items)], s, monitor=((), items))
+    assert outcome.trained == sum(p.numel() for p in model.parameters())
+    assert outcome.tokens == sum(len(item.ids) for item in items)
+    assert outcome.forward_tokens >= 2 * outcome.tokens  # before the first step, and at the check
+    assert outcome.flops > 0
+    assert outcome.peak_memory_bytes is None or outcome.peak_memory_bytes > 1e6
+
+
+def test_checks_look_at_the_first_items_and_hold_what_else_was_asked_for(
+    make_model: Make, make_items: Items, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "MONITORED", 2)
+    items, model = make_items([3, 2, 4]), make_model()
+    s = setting(max_steps=1, retain_floor=1e-9, forget_below=1e-9)
+    outcome = fit(
+        model, [Term(bind("objective", "nll"), items)], s, monitor=(items, items[::-1]), look=lambda: {"seen": 7.0}
+    )
+    [check] = outcome.history
+    assert (check["step"], check["seen"]) == (1, 7)
+    assert check["forget"] == pytest.approx(probability(model, items[:2]), rel=1e-5)
+    assert check["retain"] == pytest.approx(probability(model, items[:0:-1]), rel=1e-5)
+    unwatched = fit(make_model(), [Term(bind("objective", "nll"), items)], setting(max_steps=1), monitor=(items, items))
+    assert unwatched.history[0].keys() == {"step", "loss"}
+
+
+@pytest.mark.parametrize(("limits", "stops"), [((0.5, 0.0), True), ((0.4999, 0.0), False), ((0.0, 0.5), False)])
+def test_limits_are_met_at_the_limit_itself(
+    limits: tuple[float, float], stops: bool, make_model: Make, make_items: Items, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Forget items at .5 are low enough for .5; retain items at half of their start are enough for a floor of ½."""
+    items = make_items([2])
+    seen = iter([1.0, *[0.5] * 3]) if limits[1] else iter([0.5] * 3)
+    monkeypatch.setattr(loop, "mean_probability", lambda _: next(seen))
+    s = setting(max_steps=1, forget_below=limits[0], retain_floor=limits[1])
+    outcome = fit(make_model(), [Term(bind("objective", "nll"), items)], s, monitor=(items, items if limits[1] else ()))
+    assert outcome.stopped == ("forget items at 0.5000, asked for at most 0.5" if stops else "all steps taken")
+
+
+def test_what_ends_a_run_by_an_error_says_what_to_do(make_model: Make, terms: list[Term], tmp_path: Path) -> None:
+    fit(make_model(), terms, setting(), checkpoint=tmp_path / "a", plan_key="plan")
+    with pytest.raises(UserError) as told:
+        fit(make_model(), terms, setting(), checkpoint=tmp_path / "a", plan_key="another")
+    assert str(told.value).splitlines()[1].strip() == "repeat them, or add `overwrite`"
+    with pytest.raises(UserError) as told:
+        fit(make_model(), [Term(bind("objective", "ga"), terms[0].items)], setting(lr=1e30, epochs=50))
+    assert str(told.value).splitlines()[1].strip() == "lower `lr`, or add a retain term"
