@@ -37,7 +37,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "auditing/evidence": ("test_evidence",),
     "auditing/verdict": ("test_verdict",),
     "variants/variant": ("test_attacks", "test_variants"),
-    "variants/compress": ("test_fitting", "test_quantizers"),
+    "variants/compress": ("test_compress",),
     "model/logprobs": ("test_logprobs",),
     "training/loop": ("test_loop",),
     "training/interpolate": ("test_interpolate",),

@@ -20,11 +20,11 @@ from transformers import MixtralConfig, MixtralForCausalLM
 from stillknows.analysis.update_survival import tallies, total
 from stillknows.errors import UserError
 from stillknows.model.layers import linears
-from stillknows.registry import Bound, Plugin, plugins
+from stillknows.registry import plugins
 from stillknows.transforms.compression import codebooks, parts
 from stillknows.transforms.compression.codebooks import FP4, NF4
-from stillknows.variants import compress, fitting
-from stillknows.variants.compress import Quantized, compressed, parse_variant, quantize, weights
+from stillknows.variants import fitting
+from stillknows.variants.compress import Quantized, parse_variant, quantize, weights
 
 Make = Callable[..., Any]
 O, I = 6, 128  # noqa: E741
@@ -509,41 +509,6 @@ def test_a_format_that_does_not_suit_a_layer_names_it(model: Any) -> None:
     fitting.check(model, parse_variant("rtn:group=8"), "mine")
 
 
-SMALL = (
-    *("full", "bf16", "int8", "nf4", "rtn:group=8", "rtn:group=0:symmetric=false", "bf16+rtn:bits=4:group=8"),
-    *("fp8:scale=block", "hqq:group=8", "sparse", "sparse+nf4:double=true"),
-)
-
-
-@pytest.mark.parametrize("form", SMALL)
-@pytest.mark.parametrize("family", ["llama", "llama_tied", "gpt2"])
-def test_compressed_quantizes_and_restores_bit_by_bit(form: str, family: str, make_model: Make) -> None:
-    """Exactly the decoder's linear maps; nothing stays behind, also after an error."""
-    model, chain = make_model(family), parse_variant(form)
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    names = {f"{layer.name}.weight" for layer in linears(model)}
-
-    def look_and_fail() -> None:
-        for name, tensor in model.state_dict().items():
-            expected = before[name]
-            if name in names:
-                expected = quantize(expected.T, chain).values_OI.T if family == "gpt2" else quantize(expected, chain)[0]
-            assert torch.equal(tensor, expected), name
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt), compressed(model, chain):
-        look_and_fail()
-    for name, tensor in model.state_dict().items():
-        assert torch.equal(tensor, before[name]), name
-
-
-def test_compressed_restores_when_a_later_layer_cannot_be_quantized(model: Any) -> None:
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    with pytest.raises(UserError, match="groups of 16"), compressed(model, parse_variant("rtn:bits=2:group=16")):
-        pytest.fail("it ran")
-    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
-
-
 def test_the_decoders_linear_maps_and_nothing_else(make_model: Make) -> None:
     assert [layer.name.rpartition(".")[2] for layer in linears(make_model("llama"))] == [
         *("q_proj", "k_proj", "v_proj", "o_proj"),
@@ -562,41 +527,6 @@ def test_every_family_has_linear_maps_and_keeps_its_head(family_model: Any) -> N
     found = list(linears(family_model))
     assert len(found) >= 4
     assert all(layer.module is not family_model.get_output_embeddings() for layer in found)
-
-
-def test_conv1d_rows_are_its_outputs(make_model: Make) -> None:
-    """A format with one scale per output must follow each output's own largest weight, though GPT-2 stores [I, O]."""
-    model = make_model("gpt2")
-    layer = next(iter(linears(model)))
-    with torch.no_grad():
-        layer.read()[3] *= 100  # a view of the stored weight[:, 3]
-    others = [i for i in range(48) if i != 3]
-    with compressed(model, parse_variant("rtn:bits=4:group=0")):
-        compared = layer.read().clone()
-    error_O = (compared - layer.read()).abs().amax(1) / layer.read().abs().amax(1)
-    assert bool((error_O[others] < 1 / 13.9).all())
-    assert all(len(row.unique()) > 4 for row in compared)
-
-
-def test_a_chain_is_applied_from_left_to_right() -> None:
-    weight_OI = sample()
-    both = apply("bf16+rtn:bits=4", weight_OI)
-    second = apply("rtn:bits=4", weight_OI.bfloat16().float())
-    assert torch.equal(both.values_OI, second.values_OI)
-    assert torch.equal(both.codes_OI, second.codes_OI)
-    assert not torch.equal(both.values_OI, apply("rtn:bits=4+bf16", weight_OI).values_OI)
-    assert [link.spec for link in parse_variant("bf16+rtn:bits=4")] == ["bf16", "rtn:bits=4"]
-
-
-@pytest.mark.parametrize("need", [compress.WEIGHTS, compress.INPUTS, compress.CACHED])
-def test_a_link_that_is_a_format_of_nothing_is_refused(need: str) -> None:
-    """Were it skipped, the variant would be measured as if it were not there."""
-
-    def strange(prompt: str) -> None: ...
-
-    link = Bound(Plugin("quantizer", "strange", strange, "a paper", 1), {}, "strange")
-    with pytest.raises(UserError, match="strange is a format of nothing that is known here: it asks for prompt"):
-        compress.links_of((*parse_variant("nf4"), link), need)
 
 
 def test_surviving_update_by_hand(model: Any) -> None:
@@ -619,19 +549,6 @@ def test_surviving_update_by_hand(model: Any) -> None:
     assert (full.crossing, full.surviving) == (pytest.approx(2 / count), pytest.approx(1))
     same = total(tallies(model, weights(model), parse_variant("nf4")).values())
     assert (same.crossing, same.surviving, same.weights) == (0, None, count)
-
-
-@torch.no_grad()
-def test_layers_that_share_their_weights_are_quantized_once(make_model: Make) -> None:
-    """And are as before after it."""
-    model = make_model(layers=2)
-    first, second = (layer.mlp for layer in model.model.layers)
-    second.up_proj.weight = first.up_proj.weight
-    before = {key: value.clone() for key, value in model.state_dict().items()}
-    expected = quantize(first.up_proj.weight, parse_variant("rtn:bits=2:group=0:grid=paper")).values_OI
-    with compressed(model, parse_variant("rtn:bits=2:group=0:grid=paper")):
-        assert torch.equal(second.up_proj.weight, expected)
-    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
 @pytest.mark.parametrize("form", ["nf4", "bf16+int8", "gguf:Q4_0:pure=true"])
