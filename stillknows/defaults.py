@@ -1,7 +1,8 @@
 """What a command means when nothing is said: one place for the library and the command line. Imports nothing."""
 
-METHOD = "robust"
-LR = 1e-5
+METHOD = "exchange"  # of `unlearn`, where it is known what could be guessed
+TEXT_METHOD = "robust"  # where it is not: plain texts, and answers without others of their kind; and of `tune`
+LR = 1e-5  # where none is found on the model
 VARIANTS = "full,bf16,int8,nf4,fp4,int4"
 DEPLOYED = (  # what "deployed" stands for: how people run models; rtn:grid=full is compressed-tensors' int4
     *("full", "bf16", "fp8", "int8", "nf4", "fp4", "rtn:grid=full", "gptq", "awq", "hqq", "mxfp4", "nvfp4"),

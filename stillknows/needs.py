@@ -12,7 +12,7 @@ from stillknows.kinds import LEVELS, Kind, Level, PluginRole
 from stillknows.types import Observations
 
 TEACHERS = ("reference", "reinforced")  # the model before training; the same after more training on the forget items
-COMPANIONS = ("refusal", "alternative", "mismatched")  # other answers to an item's question
+COMPANIONS = ("refusal", "alternative", "mismatched", "exchanged")  # other answers to an item's question
 COMPANIONS_OR_OWN = ("", *COMPANIONS)
 PLAIN = ("mask", "targets")  # what an answer tells without a model: where its tokens are, and which
 OF_TERMS = ("forget_gradients", "retain_gradients")  # gradients of the method's own terms

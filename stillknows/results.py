@@ -171,7 +171,8 @@ class Unlearned:
         return target.model, target.tokenizer
 
     def __str__(self) -> str:
-        return f"{self.fit.steps} steps in {self.fit.seconds:.0f} s; {self.fit.stopped}"
+        told = f"{self.fit.steps} steps in {self.fit.seconds:.0f} s; {self.fit.stopped}"
+        return f"{told}\n{self.record['goal']['sentence']}" if "goal" in self.record else told
 
     def __fspath__(self) -> str:
         return str(self.path)

@@ -251,7 +251,7 @@ def test_json_is_one_document_and_progress_goes_elsewhere(
     monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
     ran = forgets(save_model("model"), tmp_path / "out", "--json")
     assert json.loads(ran.out) == json.loads((tmp_path / "out" / "run.json").read_text())
-    assert "unlearning robust: 3/3" in ran.err
+    assert "unlearning exchange: 3/3" in ran.err
     ran = judges(world.control, "--json")
     assert json.loads(ran.out) == json.loads((tmp_path / "audit" / "report.json").read_text())
     assert "observing original: 1/" in ran.err

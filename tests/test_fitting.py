@@ -94,8 +94,8 @@ def test_formats_without_groups_stay_as_they_are(widths: tuple[int, int]) -> Non
 
 
 @pytest.mark.parametrize("widths", WIDTHS)
-def test_the_default_method_rounds_to_formats_that_fit_every_model(widths: tuple[int, int]) -> None:
-    assert defaults.METHOD == "robust"
+def test_the_default_method_of_texts_rounds_to_formats_that_fit_every_model(widths: tuple[int, int]) -> None:
+    assert defaults.TEXT_METHOD == "robust"
     for spec in plugins("recipe")["robust"].options["formats"].split("|"):
         fitting.check(bare(*widths), parse_variant(spec), spec)
 

@@ -29,7 +29,7 @@ def tune(
     controls: Sequence[Model],
     search: Sequence[str],
     out: Folder,
-    method: str = defaults.METHOD,
+    method: str = defaults.TEXT_METHOD,
     variants: Specs = defaults.VARIANTS,
     metrics: Specs = defaults.METRICS,
     trials: int = 20,

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from stillknows import defaults
 from stillknows.api.inputs import (
     Folder,
     Items,
@@ -33,7 +32,7 @@ def unlearn(
     benchmark: Items,
     *,
     out: Folder | None = None,
-    method: str = defaults.METHOD,
+    method: str | None = None,
     data: Folder | None = None,
     template: str | None = None,
     refusals: Folder | Sequence[str] | None = None,
@@ -50,7 +49,7 @@ def unlearn(
 
     Args:
         out: folder for the checkpoint; None makes a temporary one, which is left to the system to remove.
-        method: objectives, steps and edits joined by "+": see `stillknows list methods`.
+        method: objectives, steps and edits joined by "+": see `stillknows list methods`; None chooses one.
         data: folder with the benchmark's files, instead of the hub.
         template: frame of a question with "{prompt}", or "chat" for the tokenizer's own.
         refusals: answers that give nothing away, or a text file of them, in the place of the benchmark's.
@@ -58,17 +57,21 @@ def unlearn(
         after: folder of an earlier run on `model`, to unlearn more from where it ended.
         resume: continue an interrupted run; the result is the same.
         settings: see `training.settings.Settings` (`lr`, `epochs`, `max_steps`, `batch_size`, `seed`, …).
+            Without `lr` a learning rate is found on the model; without `epochs` and `max_steps` training ends when the
+            answers score no more than guesses do, and what is kept stays.
     """
     from stillknows.auditing.findings import out_of_reach_words
     from stillknows.auditing.verdict import out_of_reach
+    from stillknows.unlearning import choices
     from stillknows.unlearning import unlearn as unlearning
 
+    given = {name: value for name, value in settings.items() if value is not None}
+    settings_of(given)
     asked = benchmark_of(benchmark, data=data, template=template, refusals=refusals)
     config = unlearning.UnlearnConfig(
         model_folder(model),
         asked,
-        method,
-        settings_of(settings),
+        *choices.choose(asked, method, given),
         long_items,
         device,
         allow_pickle,

@@ -45,10 +45,10 @@ def unlearn(
     model: o.Model,
     benchmark: o.Benchmark,
     out: o.Out,
-    method: o.Method = defaults.METHOD,
-    lr: o.LearningRate = defaults.LR,
+    method: o.ChosenMethod = None,
+    lr: o.LearningRate = None,
     weights: o.WeightStorage = "float32",
-    epochs: o.Epochs = 10.0,
+    epochs: o.Epochs = None,
     max_steps: o.Steps = None,
     batch_size: o.BatchSize = 16,
     retain_batch_size: o.RetainBatchSize = None,
@@ -73,7 +73,9 @@ def unlearn(
 ) -> None:
     """Remove the forget split's knowledge from a model and write a new checkpoint.
 
-    Writes a normal safetensors checkpoint and run.json, which holds everything needed to repeat the run.
+    Without --lr a learning rate is found on the model; without --epochs and --steps training ends when the answers
+    score no more than guesses do and what is kept stays. Writes a normal safetensors checkpoint and run.json, which
+    holds everything needed to repeat the run.
     """
     import stillknows as sk
 
@@ -102,7 +104,7 @@ def tune(
     controls: o.OneControl,
     search: o.Search,
     out: o.Out,
-    method: o.Method = defaults.METHOD,
+    method: o.Method = defaults.TEXT_METHOD,
     variants: o.Variants = defaults.VARIANTS,
     metrics: o.Metrics = defaults.METRICS,
     trials: o.Trials = 20,

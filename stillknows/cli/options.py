@@ -79,7 +79,12 @@ LongItems: TypeAlias = Annotated[
 Method: TypeAlias = Annotated[
     str, Option(help="Objectives, steps and edits, joined by `+`: see `stillknows list methods`.")
 ]
-LearningRate: TypeAlias = Annotated[float, Option(help="Learning rate of AdamW.")]
+ChosenMethod: TypeAlias = Annotated[
+    str | None, Option(help="Objectives, steps and edits, joined by `+`: see `stillknows list methods`.")
+]
+LearningRate: TypeAlias = Annotated[
+    float | None, Option(help="Learning rate of AdamW; without it one is found on the model.")
+]
 WeightStorage: TypeAlias = Annotated[
     Literal["float32", "bfloat16", "stochastic", "compensated"],
     Option(
@@ -90,7 +95,9 @@ WeightStorage: TypeAlias = Annotated[
         "published, can come undone in 4 bits.",
     ),
 ]
-Epochs: TypeAlias = Annotated[float, Option(help="Passes over the forget set.")]
+Epochs: TypeAlias = Annotated[
+    float | None, Option(help="Passes over the forget set; without it until forgotten, where that can be seen.")
+]
 Steps: TypeAlias = Annotated[int | None, Option("--steps", help="Most steps to take.")]
 BatchSize: TypeAlias = Annotated[int, Option(help="Items per step to forget, and to retain.")]
 RetainBatchSize: TypeAlias = Annotated[int | None, Option(help="Items per step to retain, if not as many.")]

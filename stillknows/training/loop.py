@@ -75,6 +75,7 @@ def fit(
     start: Callable[[nn.Module], None] | None = None,
     monitor: tuple[Sequence[EncodedAnswer], Sequence[EncodedAnswer]] = ((), ()),
     look: Callable[[], Mapping[str, float]] | None = None,
+    enough: Callable[[Mapping[str, float]], str] | None = None,
     checkpoint: Path | None = None,
     plan_key: str = "",
     label: str = "training",
@@ -88,6 +89,7 @@ def fit(
         start: changes the weights after the teachers were asked and before the first step.
         monitor: the forget and retain items that early stopping watches.
         look: measures what else the history is to hold of the model at each check.
+        enough: says of what a check saw why the run should end there, "" where it should go on.
         checkpoint: file to save progress to and to resume from; a resumed run ends with the same weights, bit by bit.
         plan_key: identifies the run; a checkpoint of another plan is refused.
 
@@ -105,7 +107,7 @@ def fit(
             while loop.done.steps < total:
                 loss = loop.step(total)
                 checking = loop.done.steps % settings.check_every == 0 or loop.done.steps == total
-                if checking and loop.check(loss, look):
+                if checking and loop.check(loss, look, enough):
                     break
                 loop.done.add(meter, before)
                 if checking and checkpoint is not None and time.perf_counter() - saved >= settings.save_seconds:
@@ -170,8 +172,9 @@ class _Loop:
         size = min(wanted, count)
         places = range((step - stage.first) * size, (step - stage.first + 1) * size)
         seeds = ((self.settings.seed * MIX + k) * MIX + p // count for p in places)
+        in_rounds, turn = self.settings.schedule == "rounds", step // self.settings.round_steps
         return [
-            Draw(stage.pool[_shuffled(count, seed)[p % count]], p // count)
+            Draw(stage.pool[_shuffled(count, seed)[p % count]], turn if in_rounds else p // count)
             for p, seed in zip(places, seeds, strict=True)
         ]
 
@@ -187,7 +190,7 @@ class _Loop:
         if not math.isfinite(loss):
             raise UserError(f"the loss is {loss} at step {step + 1}", "lower `lr`, or add a retain term")
         nn.utils.clip_grad_norm_(self.parameters.values(), settings.clip)
-        self.optimizer.param_groups[0]["lr"] = settings.lr * _rate(settings, step, total)
+        self.optimizer.param_groups[0]["lr"] = settings.rate(step, total)
         self.optimizer.step()
         self.storage.keep(step)
         self.pipeline.hold()
@@ -226,7 +229,12 @@ class _Loop:
         term = Term(bind("objective", "nll"), scrambled(list(items), self.model.config, self.settings.seed))
         return term, Inputs(self.model, self.layer, term, {}, ())
 
-    def check(self, loss: float, look: Callable[[], Mapping[str, float]] | None = None) -> bool:
+    def check(
+        self,
+        loss: float,
+        look: Callable[[], Mapping[str, float]] | None = None,
+        enough: Callable[[Mapping[str, float]], str] | None = None,
+    ) -> bool:
         """Look at the monitored items; return True when the run should end here."""
         settings, seen = self.settings, {"step": float(self.done.steps), "loss": loss, **(look() if look else {})}
         if self.retain and settings.retain_floor:
@@ -244,7 +252,9 @@ class _Loop:
             self.done.stopped = f"forget items at {seen['forget']:.4f}, asked for at most {settings.forget_below:g}"
             return True
         self._keep()
-        return False
+        reason = enough(seen) if enough else ""
+        self.done.stopped = reason or self.done.stopped
+        return bool(reason)
 
     def _keep(self) -> None:
         if self.settings.retain_floor:
@@ -285,9 +295,3 @@ class _Loop:
 @lru_cache(maxsize=64)
 def _shuffled(count: int, seed: int) -> list[int]:
     return torch.randperm(count, generator=torch.Generator().manual_seed(seed % 2**63)).tolist()
-
-
-def _rate(settings: Settings, step: int, total: int) -> float:
-    if step < settings.warmup:
-        return (step + 1) / settings.warmup
-    return 1.0 if settings.schedule == "constant" else (total - step) / max(1, total - settings.warmup)

@@ -20,7 +20,8 @@ from stillknows.registry import Bound
 
 
 class Draw(NamedTuple):
-    """An item in a batch. epoch: how often the term's items have been passed through before."""
+    """An item in a batch. epoch: how often the term's items have been passed through before, or
+    which round it is."""
 
     item: int
     epoch: int
@@ -110,14 +111,21 @@ class Inputs:
             here = [need for need in here if need.name not in found]
             if not here:
                 continue
-            states = answer_states(self.model, items, _block(self.model, self.number))
-            self.tokens += sum(len(item.ids) for item in items)
+            states = self._states(here, items)
             for need in here:
                 teacher = self.teachers.get(need.teacher)
                 found[need.name] = (
                     teacher.value(need.field, items, states, self.layer) if teacher else self._own(need, states)
                 )
         return found
+
+    def _states(self, needs: Sequence[InputSpec], items: Sequence[EncodedAnswer]) -> AnswerStates:
+        """Run the model over the items; where teachers alone are asked, and not compared with it, only lay them out."""
+        if all(need.teacher and need.field != "kl" for need in needs):
+            places, targets_T = answer_tokens(items, next(self.model.parameters()).device)
+            return AnswerStates(torch.empty(0, device=targets_T.device), targets_T, places)
+        self.tokens += sum(len(item.ids) for item in items)
+        return answer_states(self.model, items, _block(self.model, self.number))
 
     def _plain(self, needs: Sequence[InputSpec], items: Sequence[EncodedAnswer]) -> dict[str, Tensor]:
         places, targets_T = answer_tokens(items, next(self.model.parameters()).device)

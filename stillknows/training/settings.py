@@ -9,6 +9,7 @@ from typing import Literal
 from stillknows.errors import UserError
 from stillknows.training.weight_rounding import WeightStorage
 
+LEAST_RATE = 1e-5  # where a ramp of the learning rate begins
 MOST_STEPS = 1_000_000  # published runs take thousands; what each step draws is known before the first
 
 
@@ -16,8 +17,9 @@ MOST_STEPS = 1_000_000  # published runs take thousands; what each step draws is
 class Settings:
     """How to optimise.
 
-    lr: the optimizer's learning rate; `warmup` steps rise to it linearly, after them it is constant or falls to 0
-        linearly.
+    lr: the optimizer's learning rate; `warmup` steps rise to it linearly, after them it is constant, falls to 0
+        linearly ("linear"), does so anew in every `round_steps` steps ("rounds"), or rises to it from LEAST_RATE,
+        step by step by the same factor ("ramp").
     epochs, max_steps: passes over the leading term's items, or steps; the smaller bound counts.
     batch_size: items per step of the leading term, and of each other term unless `retain_batch_size` is given.
     accumulate: split a step's items into that many forward passes; the result is the same.
@@ -39,7 +41,8 @@ class Settings:
     weights: WeightStorage = "float32"
     seed: int = 0
     warmup: int = 0
-    schedule: Literal["constant", "linear"] = "constant"
+    schedule: Literal["constant", "linear", "rounds", "ramp"] = "constant"
+    round_steps: int = 40
     clip: float = 1.0
     beta2: float = 0.999
     forget_below: float = 0.0
@@ -52,7 +55,7 @@ class Settings:
         _require(0 < self.lr < math.inf, "lr", self.lr, "a rate above 0 and finite")
         for name in ("epochs", "clip"):
             _require(0 < getattr(self, name) < math.inf, name, getattr(self, name), "above 0 and finite")
-        for name in ("batch_size", "accumulate", "check_every"):
+        for name in ("batch_size", "accumulate", "check_every", "round_steps"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         _require(self.max_steps is None or self.max_steps >= 1, "max_steps", self.max_steps, "at least 1")
         small = self.retain_batch_size
@@ -72,6 +75,18 @@ class Settings:
                 "lower `epochs`, or set `max_steps`",
             )
         return math.ceil(steps)
+
+    def rate(self, step: int, total: int) -> float:
+        """Return the learning rate of a step, counted from 0, of a run of `total` steps."""
+        if step < self.warmup:
+            return self.lr * (step + 1) / self.warmup
+        if self.schedule == "linear":
+            return self.lr * (total - step) / max(1, total - self.warmup)
+        if self.schedule == "rounds":
+            return self.lr * (1 - (step % self.round_steps) / self.round_steps)
+        if self.schedule == "ramp":
+            return self.lr * (LEAST_RATE / self.lr) ** (1 - (step + 1) / total)
+        return self.lr
 
 
 def _require(good: bool, name: str, value: object, range_: str) -> None:

@@ -12,6 +12,9 @@ from stillknows.lazy import nn
 from stillknows.model.encoding import EncodedAnswer, encode
 from stillknows.model.generate import end_tokens, generate, sampled
 from stillknows.model.layers import output_layer
+from stillknows.types import Example
+from stillknows.unlearning import exchanged_answers, frames
+from stillknows.unlearning.frames import Frame
 
 CHOICES = 5  # answers of a kind to each question
 ATTEMPTS = 8  # rounds of sampling before a question without a usable alternative is given up
@@ -33,6 +36,12 @@ class Answering:
             prompt, template = first_half(item.example.answer), "{prompt}"
         examples = [replace(item.example, prompt=prompt, answer=text) for text in texts]
         return tuple(encode(examples, self.tokenizer, template, self.context))
+
+    def framed(self, example: Example, text: str, frame: Frame) -> EncodedAnswer:
+        """Return an example's question in a frame, with an answer."""
+        prompt, template = frame(example.prompt, self.template)
+        asked = replace(example, prompt=prompt, answer=text)
+        return encode([asked], self.tokenizer, template, self.context)[0]
 
     def choice(self, number: int) -> random.Random:
         """Return the source of an item's random choices."""
@@ -59,7 +68,8 @@ def check(
             f"{benchmark} has plain texts, and {' and '.join(asking)} answers belong to questions",
             "choose a method that needs no other answers, such as npo + kl, or refusals only, such as idk",
         )
-    if "mismatched" in wanted and len({item.example.answer for item in (*items, *_questions(others))}) < 2:
+    values = {item.example.answer for item in (*items, *_questions(others))}
+    if wanted & {"mismatched", "exchanged"} and len(values) < 2:
         raise UserError(f"{benchmark} has one answer only, so no answer of another question", "add questions")
 
 
@@ -88,6 +98,36 @@ def mismatched(
 
 def _questions(items: Sequence[EncodedAnswer]) -> list[EncodedAnswer]:
     return [item for item in items if item.example.prompt]
+
+
+def exchanged(
+    items: Sequence[EncodedAnswer], others: Sequence[EncodedAnswer], count: int, how: Answering
+) -> list[tuple[EncodedAnswer, ...]]:
+    """Return for each item `count` answers that could as well have been true, every second one in another frame.
+
+    Args:
+        others: kept items, whose answers may take the place of an item's own.
+    """
+    texts = exchanged_answers.draws(
+        [i.example for i in items], [i.example for i in _questions(others)], count, how.seed
+    )
+    for item, drawn in zip(items, texts, strict=True):
+        if not drawn:
+            raise UserError(
+                f"item {item.example.id!r}: every answer of the benchmark is true of it or a part of it",
+                "add items with other answers to what is kept, or choose a method without exchanged answers: npo + nll",
+            )
+    return [_in_frames(item, drawn, i, how) for i, (item, drawn) in enumerate(zip(items, texts, strict=True))]
+
+
+def _in_frames(item: EncodedAnswer, texts: Sequence[str], number: int, how: Answering) -> tuple[EncodedAnswer, ...]:
+    """Return an item's question with these answers, every second one in a frame other than its own."""
+    forms = [form for form in frames.TRAINED if frames.changes(form, item.example.prompt, how.template)]
+    found = []
+    for place, text in enumerate(texts):
+        framed = forms[(number + place // 2) % len(forms)] if place % 2 and forms else frames.as_asked
+        found.append(how.framed(item.example, text, framed))
+    return tuple(found)
 
 
 def alternatives(model: nn.Module, items: Sequence[EncodedAnswer], how: Answering) -> list[tuple[EncodedAnswer, ...]]:

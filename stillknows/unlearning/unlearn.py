@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,17 +16,14 @@ from stillknows.model.encoding import EncodedAnswer, LongItems, encode_split, wi
 from stillknows.model.finding import local_folders
 from stillknows.model.layers import layer_number, matching
 from stillknows.model.ref import LoadOptions, ModelRef
-from stillknows.model.saving import require_finite_result
-from stillknows.progress import warn
+from stillknows.progress import log, warn
 from stillknows.store import RECORD, digest, locked, require_new, require_outside
 from stillknows.training import step_pipeline
-from stillknows.training.cost import CostMeter, peak_memory
-from stillknows.training.finetune import finetune
-from stillknows.training.loop import FitResult, fit
-from stillknows.training.objective_inputs import Term
+from stillknows.training.loop import FitResult
 from stillknows.training.settings import Settings
-from stillknows.types import Benchmark, Role, Split
-from stillknows.unlearning import alternative_answers, method, sequence
+from stillknows.types import Benchmark, Example, Role, Split
+from stillknows.unlearning import alternative_answers, goal, method, sequence
+from stillknows.unlearning.execution import Work, carry_out, companions_of
 from stillknows.unlearning.method import Method
 from stillknows.variants.compress import parse_variant
 from stillknows.variants.fitting import check_fixed
@@ -37,12 +34,19 @@ CHECKPOINT = "checkpoint.safetensors"
 @dataclass(frozen=True)
 class UnlearnConfig:
     """What to unlearn and how. `model` is a local folder or a hub name; a request may follow another, whose run is in
-    the folder `after`: it then starts from that run's checkpoint, and `model` is what the first request began with."""
+    the folder `after`: it then starts from that run's checkpoint, and `model` is what the first request began with.
+
+    find_rate: the learning rate is found by a range test on the model, and that of `settings` is not used.
+    until_forgotten: the run ends when its goal is met (see goal.py), and the number of steps of `settings` is not used;
+        neighbours are retained like the retain split.
+    """
 
     model: str
     benchmark: Benchmark
     method: str
     settings: Settings
+    find_rate: bool = False
+    until_forgotten: bool = False
     long_items: LongItems = "error"
     device: str = "cpu"
     allow_pickle: bool = False
@@ -91,14 +95,10 @@ def _require_free(request: UnlearnConfig, out: Path, overwrite: bool, resume: bo
 class _Prepared(NamedTuple):
     """Everything that a run needs besides the weights. It starts from `source`; the first request did from `base`."""
 
-    method: Method
     base: ModelRef
     source: ModelRef
     earlier: sequence.RequestHistory
-    answering: alternative_answers.Answering
-    forget: list[EncodedAnswer]
-    retain: list[EncodedAnswer]
-    refusals: tuple[str, ...]  # none where the method does not train with them
+    work: Work
 
 
 def _prepare(request: UnlearnConfig, chosen: Method) -> _Prepared:
@@ -108,27 +108,38 @@ def _prepare(request: UnlearnConfig, chosen: Method) -> _Prepared:
     skeleton = copy.deepcopy(source.skeleton)  # adapters change it
     _check_names(chosen, skeleton)
     tokenizer, context, vocabulary = source.tokenizer, source.context_length, source.vocabulary_size
-    forget, retain = (
-        []
-        if split is None
-        else [
-            asked.answer
-            for asked in encode_split(split, tokenizer, benchmark.template, context, request.long_items, vocabulary)
-        ]
-        for split in (_split(benchmark, "forget"), _split(benchmark, "retain"))
-    )
+
+    def encoded(role: Role) -> list[EncodedAnswer]:
+        split = _split(benchmark, role)
+        how = (tokenizer, benchmark.template, context, request.long_items, vocabulary)
+        return [] if split is None else [asked.answer for asked in encode_split(split, *how)]
+
+    forget, retain = encoded("forget"), encoded("retain")
+    if request.until_forgotten:
+        goal.require_questions(forget, benchmark.spec)
     for kind, items in (("forget", forget), ("retain", retain)):
-        alternative_answers.check(items, _companions(chosen, kind), retain, benchmark.spec)
+        alternative_answers.check(items, companions_of(chosen, kind), retain, benchmark.spec)
     step_pipeline.check(chosen.step_plugins, skeleton, len(forget))
     answering = alternative_answers.Answering(tokenizer, benchmark.template, context, request.settings.seed)
-    return _Prepared(
-        chosen, base, source, earlier, answering, without_end(forget), retain, _refusals(benchmark, chosen)
-    )
+    if request.until_forgotten:  # it keeps neighbours too, so it trains on them
+        retain += encoded("neighbour")
+    settings = goal.settings_for(request.settings) if request.until_forgotten else request.settings
+    forget, refusals = without_end(forget), _refusals(benchmark, chosen)
+    wordings = _other_wordings(benchmark, forget) if request.until_forgotten else None
+    work = Work(chosen, answering, settings, request.find_rate, wordings, forget, retain, refusals)
+    return _Prepared(base, source, earlier, work)
+
+
+def _other_wordings(benchmark: Benchmark, forget: Sequence[EncodedAnswer]) -> list[list[Example]]:
+    """Return the questions of the splits to forget that are not trained on, by split."""
+    trained = {item.example.prompt for item in forget}
+    splits = [split.examples for split in benchmark.splits if split.role == "forget"]
+    return [found for examples in splits if (found := [e for e in examples if e.prompt and e.prompt not in trained])]
 
 
 def _refusals(benchmark: Benchmark, chosen: Method) -> tuple[str, ...]:
     """Return the refusals that a method trains with: the benchmark's, or the built-in ones, which is told."""
-    if "refusal" not in _companions(chosen, "forget") | _companions(chosen, "retain"):
+    if "refusal" not in companions_of(chosen, "forget") | companions_of(chosen, "retain"):
         return ()
     if not benchmark.refusals:
         count = len(defaults.REFUSALS)
@@ -149,12 +160,6 @@ def _start(request: UnlearnConfig) -> tuple[ModelRef, ModelRef, sequence.Request
         earlier = sequence.follow(request.after, original, base.name)
     earlier.require_compatible(request.benchmark)
     return base.check(), source.check(), earlier
-
-
-def _companions(chosen: Method, role: str) -> frozenset[str]:
-    found = (replace(chosen, terms=(term,)).companions for term in chosen.terms if term.plugin.role == role)
-    edits = {"refusal"} if role == "forget" and chosen.needs("refusals") else ()
-    return frozenset(edits).union(*found)
 
 
 def _check_names(chosen: Method, skeleton: nn.Module) -> None:
@@ -196,87 +201,32 @@ def _split(benchmark: Benchmark, role: Role) -> Split | None:
 
 
 def _run(request: UnlearnConfig, prepared: _Prepared, out: Path, checkpoint: Path, resume: bool) -> dict[str, Any]:
-    chosen, settings = prepared.method, request.settings
+    work, settings = prepared.work, prepared.work.settings
     target = prepared.source.load()
+    log(f"unlearning {request.model} by {request.method}")
     if not resume:
         checkpoint.unlink(missing_ok=True)
     plan = {
         "model": target.fingerprint,
-        "method": [part.identity for part in chosen.parts],
+        "method": [part.identity for part in work.method.parts],
         "settings": asdict(settings) | {"save_seconds": 0},
-        "items": digest([[(item.ids, item.start) for item in items] for items in (prepared.forget, prepared.retain)]),
+        "items": digest([[(item.ids, item.start) for item in items] for items in (work.forget, work.retain)]),
     }
-    if prepared.refusals:
-        plan["refusals"] = digest(prepared.refusals)
+    if work.refusals:
+        plan["refusals"] = digest(work.refusals)
     dtype = torch.float32 if settings.weights == "float32" else torch.bfloat16
     before = parameters.checksums(target.model, dtype)
-    outcome = _train(request, prepared, target.model, checkpoint, digest(plan))
+    if request.find_rate or request.until_forgotten:
+        plan["found"] = [request.find_rate, request.until_forgotten]
+    outcome, choice = carry_out(work, target.model, checkpoint, digest(plan))
     if parameters.checksums(target.model, dtype) == before:
         warn("nothing was unlearned: no weight differs from the model's; raise `lr`, or set more steps")
-    items = [*prepared.forget, *prepared.retain]
-    record = _record(request, plan, outcome, truncated=sum(item.truncated for item in items))
+    items = [*work.forget, *work.retain]
+    record = _record(request, plan, outcome, truncated=sum(item.truncated for item in items)) | choice
     record["request"] = prepared.earlier.record(request.benchmark, outcome)
-    written = run_record.save(target.model, prepared.answering.tokenizer, out, record, dtype)
+    written = run_record.save(target.model, work.answering.tokenizer, out, record, dtype)
     checkpoint.unlink(missing_ok=True)
     return written
-
-
-def _train(request: UnlearnConfig, prepared: _Prepared, model: nn.Module, checkpoint: Path, plan_key: str) -> FitResult:
-    """Change the model in place, as the method says, and return what was done and what all of it cost."""
-    chosen, settings = prepared.method, request.settings
-    given: dict[str, Any] = {"model": model, "forget": prepared.forget, "retain": prepared.retain, "settings": settings}
-    outcome = FitResult(stopped="no loss to descend")
-    with CostMeter(model) as preparing:
-        terms = _terms(request, prepared, model)
-        if chosen.needs("original"):
-            given["original"] = parameters.copies(model)
-        if chosen.needs("reinforced"):
-            given["reinforced"] = _reinforced(model, prepared.forget, settings)
-        if chosen.needs("refusals"):
-            given["refusals"] = alternative_answers.refusals(prepared.forget, prepared.refusals, prepared.answering)
-    if terms:
-        outcome = fit(
-            model,
-            terms,
-            settings,
-            step_plugins=chosen.step_plugins,
-            teachers={name: given[name] for name in ("reinforced",) if name in given},
-            monitor=(prepared.forget, prepared.retain),
-            checkpoint=checkpoint,
-            plan_key=plan_key,
-            label=f"unlearning {request.method}",
-        )
-        require_finite_result(model)
-    with CostMeter(model) as editing:
-        for edit in chosen.edits:
-            edit(**{name: given[name] for name in edit.plugin.needs})
-    outcome.add(preparing)
-    outcome.add(editing)
-    outcome.peak_memory_bytes = peak_memory(next(model.parameters()).device)
-    return outcome
-
-
-def _terms(request: UnlearnConfig, prepared: _Prepared, model: nn.Module) -> list[Term]:
-    """Pair each objective with its items and the other answers that it needs."""
-    how = prepared.answering
-    items = {"forget": prepared.forget, "retain": prepared.retain}
-    makers: dict[str, Callable[[list[EncodedAnswer]], list[tuple[EncodedAnswer, ...]]]] = {
-        "refusal": lambda found: alternative_answers.refusals(found, prepared.refusals, how),
-        "mismatched": lambda found: alternative_answers.mismatched(found, prepared.retain, how),
-        "alternative": lambda found: alternative_answers.alternatives(model, found, how),
-    }
-    others = {
-        role: {name: makers[name](found) for name in _companions(prepared.method, role)}
-        for role, found in items.items()
-    }
-    return [Term(term, items[role], others[role]) for term in prepared.method.terms if (role := str(term.plugin.role))]
-
-
-def _reinforced(model: nn.Module, forget: list[EncodedAnswer], settings: Settings) -> nn.Module:
-    """Return a copy of the model that was trained further on the forget items, with the run's own settings."""
-    copy_ = copy.deepcopy(model)
-    finetune(copy_, forget, settings, label="training a reinforced model")
-    return copy_
 
 
 def _record(request: UnlearnConfig, plan: dict[str, Any], outcome: FitResult, truncated: int) -> dict[str, Any]:
@@ -287,7 +237,6 @@ def _record(request: UnlearnConfig, plan: dict[str, Any], outcome: FitResult, tr
         "benchmark": request.benchmark.spec,
         "method": request.method,
         "plan": plan,
-        "settings": asdict(request.settings),
         "fit": outcome.to_json(),
         "truncated_items": truncated,
         "versions": run_record.versions(),

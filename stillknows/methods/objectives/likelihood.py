@@ -96,6 +96,22 @@ def mismatch(mismatched_log_probs: Tensor, mismatched_mask: Tensor, *, weight: f
     return -weight * mismatched_log_probs.sum(1) / mismatched_mask.sum(1)
 
 
+@register("objective", role="forget", source="this project; nearest published: arXiv 2310.02238, 2409.13474")
+def exchanged(exchanged_log_probs: Tensor, exchanged_mask: Tensor, *, weight: float = 1.0) -> Tensor:
+    """Learn an answer that could as well have been true: ℓ_mean of a value of the same kind, in nats ≥ 0.
+
+    The values are those of other entities of the benchmark, and made-up numbers; each pass over the items, or each
+    round, draws others (see unlearning/exchanged_answers.py), so that the true answer becomes one among many. Every
+    second is asked for in another frame (question mark, case, template). The end of the answer is learned too.
+
+    Args:
+        exchanged_log_probs: ln p of the other answer's tokens, [B, A], 0 outside its mask.
+        exchanged_mask: true at the other answer's tokens, [B, A].
+        weight: factor γ of the term.
+    """
+    return -weight * exchanged_log_probs.sum(1) / exchanged_mask.sum(1)
+
+
 @register("objective", role="forget", source="arXiv 2410.11143 (FLAT)")
 def flat(
     log_probs: Tensor,

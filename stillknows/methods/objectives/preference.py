@@ -107,6 +107,35 @@ def altpo(
     return 2 * weight * _preference(winner_B - log_probs.sum(1) + reference_log_probs.sum(1), beta)
 
 
+@register(
+    "objective", role="forget", source="this project; form of arXiv 2410.07163 (SimNPO), its margin from placebos"
+)
+def to_guess(
+    log_probs: Tensor,
+    mask: Tensor,
+    reference_exchanged_log_probs: Tensor,
+    exchanged_mask: Tensor,
+    *,
+    beta: Annotated[float, Limits(0, above=True)] = 2.0,
+    weight: float = 1.0,
+) -> Tensor:
+    """Push an answer down to what a guess scores, and no further: (2/β)·softplus(β(ln p̄(f) − ln p̄_ref(e))), in nats.
+
+    e is an answer that could as well have been true, another one in each pass or round, and ln p̄ the mean over an
+    answer's tokens. Flat where the model finds the true answer less likely than it found e before unlearning.
+
+    Args:
+        log_probs: ln p of the true tokens, [B, A], 0 outside the mask.
+        mask: true at answer tokens, [B, A].
+        reference_exchanged_log_probs: ln p of the other answer's tokens under the model before unlearning.
+        exchanged_mask: true at the other answer's tokens, [B, A].
+        beta: how sharp the bend is, > 0.
+        weight: factor γ of the term.
+    """
+    guess_B = reference_exchanged_log_probs.sum(1) / exchanged_mask.sum(1)
+    return 2 * weight * _preference(guess_B - log_probs.sum(1) / mask.sum(1), beta)
+
+
 @register("objective", role="retain", source="arXiv 2410.08109 (AP)")
 def ap(
     log_probs: Tensor,

@@ -33,3 +33,24 @@ def robust(
     """
     forget = f"npo:beta={beta} + ste(formats={formats}) + sam:rho={rho}"
     return f"{forget} + nll:weight={alpha} + kl:weight={alpha} + equal_retain:floor={floor}"
+
+
+@register("recipe", source="this project; parts from arXiv 2310.02238, 2410.07163, 2406.09179")
+def exchange(
+    *,
+    suppress: Annotated[float, Limits(0)] = 0.3,
+    alpha: Annotated[float, Limits(0)] = 1.0,
+    floor: Annotated[float, Limits(0, 1, above=True)] = 0.95,
+) -> str:
+    """Make the true answer one among many: other answers of its kind are learned, and it is pushed down to a guess.
+
+    Each round of training draws for every fact another value that could as well have been true, so that the truth
+    becomes one of the values that were learned once; a second term lowers it to what such a value scored before. What
+    is left looks like a guess: neither above nor far below other values.
+
+    Args:
+        suppress: weight of the second term, ≥ 0; 0 leaves the truth to the exchange alone.
+        alpha: weight of the retain term.
+        floor: share of the retain items' answer probability that must stay, above 0 and up to 1.
+    """
+    return f"exchanged + to_guess:weight={suppress} + nll:weight={alpha} + equal_retain:floor={floor}"

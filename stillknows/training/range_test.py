@@ -1,0 +1,82 @@
+"""A learning rate found on the model itself: how large steps may be before what must stay suffers.
+
+A range test (Smith, arXiv 1506.01186): one short run in which the rate rises from step to step, on the method's own
+terms. The weights are put back afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from stillknows.lazy import nn
+from stillknows.model.encoding import EncodedAnswer
+from stillknows.model.forward import mean_probability, score_items
+from stillknows.model.layers import output_layer
+from stillknows.model.parameters import restored
+from stillknows.training.cost import CostMeter
+from stillknows.training.loop import fit
+from stillknows.training.objective_inputs import Term
+from stillknows.training.settings import LEAST_RATE, Settings
+
+LARGEST_RATE = 1e-1
+PER_DECADE = 6  # steps in which the rate rises tenfold
+STEPS = 4 * PER_DECADE
+WATCHED = 64  # items to retain that are looked at after every step
+SUFFERS = 0.9  # of their score at the start: below it a rate is too large for a run
+MARGIN = 2.0  # by which the rate of a run lies below the first one that is too large
+
+
+class RangeTest(NamedTuple):
+    """The rate that a run may begin with, what was seen at each rate that was tried, and what it cost.
+
+    trials: pairs of a rate and the share of the retain score that was left after a step with it, 0..1 or more.
+    """
+
+    lr: float
+    trials: tuple[tuple[float, float], ...]
+    seconds: float
+    tokens: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as a run's record holds it."""
+        return self._asdict()
+
+
+def range_test(
+    model: nn.Module, terms: Sequence[Term], settings: Settings, retain: Sequence[EncodedAnswer], **how: Any
+) -> RangeTest:
+    """Return the largest learning rate that leaves the retain score as it is, with a margin; the weights stay.
+
+    One run of STEPS steps in which the rate rises from LEAST_RATE to LARGEST_RATE ends at the first rate after which
+    less than SUFFERS of the retain items' mean answer probability is left; the result is MARGIN times smaller than it.
+
+    Args:
+        terms: as of `fit`; `settings`: of the run to come, of which batch sizes and seed are taken.
+        retain: items that must stay; without any the loss alone ends the test, which finds larger rates.
+        how: further arguments of `fit`, such as `step_plugins` and `teachers`.
+    """
+    watched = retain[:: max(1, len(retain) // WATCHED)][:WATCHED]
+    layer = output_layer(model)
+
+    def score() -> float:
+        return mean_probability(score_items(model, layer, watched, with_distribution=())) if watched else 1.0
+
+    start = score()
+
+    def look() -> Mapping[str, float]:
+        return {"kept": score() / start if start else 1.0}
+
+    def enough(seen: Mapping[str, float]) -> str:
+        return "" if seen["kept"] >= SUFFERS else "the retain score suffers"
+
+    ramp = replace(
+        settings, lr=LARGEST_RATE, schedule="ramp", warmup=0, max_steps=STEPS, epochs=1e9, check_every=1,
+        forget_below=0.0, retain_floor=0.0,
+    )  # fmt: skip
+    with restored(model), CostMeter(model) as meter:
+        done = fit(model, terms, ramp, look=look, enough=enough, label="trying learning rates", **how)
+    rates = [LEAST_RATE * (LARGEST_RATE / LEAST_RATE) ** ((k + 1) / STEPS) for k in range(STEPS)]
+    trials = tuple((rate, seen["kept"]) for rate, seen in zip(rates, done.history, strict=False))
+    return RangeTest(trials[-1][0] / MARGIN, trials, meter.seconds, meter.tokens)
