@@ -36,7 +36,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "scoring": ("test_evidence", "test_metrics"),
     "auditing/evidence": ("test_evidence",),
     "auditing/verdict": ("test_verdict",),
-    "variants/variant": ("test_attacks", "test_variants"),
+    "variants/variant": ("test_variant",),
     "variants/compress": ("test_compress",),
     "model/logprobs": ("test_logprobs",),
     "training/loop": ("test_loop",),

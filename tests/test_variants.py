@@ -31,65 +31,6 @@ LEFT_OUT = ["rtn:grid=full", "gptq", "awq", "hqq", "mxfp4", "nvfp4"]  # of a mod
 Run = Callable[..., Any]
 
 
-# What the word stands for
-
-
-@pytest.mark.parametrize(
-    ("variants", "expected", "named"),
-    [
-        ("deployed", FORMATS, []),
-        (" deployed , int4", [*FORMATS, "int4"], ["int4"]),
-        ("int4,deployed", ["full", "int4", *FORMATS[1:]], ["int4"]),
-        ("nf4,deployed,deployed,nf4", ["full", "nf4", *(f for f in FORMATS[1:] if f != "nf4")], ["nf4"]),
-        ("bf16,deployed,full", FORMATS, ["bf16", "full"]),
-        ("int4,bf16", ["int4", "bf16"], ["int4", "bf16"]),
-    ],
-)
-def test_deployed_stands_for_its_formats(variants: str, expected: list[str], named: list[str]) -> None:
-    found_named, chains = plan.expand(variants)
-    assert list(chains) == expected
-    assert found_named == set(named)
-
-
-def test_a_default_that_is_typed_out_is_as_one_that_is_left_out() -> None:
-    """Nothing of it was named: what a model does not allow is left out instead of being refused."""
-    for given in (defaults.VARIANTS, defaults.VARIANTS.replace(",", " , "), defaults.VARIANTS.split(",")):
-        found = plan.expand(given)
-        assert (found[0], list(found[1])) == (frozenset(), defaults.VARIANTS.split(","))
-
-
-def test_a_list_without_variants_is_refused() -> None:
-    for given in ("", []):
-        with pytest.raises(UserError, match="no variant is named\n  name one in `variants`, such as full"):
-            plan.expand(given)
-
-
-def test_a_format_in_other_words_is_not_measured_twice() -> None:
-    _, chains = plan.expand("deployed,gguf,rtn:group=128:grid=full,awq:clip=false")
-    missing = {"gguf:Q4_K_M", "rtn:grid=full"}
-    assert list(chains) == [
-        *(name for name in FORMATS if name not in missing),
-        *("gguf", "rtn:group=128:grid=full", "awq:clip=false"),
-    ]
-
-
-def test_every_deployed_format_is_another() -> None:
-    chains = [compress.parse_variant(spec) for spec in defaults.DEPLOYED]
-    assert len({chain[0].identity for chain in chains}) == len(defaults.DEPLOYED) == 19
-
-
-@pytest.mark.parametrize("variants", ["deployd", "bf16+deployed", "deployed,"])
-def test_the_word_stands_alone_in_a_list(variants: str) -> None:
-    with pytest.raises(UserError, match="no transform named"):
-        plan.expand(variants)
-
-
-@pytest.mark.parametrize(("word", "meant"), [("relern", "relearn"), ("frames", "frame"), ("int44", "int4")])
-def test_a_misspelt_variant_is_told_the_nearest_format_or_attack(word: str, meant: str) -> None:
-    with pytest.raises(UserError, match=f"no transform named '{word}'; did you mean '{meant}'\\?"):
-        plan.expand(f"full,{word}(x=1)+int8")
-
-
 # What is left out
 
 
