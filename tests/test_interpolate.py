@@ -62,6 +62,14 @@ def test_calibrating_keeps_the_score_and_no_more(make_model: Make) -> None:
     torch.testing.assert_close(model.lm_head.weight, original.lm_head.weight + alpha)
 
 
+def test_states_in_another_type_are_mixed_in_the_models(make_model: Make) -> None:
+    model, halves = make_model(), {name: p.bfloat16() for name, p in parameters.copies(make_model()).items()}
+    interpolate.mix(model, halves, {name: p + 1 for name, p in halves.items()}, 0.25)
+    for name, p in model.named_parameters():
+        assert p.dtype == torch.float32
+        torch.testing.assert_close(p, 0.75 * halves[name].float() + 0.25 * (halves[name] + 1).float())
+
+
 def test_shares_are_looked_for_from_1_downwards_in_sixteenths_and_by_halving_the_last_step() -> None:
     asked = []
 

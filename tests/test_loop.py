@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -591,3 +592,57 @@ def test_what_ends_a_run_by_an_error_says_what_to_do(make_model: Make, terms: li
     with pytest.raises(UserError) as told:
         fit(make_model(), [Term(bind("objective", "ga"), terms[0].items)], setting(lr=1e30, epochs=50))
     assert str(told.value).splitlines()[1].strip() == "lower `lr`, or add a retain term"
+
+
+def test_progress_starts_where_a_run_was_resumed_and_moves_a_step_at_a_time(
+    make_model: Make, terms: list[Term], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[Any] = []
+
+    @contextlib.contextmanager
+    def progress(label: str, total: int) -> Iterator[Callable[..., None]]:
+        told.append((label, total))
+        yield lambda *given: told.append(given)
+
+    monkeypatch.setattr(loop, "progress", progress)
+    given: dict[str, Any] = {"checkpoint": tmp_path / "a", "label": "unlearning"}
+    first = fit(make_model(), terms, setting(max_steps=2, check_every=1), **given)
+    assert told == [
+        ("unlearning", 2),
+        (0,),
+        *((1, f"loss {seen['loss']:.3f}") for seen in first.history),
+    ]
+    told.clear()
+    fit(make_model(), terms, setting(max_steps=3, check_every=1), **given)
+    assert told[:2] == [("unlearning", 3), (2,)]
+    assert len(told) == 3
+
+
+def test_a_resumed_run_adds_to_what_it_had_cost(make_model: Make, terms: list[Term], tmp_path: Path) -> None:
+    path, model = tmp_path / "a", make_model()
+    first = fit(model, terms, setting(max_steps=2), checkpoint=path)
+    again = fit(make_model(), terms, setting(max_steps=4), checkpoint=path)
+    whole = fit(make_model(), terms, setting(max_steps=4))
+    assert first.trained == again.trained == sum(p.numel() for p in model.parameters())
+    assert first.tokens < again.tokens == whole.tokens
+    assert again.forward_tokens > whole.forward_tokens > first.forward_tokens - 1  # the teachers are asked again
+    assert again.flops > first.flops
+    assert again.seconds > 0
+
+
+def test_of_a_curriculum_every_batch_is_whole_and_counts_from_its_own_start(model: Any, make_items: Items) -> None:
+    terms = [Term(bind("objective", "ga"), make_items([2] * 6)), Term(bind("objective", "nll"), make_items([2] * 4))]
+    made = loop._Loop(model, terms, setting(batch_size=2, epochs=2), step_plugins=[bind("step", "layered:folds=2")])
+    batches = [[made._batch(k, step) for step in range(6)] for k in (0, 1)]
+    assert [len(batch) for found in batches for batch in found] == [2] * 12
+    assert [batch[0].epoch for batch in batches[0]] == [0, 0, 1, 0, 0, 0]
+
+
+def test_companions_of_a_gradient_over_all_items_are_the_first_ones(make_model: Make, make_items: Items) -> None:
+    items, refusals = make_items([3, 2]), [[item] for item in make_items([3, 3], seed=7)]
+    more = [[*own, *make_items([2], seed=9)] for own in refusals]
+    found = []
+    for companions in (refusals, [[own[i % 2] for i in range(k, k + 2)] for k, own in enumerate(more)]):
+        terms = [Term(bind("objective", "dpo"), items, {"refusal": companions})]
+        found.append(loop._Loop(make_model(), terms, setting(batch_size=2))._whole_gradients("forget"))
+    close(found[1], found[0])

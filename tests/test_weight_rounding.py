@@ -147,3 +147,14 @@ def test_small_steps_add_up_in_compensated_storage_as_in_float32() -> None:
     assert torch.equal(kept["bfloat16"], start["p"])
     assert bool(((kept["compensated"] - kept["float32"]).abs() <= 0.55 * spacing).all())
     assert float((kept["compensated"] != start["p"]).float().mean()) == 1
+
+
+@pytest.mark.parametrize("how", STORAGES)
+def test_what_is_owed_is_kept_in_bfloat16_and_by_compensated_storage_alone(how: WeightStorage) -> None:
+    weights = {"p": torch.full((3,), 1.001)}
+    storage = Storage(weights, how, 0)
+    for step in range(2):
+        assert storage.rest.keys() == ({"p"} if how == "compensated" else set())
+        assert all(rest.dtype == torch.bfloat16 for rest in storage.rest.values())
+        weights["p"].add_(0.001)
+        storage.keep(step)
