@@ -33,7 +33,7 @@ KILLED, ALIVE = (1, 3, 24, 36, 152, 255, -24, -11), (0, 5, 33)
 TESTS: dict[str, tuple[str, ...]] = {
     "stats": ("test_stats",),
     "likelihood": ("test_likelihood", "test_metrics"),
-    "scoring": ("test_evidence", "test_metrics"),
+    "scoring": ("test_scoring",),
     "auditing/evidence": ("test_evidence",),
     "auditing/verdict": ("test_verdict",),
     "variants/variant": ("test_variant",),

@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 
 from stillknows import scoring
-from stillknows.errors import UserError
-from stillknows.registry import Bound, Plugin, bind, plugins
+from stillknows.registry import Plugin, bind, plugins
 from stillknows.types import Floats, Observations
 
 METRICS = list(plugins("metric", "example").values())
@@ -354,40 +353,3 @@ def test_answer_probability_equals_the_published_tofu_logs(shared: Path, model: 
         found = bind("metric", "answer_probability")(log_probs=tokens)
         expected = [math.exp(-log["avg_gt_loss"][i]) for i in items]
         assert found.tolist() == pytest.approx(expected, rel=1e-5)
-
-
-# Metrics of others
-
-
-def mine(function: Any) -> Bound:
-    return Bound(Plugin("metric", "mine", function, "", 1), {}, "mine")
-
-
-@pytest.mark.parametrize(
-    "given",
-    [None, "high", 0.5, np.zeros((5, 5)), np.zeros(4), [[0.0]] * 5],
-    ids=["nothing", "text", "number", "table", "too few", "column"],
-)
-def test_scores_that_are_not_one_number_for_each_example_are_refused(given: Any) -> None:
-    with pytest.raises(UserError, match="the metric mine does not give one number for each of 5 examples"):
-        scoring.score(mine(lambda hits: given), observations())
-
-
-@pytest.mark.parametrize("value", [-0.1, 1.1, math.inf, -math.inf])
-def test_knowledge_outside_its_range_is_refused(value: float) -> None:
-    with pytest.raises(UserError, match=r"the metric mine gives knowledge outside 0\.\.1"):
-        scoring.score(mine(lambda hits: [0, 1, 0.5, NAN, value]), observations())
-
-
-def test_a_metric_cannot_change_what_the_next_one_reads() -> None:
-    seen = observations()
-
-    def erases(hits: Any, wrong_log_probs: Any, ends: Any) -> Any:
-        for array in (ends, *hits, *(row for rows in wrong_log_probs for row in rows)):
-            with pytest.raises(ValueError, match="read-only"):
-                array[...] = 0
-        return ends.astype(float)
-
-    assert scoring.score(mine(erases), seen).tolist() == [1, 1, 1, 0, 1]
-    assert seen.hits
-    assert seen.hits[0].flags.writeable
