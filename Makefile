@@ -20,8 +20,8 @@ oracles: $(ORACLES)/.ready  ## formats against the libraries that they are named
 	$(ORACLES)/bin/python -W ignore -c 'import hqq, llmcompressor, torchao'
 	$(ORACLES)/bin/python -m pytest -W default -m oracle
 
-mutants: $(MUTANTS)/.ready  ## docs/testing.md: whether the tests notice small faults, about an hour
-	$(MUTANTS)/bin/python -m perf.mutants --write
+mutants: $(MUTANTS)/.ready  ## docs/testing.md: whether the tests notice small faults, about an hour; MODULES=stats: of one
+	$(MUTANTS)/bin/python -m perf.mutants $(MODULES) --write
 
 lint: $(READY)  ## style and types
 	$(BIN)/ruff check .

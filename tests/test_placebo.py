@@ -258,6 +258,13 @@ def test_power_is_measured_with_the_originals_score() -> None:
     assert placebo_test(scores(values)).facts[0].found is None
 
 
+def test_what_controls_guess_as_well_is_not_found_by_the_originals_score() -> None:
+    """The original knows two facts; the controls tell the one of them apart as well as it does."""
+    original, control = planted(guesses(3), 2, 7), planted(guesses(2), 2)
+    test = placebo_test(scores(guesses(1)), [scores(control)], scores(original))
+    assert (test.facts[2].found, test.facts[7].found) == (False, True)
+
+
 @pytest.mark.parametrize(
     "change",
     [
