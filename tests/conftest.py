@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +14,8 @@ import pytest
 os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+from stillknows.training.settings import Settings
 
 WORDS = [
     "what",
@@ -55,6 +58,13 @@ SIZES = {
     "max_position_embeddings": 32,
 }
 TEACHING = {"lr": 5e-3, "epochs": 1000, "max_steps": 150, "batch_size": 64, "warmup": 5, "schedule": "linear"}
+
+
+@dataclass(frozen=True)
+class SettingsThatSave(Settings):
+    """Settings under which a checkpoint is saved at every check."""
+
+    save_seconds: float = 0
 
 
 def build_config(family: str, vocabulary: int, hidden: int, layers: int) -> Any:

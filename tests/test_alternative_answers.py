@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from stillknows import defaults
-from stillknows.cli.terminal import chosen_benchmark
+from stillknows.api.inputs import benchmark_of
 from stillknows.errors import UserError
 from stillknows.experiments import tiny_models
 from stillknows.model.encoding import EncodedAnswer, encode
@@ -275,11 +275,11 @@ def test_methods_with_refusals_run_where_the_benchmark_brings_none(
 
 def test_refusals_of_the_command_line_stand_before_the_benchmarks(mine: Callable[..., str], tmp_path: Path) -> None:
     (tmp_path / "own.txt").write_text("a b\n")
-    benchmark = chosen_benchmark(mine("\n".join(REFUSALS)), None, None, tmp_path / "own.txt")
+    benchmark = benchmark_of(mine("\n".join(REFUSALS)), refusals=tmp_path / "own.txt")
     assert benchmark.refusals == ("a b",)
     (tmp_path / "own.txt").write_text("a b\na b\n")
     with pytest.raises(UserError, match="holds 'a b' twice"):
-        chosen_benchmark(mine(), None, None, tmp_path / "own.txt")
+        benchmark_of(mine(), refusals=tmp_path / "own.txt")
 
 
 def test_scrambled_answers_hold_other_tokens_at_half_of_their_places(make_items: Callable, model: Any) -> None:

@@ -13,12 +13,12 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from conftest import SettingsThatSave
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BertConfig, BertForMaskedLM, T5Config, T5ForConditionalGeneration
 
@@ -29,10 +29,10 @@ from stillknows.errors import UserError
 from stillknows.experiments import tiny_models
 from stillknows.model import layers, loading, modelfiles, run_record
 from stillknows.model.ref import ModelRef
-from stillknows.training import loop, objective_inputs, settings
+from stillknows.training import loop, objective_inputs
 from stillknows.training.settings import Settings
 from stillknows.types import Benchmark, Example, Role, Split
-from stillknows.unlearning import unlearn
+from stillknows.unlearning import choices, execution, unlearn
 
 Case = Callable[..., Any]
 FORGET = [("where is Ada", "Paris"), ("what is the colour of the dog", "red")]
@@ -53,14 +53,18 @@ def snapshot(folder: Path) -> dict[str, str]:
     }
 
 
-def refused(ran: Any, *words: str, fix: bool = True) -> None:
-    """Check that a command ended in one message that says what is wrong (and what to type)."""
+def refused(ran: Any, *words: str, fix: bool = True, begun: bool = False) -> None:
+    """Check that a command ended in one message that says what is wrong (and what to type).
+
+    Nothing stands before it, unless work had `begun` and the log tells of it.
+    """
     assert ran.code == 2, ran
     assert ran.out == ""
-    assert ran.err.startswith("stillknows: ")
-    assert ran.err.count("stillknows: ") == 1
+    log, _, message = ran.err.partition("stillknows: ")
+    assert bool(log) == begun, ran.err
+    assert "stillknows: " not in message
     assert "Traceback" not in ran.err
-    assert len(ran.err.strip().splitlines()) == 1 + fix, ran.err
+    assert len(message.strip().splitlines()) == 1 + fix, ran.err
     for word in words:
         assert word in ran.err
 
@@ -529,7 +533,7 @@ def teach(folder: Path, items: Sequence[tuple[str, str]]) -> None:
     template = "Question: {prompt}\nAnswer:"
     encoded = encode([Example(q, q, a, q) for q, a in items], subject.tokenizer, template, 64)
     term = objective_inputs.Term(bind("objective", "nll"), encoded)
-    loop.fit(subject.model, [term], settings.Settings(lr=0.02, max_steps=40))
+    loop.fit(subject.model, [term], Settings(lr=0.02, max_steps=40))
     subject.model.save_pretrained(folder)
 
 
@@ -543,7 +547,7 @@ UNLEARN_OPTIONS: Mapping[str, tuple[list[object], list[str]]] = {
     "a wrapper alone": (["--method", "sure"], ["has no forget objective, which 'sure' goes with", "known: ", " ga,"]),
     "an edit and a wrapper": (["--method", "task_vector + sure"], ["has no forget objective"]),
     "empty term": (["--method", "npo + "], ["no method named ''"]),
-    "two adapters": (["--method", "npo + kl + lora + lora:rank=2"], ["two of kind adapter: lora and lora"]),
+    "two adapters": (["--method", "npo + kl + lora + lora:rank=2"], ["two of role adapter: lora and lora"]),
     "adapter and mask by names": (["--method", "npo + lora + only"], ["do not go together", "chooses its layers"]),
     "nothing to combine": (["--method", "npo + gru"], ["there is no retain term", "add a retain term"]),
     "no such layer names": (["--method", "npo + lora:names=*mlpp*"], ["no linear map is called '*mlpp*'"]),
@@ -627,15 +631,15 @@ def test_a_beta_that_npo_cannot_use_is_refused(save_model: Case, run_unlearn: Ca
 
 
 AUDIT_OPTIONS: Mapping[str, tuple[list[object], list[str]]] = {
-    "unknown variant": (["--variants", "full,int88"], ["no format or attack named 'int88'", "did you mean 'int8'?"]),
-    "empty variant": (["--variants", "full,"], ["no format or attack named ''"]),
+    "unknown variant": (["--variants", "full,int88"], ["no transform named 'int88'", "did you mean 'int8'?"]),
+    "empty variant": (["--variants", "full,"], ["no transform named ''"]),
     "unknown option": (["--variants", "rtn:bit=4"], ["no option 'bit' of rtn; did you mean 'bits'?"]),
     "wrong type": (["--variants", "rtn:bits=four"], ["rtn:bits=four is not of type int"]),
     "too many bits": (["--variants", "full,rtn:bits=9:group=8"], ["rtn:bits=9 is out of range", "at most 8"]),
     "group": (["--variants", "full,rtn:group=5"], ["layer model.layers.0", "groups of 5 do not divide", "group=0"]),
     "unknown metric": (["--metrics", "rouge"], ["no metric named 'rouge'", "did you mean 'rouge_l'?"]),
     "no gate": (["--metrics", "answer_probability"], ["needs the metric 'extraction_strength'", "--metrics"]),
-    "unknown figure": (["--figures", "forget_qualty"], ["no figure named", "did you mean 'forget_quality'?"]),
+    "unknown figure": (["--figures", "forget_qualty"], ["no model metric named", "did you mean 'forget_quality'?"]),
     "limit of no tasks": (["--task-limit", 3], ["no general task is named", "add --tasks"]),
     "folder of no tasks": (["--task-folder", "."], ["no general task is named", "add --tasks"]),
     "limit of nothing": (["--tasks", "mmlu", "--task-limit", 0], ["'--task-limit': Input should be greater", "--help"]),
@@ -657,9 +661,13 @@ def test_bad_options_of_audit(name: str, save_model: Case, run_audit: Case, no_l
     refused(ran, *words, fix=len(ran.err.strip().splitlines()) - 1)
 
 
-@pytest.mark.parametrize("command", [["unlearn"], ["audit", "x"], ["report"], ["list", "things"], ["nonsense"]])
+@pytest.mark.parametrize("command", [["unlearn"], ["audit", "x"], ["report"], ["nonsense"]])
 def test_incomplete_commands_say_where_help_is(command: list[str], cli: Case) -> None:
     refused(cli(*command), "--help")
+
+
+def test_what_cannot_be_listed_names_what_can(cli: Case) -> None:
+    refused(cli("list", "things"), "known: attacks, benchmarks, ", "stillknows list")
 
 
 def test_a_refusal_is_json_too(cli: Case, tmp_path: Path) -> None:
@@ -784,7 +792,7 @@ def test_a_full_disk_keeps_the_earlier_result(
 
     monkeypatch.setattr(run_record, "write_sealed", full)
     again = run_unlearn(model, "--method", "npo + kl", "--overwrite")
-    refused(again, "the disk is full; nothing was half-written", "free some")
+    refused(again, "the disk is full; nothing was half-written", "free some", begun=True)
     assert snapshot(tmp_path) == before
 
 
@@ -816,7 +824,7 @@ def test_a_disk_that_is_really_full(leave: int, small_disk: Path, save_model: Ca
     fill(small_disk, leave)
     before = snapshot(small_disk)
     again = run_unlearn(model, "--method", "npo + kl", "--overwrite", out=out)
-    refused(again, "the disk is full", "free some space")
+    refused(again, "the disk is full", "free some space", begun=True)
     assert snapshot(small_disk) == before
 
 
@@ -868,11 +876,11 @@ def test_out_of_memory(
         raise error
 
     if place == "fit":
-        monkeypatch.setattr(unlearn, "fit", fail)
+        monkeypatch.setattr(execution, "fit", fail)
     else:
         monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", fail)
     untouched()
-    refused(run_unlearn(model), "out of memory", "--batch-size")
+    refused(run_unlearn(model), "out of memory", "--batch-size", begun=place == "fit")
 
 
 def test_a_fault_of_the_program_is_not_hidden(
@@ -881,7 +889,7 @@ def test_a_fault_of_the_program_is_not_hidden(
     def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(unlearn, "fit", fail)
+    monkeypatch.setattr(execution, "fit", fail)
     model = save_model("model")
     with pytest.raises(RuntimeError, match="a bug"):
         run_unlearn(model)
@@ -890,7 +898,7 @@ def test_a_fault_of_the_program_is_not_hidden(
 def test_weights_that_blow_up_in_training_are_not_saved(save_model: Case, run_unlearn: Case, untouched: Case) -> None:
     model = save_model("model")
     untouched()
-    refused(run_unlearn(model, "--lr", 1e38, "--steps", 1), "the result: the weights", "lower --lr")
+    refused(run_unlearn(model, "--lr", 1e38, "--steps", 1), "the result: the weights", "lower --lr", begun=True)
 
 
 # When the user stops it
@@ -899,7 +907,7 @@ def test_weights_that_blow_up_in_training_are_not_saved(save_model: Case, run_un
 @pytest.fixture
 def save_always(monkeypatch: pytest.MonkeyPatch) -> None:
     """Save a checkpoint at every check."""
-    monkeypatch.setattr(settings, "Settings", partial(settings.Settings, save_seconds=0))
+    monkeypatch.setattr(choices, "Settings", SettingsThatSave)
 
 
 @pytest.mark.parametrize("weights", ["float32", "stochastic"])
@@ -926,7 +934,8 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(
     assert [p.name for p in out.iterdir() if p.name != store.LOCK] == [unlearn.CHECKPOINT]
     refused(cli("unlearn", model, *options, "--out", out), "exists already", "--resume")
     other = [*options, "--seed", 5]
-    refused(cli("unlearn", model, *other, "--out", out, "--resume"), "belongs to a run with other settings")
+    resumed = cli("unlearn", model, *other, "--out", out, "--resume")
+    refused(resumed, "belongs to a run with other settings", begun=True)
     refused(cli("unlearn", tmp_path / "none", *options, "--out", out, "--overwrite"), "no folder")
     assert (out / unlearn.CHECKPOINT).is_file()
 

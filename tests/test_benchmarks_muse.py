@@ -209,7 +209,7 @@ def test_every_missing_file_is_named_at_once(folder: Path) -> None:
     assert str(error.value) == (
         f"MUSE news needs files that are missing in {folder}: "
         "raw/forget.txt, knowmem/retain_qa.json, privleak/holdout.json\n"
-        "  give a folder with MUSE news's files as --data"
+        "  give a folder with MUSE news's files as `data`"
     )
 
 

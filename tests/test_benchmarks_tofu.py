@@ -172,7 +172,7 @@ def test_every_missing_file_is_named_at_once(tmp_path: Path) -> None:
         make(f"tofu:data={tmp_path}")
     assert str(error.value) == (
         f"TOFU needs files that are missing in {tmp_path}: forget10.json, retain90.json\n"
-        "  give a folder with TOFU's files as --data"
+        "  give a folder with TOFU's files as `data`"
     )
 
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from conftest import SettingsThatSave
 
 from stillknows.errors import UserError
-from stillknows.training import loop, settings
+from stillknows.training import loop
 from stillknows.training.checkpoint import open_checkpoint, write_checkpoint
-from stillknows.unlearning import unlearn
+from stillknows.unlearning import choices, unlearn
 
 Case = Callable[..., Any]
 DAMAGES = 300  # of each kind
@@ -98,7 +98,8 @@ def test_resuming_from_a_damaged_checkpoint_is_one_message(
         (tmp_path / f"{name}.jsonl").write_text(json.dumps({"question": question, "answer": answer}) + "\n")
     data = f"jsonl:forget={tmp_path / 'f.jsonl'},retain={tmp_path / 'r.jsonl'}"
     out = tmp_path / "out"
-    command = ["unlearn", save_model("model"), "--benchmark", data, "--steps", 4, "--check-every", 1, "--out", out]
+    command = ["unlearn", save_model("model"), "--benchmark", data, "--lr", 1e-3]
+    command += ["--steps", 4, "--check-every", 1, "--out", out]
     step = loop._Loop.step
 
     def interrupted(self: loop._Loop, total: int) -> float:
@@ -107,7 +108,7 @@ def test_resuming_from_a_damaged_checkpoint_is_one_message(
         return step(self, total)
 
     with monkeypatch.context() as patch:
-        patch.setattr(settings, "Settings", partial(settings.Settings, save_seconds=0))
+        patch.setattr(choices, "Settings", SettingsThatSave)
         patch.setattr(loop._Loop, "step", interrupted)
         assert cli(*command).code == 130
     path = out / unlearn.CHECKPOINT

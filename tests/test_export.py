@@ -737,9 +737,9 @@ def test_words_of_the_command(source: Path, cli: Case, tmp_path: Path) -> None:
 
 
 def test_the_choices_of_an_option_are_listed(cli: Case) -> None:
-    found = {entry["name"]: entry for entry in json.loads(cli("list", "quantizers", "--json").out)["quantizers"]}
+    found = {entry["name"]: entry for entry in json.loads(cli("list", "formats", "--json").out)["formats"]}
     files = found["gguf"]["choices"]["file"]
     assert len(files) == 14
     assert {"Q2_K", "Q4_K_M", "Q8_0"} <= set(files)
     assert found["nf4"]["choices"] == {}
-    assert f"      file: {', '.join(files)}" in cli("list", "quantizers").out
+    assert f"      file: {', '.join(files)}" in cli("list", "formats").out

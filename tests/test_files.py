@@ -188,5 +188,5 @@ def test_all_missing_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError) as error:
         located("X", wanted, repository="o/r", data=str(tmp_path), optional=("z",))
     assert str(error.value) == (
-        f"X needs files that are missing in {tmp_path}: a.json, b.json\n  give a folder with X's files as --data"
+        f"X needs files that are missing in {tmp_path}: a.json, b.json\n  give a folder with X's files as `data`"
     )

@@ -23,6 +23,7 @@ from stillknows.errors import UserError
 from stillknows.model.encoding import encode
 from stillknows.model.forward import score_items
 from stillknows.model.layers import output_layer
+from stillknows.progress import shown
 from stillknows.types import Example, Interval
 from stillknows.variants.compress import compressed, parse_variant
 
@@ -310,7 +311,8 @@ def test_what_was_cut_is_said_once(
 ) -> None:
     long = [{"question": f"{who} is " * 40, "label": 0} for who in ("dog", "cat")]
     write("long", long, **ASK, doc_to_target="label", metric_list=[RIGHT])
-    harness.measure(model, tokenizer, harness.load(["long"], include=folder))
+    with shown():
+        harness.measure(model, tokenizer, harness.load(["long"], include=folder))
     out, err = capsys.readouterr()
     assert out == ""
     assert err.count("\n") == 1

@@ -104,7 +104,14 @@ def write_report(folder: Path, variant: str) -> None:
     files = {m: folder / "observations" / m / store.slug(variant) / "forget.npz" for m in ("npo", CONTROL)}
     seen = {model: load_observations(file) for model, file in files.items()}
     subject = {"path": "", "fingerprint": "", "verdict": "UNDECIDED", "findings": [], "cells": []}
-    subject |= {"run": None, "quantized": None, "suppression": None, "leaks": [], "variants": {variant: "UNDECIDED"}}
+    subject |= {
+        "run": None,
+        "quantized": None,
+        "defence": None,
+        "facts": None,
+        "leaks": [],
+        "variants": {variant: "UNDECIDED"},
+    }
     digests = {model: {variant: {"forget": observations_digest(found)}} for model, found in seen.items() if found}
     content = {
         "schema_version": SCHEMA_VERSION,
@@ -116,6 +123,7 @@ def write_report(folder: Path, variant: str) -> None:
         "left_out": [],
         "out_of_reach": [],
         "metrics": ["answer_probability"],
+        "placebos": {},
         "policy": {"tolerance": 0.1, "utility_floor": 0.9, "alpha": 0.05, "gates": ["answer_probability"]},
         "subjects": [subject | {"name": model, "observations": digest} for model, digest in digests.items()],
         "repeat": {"command": "", "versions": {}},

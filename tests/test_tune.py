@@ -74,7 +74,7 @@ def test_a_search_forgets_keeps_and_goes_on_where_it_was(
     """A rate that changes nothing is beaten; a finished search grows; its trials are the same bits again."""
     base = ["tune", world.original, "--control", world.control, "--benchmark", WORLD, "--variants", "full,rtn:group=32"]
     base += ["--metrics", "answer_probability,extraction_strength", "--method", METHOD, "--epochs", 12]
-    base += ["--search", "lr=1e-4..1e-2", "--search", "nll.weight=0.5|2", "--retain-floor", 0.5, "--json"]
+    base += ["--search", "lr=1e-4..1e-2", "--search", "nll.weight=0.5|2", "--least-retained", 0.5, "--json"]
     out = tmp_path / "tune"
     first = json.loads(cli(*base, "--trials", 2, "--out", out).out)
     ran: list[str] = []

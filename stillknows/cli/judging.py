@@ -71,9 +71,11 @@ def report(folder: o.Folder, as_json: o.Json = False) -> None:
     """Show the report of an audit again, and write its pages anew."""
     import stillknows as sk
     from stillknows.reporting.markdown import markdown
+    from stillknows.store import locked
 
-    found = sk.load_report(folder)
-    found.save(folder)
+    with locked(folder):
+        found = sk.load_report(folder)
+        found.save(folder)
     show(found.to_json(), as_json, markdown(found.data), f"open {folder / 'report.html'}")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from stillknows.errors import UserError
 from stillknows.lazy import nn
-from stillknows.model.encoding import EncodedAnswer, encode
+from stillknows.model.encoding import EncodedAnswer, LongItems, encode
 from stillknows.model.generate import end_tokens, generate, sampled
 from stillknows.model.layers import output_layer
 from stillknows.types import Example
@@ -28,6 +28,7 @@ class Answering:
     template: str
     context: int
     seed: int
+    long_items: LongItems = "error"
 
     def answers(self, item: EncodedAnswer, texts: Sequence[str]) -> tuple[EncodedAnswer, ...]:
         """Return an item's question with other answers; a plain text's first half stands in the place of a question."""
@@ -35,13 +36,13 @@ class Answering:
         if not prompt:
             prompt, template = first_half(item.example.answer), "{prompt}"
         examples = [replace(item.example, prompt=prompt, answer=text) for text in texts]
-        return tuple(encode(examples, self.tokenizer, template, self.context))
+        return tuple(encode(examples, self.tokenizer, template, self.context, self.long_items))
 
     def framed(self, example: Example, text: str, frame: Frame) -> EncodedAnswer:
         """Return an example's question in a frame, with an answer."""
         prompt, template = frame(example.prompt, self.template)
         asked = replace(example, prompt=prompt, answer=text)
-        return encode([asked], self.tokenizer, template, self.context)[0]
+        return encode([asked], self.tokenizer, template, self.context, self.long_items)[0]
 
     def choice(self, number: int) -> random.Random:
         """Return the source of an item's random choices."""

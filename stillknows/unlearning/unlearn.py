@@ -120,7 +120,9 @@ def _prepare(request: UnlearnConfig, chosen: Method) -> _Prepared:
     for kind, items in (("forget", forget), ("retain", retain)):
         alternative_answers.check(items, companions_of(chosen, kind), retain, benchmark.spec)
     step_pipeline.check(chosen.step_plugins, skeleton, len(forget))
-    answering = alternative_answers.Answering(tokenizer, benchmark.template, context, request.settings.seed)
+    answering = alternative_answers.Answering(
+        tokenizer, benchmark.template, context, request.settings.seed, request.long_items
+    )
     if request.until_forgotten:  # it keeps neighbours too, so it trains on them
         retain += encoded("neighbour")
     settings = goal.settings_for(request.settings) if request.until_forgotten else request.settings
