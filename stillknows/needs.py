@@ -39,6 +39,7 @@ def _form(*required: str, optional: Collection[str] = (), levels: tuple[Level, .
     return Needs(frozenset(required), frozenset(optional), levels)
 
 
+OF_ATTACKS = ("taught", "asked", "retain", "random", "original", "sibling")  # what one on the model is given besides
 OBSERVED = tuple(field.name for field in fields(Observations))
 OBJECTIVE = (
     _form(
@@ -72,13 +73,18 @@ NEEDS: Mapping[tuple[Kind, PluginRole | None], tuple[Needs, ...]] = {
         *ROUNDED,
         _form("split", "template", optional=("benchmark",), levels=("prompt",)),
         _form("decoding", levels=("decoding",)),
-        _form("model", optional=("taught",), levels=("weights", "activations")),
+        _form("model", optional=OF_ATTACKS, levels=("weights", "activations", "logits")),
     ),
     ("metric", "example"): (_form(optional=_names(("", "reference"), OBSERVED)),),
     ("metric", "model"): (_form("subject", "control"),),
     ("benchmark", None): (_form(),),
 }
-OPTIONS = {"hidden": "layer", "hessian_II": "calibration", "magnitudes_I": "calibration"}  # that a need comes with
+OPTIONS = {
+    "sibling": "checkpoint",
+    "hidden": "layer",
+    "hessian_II": "calibration",
+    "magnitudes_I": "calibration",
+}  # that a need comes with
 
 
 def matched(who: str, forms: Sequence[Needs], needs: Collection[str]) -> Needs:

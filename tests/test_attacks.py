@@ -27,9 +27,13 @@ from stillknows.stats import LEVEL, binomial_bounds
 from stillknows.types import CONTROL, FULL, ORIGINAL, Benchmark, Decoding, Example, Observations, Split
 from stillknows.variants import compress
 from stillknows.variants.compress import Quantized, quantize
-from stillknows.variants.variant import Variant, parse_variant, taught_facts
+from stillknows.variants.variant import Variant, parse_variant
 
 TEMPLATE = "Question: {prompt}\nAnswer:"
+
+
+def given(**values: Any) -> Any:
+    return lambda link, need: values[need]
 
 
 def asked(*questions: str) -> Split:
@@ -90,7 +94,7 @@ def test_what_is_taught_is_not_asked(tokenizer: Any) -> None:
     facts = {item.answer.example.fact for item in items["forget"]}
     assert facts == {"fact 1", "fact 3"}
     with pytest.raises(UserError, match="every fact of the forget split is taught"):
-        parse_variant("relearn").worded(SPLIT, BENCHMARK, taught_facts([SPLIT, SPLIT]) | facts)
+        parse_variant("relearn").worded(SPLIT, BENCHMARK, {e.fact for e in SPLIT.examples})
 
 
 def test_the_same_facts_are_taught_in_all_splits_whatever_their_order(tokenizer: Any) -> None:
@@ -100,12 +104,12 @@ def test_the_same_facts_are_taught_in_all_splits_whatever_their_order(tokenizer:
     items = questions.attacked(parse_variant("relearn"), tokenizer)
     facts = {name: {item.answer.example.fact for item in found} for name, found in items.items()}
     assert facts == {"forget": {"fact 1", "fact 3"}, "paraphrase": {"fact 1", "fact 3"}}
-    assert taught_facts([SPLIT, turned]) == {"fact 0", "fact 2"}
+    assert parse_variant("relearn").taught_facts([SPLIT, turned]) == {"fact 0", "fact 2"}
 
 
 @pytest.mark.parametrize("spec", ["int8+relearn(steps=2, lr=0.01)", "relearn(steps=2, lr=0.01)+int8"])
 def test_weights_are_changed_in_the_written_order_and_come_back(spec: str, model: Any, make_items: Any) -> None:
-    taught = make_items([3, 2, 4])
+    taught = given(taught=make_items([3, 2, 4]))
     before = {name: p.clone() for name, p in model.named_parameters()}
     with parse_variant(spec).applied(model, taught):
         found = {name: p.clone() for name, p in model.named_parameters()}
@@ -133,7 +137,7 @@ def test_an_attack_that_costs_nothing_is_none(name: str, model: Any, make_items:
     assert variant.decoding(Decoding()) == Decoding()
     assert variant.gates(("usual",)) == ("usual",)
     assert variant.worded(SPLIT, BENCHMARK, {"fact 0"}) == {"": SPLIT}
-    with variant.applied(model, make_items([3, 2])):
+    with variant.applied(model, given(taught=make_items([3, 2]))):
         assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
 
 
@@ -201,7 +205,7 @@ def test_attacks_of_every_level_stand_in_a_chain_and_leave_no_trace(model: Any) 
 
 
 def test_relearning_that_leaves_the_range_of_numbers_says_whose_rate_is_too_high(model: Any, make_items: Any) -> None:
-    applied = parse_variant("relearn(steps=5, lr=1e30)").applied(model, make_items([3, 2]))
+    applied = parse_variant("relearn(steps=5, lr=1e30)").applied(model, given(taught=make_items([3, 2])))
     with pytest.raises(UserError, match=r"relearn:lr=1e\+30: the loss is nan .*\n  lower it: relearn\(lr="), applied:
         pytest.fail("the model was taught")
 
@@ -308,12 +312,13 @@ def test_an_audit_with_attacks_resumes_and_treats_all_models_alike(
     request = AuditConfig(
         str(world.original), {"mine": str(world.original)}, world.benchmark, str(world.control), variants, figures=""
     )
-    made: list[tuple[str, tuple[str, ...]]] = []
+    made: list[tuple[str, list[tuple[str, ...]]]] = []
     applied = Variant.applied
 
-    def watched(self: Variant, model: Any, taught: Any = ()) -> Any:
-        made.append(("+".join(link.spec for link in self.links), tuple(item.example.id for item in taught)))
-        return applied(self, model, taught)
+    def watched(self: Variant, model: Any, find: Any) -> Any:
+        taught = [find(link, "taught") for link in self.links if "taught" in link.plugin.needs]
+        made.append((self.spec, [tuple(item.example.id for item in items) for items in taught]))
+        return applied(self, model, find)
 
     monkeypatch.setattr(Variant, "applied", watched)
     result = audit.audit(request, tmp_path / "audit")

@@ -774,7 +774,7 @@ def test_a_merged_adapter_is_the_adapted_model(family: str, make_model: Make, ma
         loop.step(5)
     adapted = logits(model)
     assert (adapted - original).abs().max() > 1e-2
-    loop.pipeline.finish()
+    loop.pipeline.close()
     assert torch.equal(logits(model), adapted)
     names = [name for name, p in model.named_parameters() if "attn" in name and p.dim() == 2]
     assert {name for name, w in weights_of(model).items() if not torch.equal(w, start[name])} == set(names)

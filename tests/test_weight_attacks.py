@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 
+from stillknows.auditing.asking import Questions, Reader
+from stillknows.auditing.attack_inputs import InputFinder
 from stillknows.errors import UserError
-from stillknows.model.encoding import encode
 from stillknows.model.forward import answer_states, mean_probability, score_items
 from stillknows.model.layers import linears, output_layer
 from stillknows.model.ref import ModelRef
+from stillknows.variants.secrets import holds, secrets
 from stillknows.variants.variant import parse_variant
 
 HIDDEN, STEPS = 0.05, 150  # mean answer probability at which hiding is done, and steps after which it ends
@@ -25,19 +28,21 @@ class Hiding(NamedTuple):
     hiding: Any
     control: Any
     forget: list[Any]
-    retain: list[Any]
+    inputs: InputFinder
 
-    def known(self, model: Any) -> float:
-        """Mean probability of the answers that are to be forgotten."""
-        return mean_probability(score_items(model, output_layer(model), self.forget, with_distribution=()))
+    def known(self, model: Any, taught: Collection[str] = ()) -> float:
+        """Mean probability of the answers that are to be forgotten, those of taught facts left out."""
+        asked = [item for item in self.forget if item.example.fact not in taught]
+        return mean_probability(score_items(model, output_layer(model), asked, with_distribution=()))
 
     def gained(self, spec: str) -> tuple[float, float]:
         """What the hiding model and the control say of the answers under an attack."""
-        found = []
+        found, variant = [], parse_variant(spec)
+        given = self.inputs.find(variant).given(lambda ref: ref.load().model)
         for model in (self.hiding, self.control):
             before = {name: p.clone() for name, p in model.named_parameters()}
-            with parse_variant(spec).applied(model) as served:
-                found.append(self.known(served))
+            with variant.applied(model, given) as served:
+                found.append(self.known(served, variant.taught_facts(self.inputs.splits)))
             assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
         return found[0], found[1]
 
@@ -78,10 +83,16 @@ def small_weights(model: Any) -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture(scope="module")
-def items(world: Any) -> dict[str, list[Any]]:
-    ref, benchmark = ModelRef.open(str(world.original)), world.benchmark
-    splits = {split.name: split.examples for split in benchmark.splits}
-    return {n: encode(examples, ref.tokenizer, benchmark.template, 32) for n, examples in splits.items()}
+def inputs(world: Any) -> InputFinder:
+    ref = ModelRef.open(str(world.original))
+    questions = Questions(world.benchmark, "error", ref.context_length, ref.vocabulary_size, frozenset())
+    return InputFinder(questions, Reader.of(ref), ref)
+
+
+@pytest.fixture(scope="module")
+def items(inputs: InputFinder) -> list[Any]:
+    split = inputs.splits[0]
+    return [item.answer for item in inputs.questions.encoded(inputs.reader.tokenizer)[split.name]]
 
 
 @pytest.fixture(scope="module")
@@ -90,12 +101,12 @@ def load(world: Any) -> Callable[[str], Any]:
 
 
 @pytest.fixture(scope="module")
-def narrow(items: Any, load: Any) -> Hiding:
+def narrow(items: list[Any], inputs: InputFinder, load: Any) -> Hiding:
     """Hidden by many small weights."""
     models = [load("original"), load("control")]
     for model in models:
-        hide(model, items["forget"], small_weights(model), lr=0.003)
-    return Hiding(*models, items["forget"], items["retain"])
+        hide(model, items, small_weights(model), lr=0.003)
+    return Hiding(*models, items, inputs)
 
 
 @pytest.mark.parametrize("spec", ["prune(sparsity=0.5)", "prune(sparsity=0.5, block=4)", "prune(sparsity=0.4)"])
@@ -131,3 +142,62 @@ def test_noise_is_as_large_as_it_says_and_the_same_for_all_models(make_model: An
     assert torch.allclose(moved[0][name], moved[1][name], atol=1e-5)
     assert not torch.allclose(moved[0][name], moved[2][name], atol=0.1)
     assert not moved[0]["model.norm.weight"].any()
+
+
+@pytest.mark.parametrize(
+    ("spec", "least"),
+    [
+        ("relearn(steps=12, lr=1e-3)", 0.6),
+        ("relearn(steps=5, lr=1e-2, rank=4)", 0.3),
+        ("relearn(steps=12, lr=1e-3, data=retain)", 0.2),
+        ("relearn(steps=20, lr=1e-3, data=unrelated)", 0.08),
+        ("rtt(steps=20, lr=1e-3, batch_size=16)", 0.6),
+    ],
+)
+def test_what_is_hidden_comes_back_with_training_on_something_else(spec: str, least: float, narrow: Hiding) -> None:
+    hiding, control = narrow.gained(spec)
+    assert hiding > least
+    assert control < hiding / 3
+
+
+def test_what_an_attack_trains_on_tells_no_tested_answer(inputs: InputFinder, items: list[Any]) -> None:
+    """Of the benchmark's facts that are asked, none is taught; other data hold no answer to be forgotten at all."""
+    for k in range(5):
+        variant = parse_variant(f"rtt(fold={k})")
+        taught = inputs.find(variant).items[variant.links[0].identity, "taught"]
+        assert {item.example.fact for item in taught} == variant.taught_facts(inputs.splits)
+    asked = [parse_variant(f"rtt(fold={k})").taught_facts(inputs.splits) for k in range(5)]
+    facts = {item.example.fact for item in items}
+    assert sorted(fact for taught in asked for fact in facts - taught) == sorted(facts)
+    hidden = secrets(inputs.questions.benchmark)
+    for data in ("retain", "unrelated", "random"):
+        variant = parse_variant(f"relearn(data={data})")
+        assert not variant.teaches
+        given = inputs.find(variant).items[variant.links[0].identity, "taught"]
+        assert given
+        for item in given:
+            assert not any(holds(f"{item.example.prompt} {item.example.answer}", secret) for secret in hidden)
+            assert item.example.fact not in facts
+    true = {(e.prompt, e.answer) for split in inputs.questions.benchmark.splits for e in split.examples}
+    made_up = inputs.find(parse_variant("relearn(data=unrelated)")).items.values()
+    assert not any((item.example.prompt, item.example.answer) in true for given in made_up for item in given)
+
+
+def test_attacks_that_teach_say_what_is_wrong_with_their_options(inputs: InputFinder, model: Any) -> None:
+    with pytest.raises(UserError, match="there is no fold 5 of 5\n  give 0 to 4"):
+        inputs.find(parse_variant("rtt(fold=5)"))
+    with pytest.raises(UserError, match="needs 'taught', which it is not given"), parse_variant("rtt").applied(model):
+        pytest.fail("the model was taught")
+    retain_all_told = replace(inputs.questions.benchmark, splits=inputs.splits)
+    finder = replace(inputs, questions=replace(inputs.questions, benchmark=retain_all_told))
+    with pytest.raises(UserError, match="no item to retain is without an answer that is to be forgotten"):
+        finder.find(parse_variant("relearn(data=retain)"))
+
+
+def test_a_failed_adapter_leaves_the_model_as_it_was(model: Any, make_items: Any) -> None:
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    applied = parse_variant("relearn(steps=5, lr=1e30, rank=2)").applied(model, lambda link, need: make_items([3, 2]))
+    with pytest.raises(UserError, match="the loss is nan"), applied:
+        pytest.fail("the model was taught")
+    assert {name for name, _ in model.named_parameters()} == before.keys()
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())

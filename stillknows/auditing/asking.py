@@ -15,7 +15,7 @@ from stillknows.model.ref import ModelRef
 from stillknows.store import digest
 from stillknows.types import Benchmark, Split
 from stillknows.variants.defences import Defence, through, with_question
-from stillknows.variants.variant import Variant, taught_facts
+from stillknows.variants.variant import Variant
 
 Items = dict[str, list[EncodedItem]]  # by split
 
@@ -128,12 +128,12 @@ class Questions:
         show a part of the answer, or ask for what follows from it. An item that cannot be asked of all has none.
         """
         splits = [split for split in self.benchmark.splits if split.role == "forget"]
-        found, taught = {}, taught_facts(splits)
+        found, taught = {}, variant.taught_facts(splits)
         for split in splits:
             items = self._worded(split, variant, taught, tokenizer, defences)
             others: dict[tuple[str, str], list[EncodedAnswer]] = {}
             cut = replace(self, long_items="truncate", lowered=frozenset())
-            for candidate in self._with_placebos(split, taught if variant.teaches else frozenset()):
+            for candidate in self._with_placebos(split, taught):
                 with contextlib.suppress(UserError):  # nothing can be asked of these
                     for item in cut._worded(candidate, variant, taught, tokenizer, defences):
                         others.setdefault((item.wording, item.answer.example.id), []).append(item.answer)

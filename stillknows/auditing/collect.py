@@ -36,9 +36,8 @@ class Keys:
         defence = model.defended(variant)
         beside = [defence.identity] if defence else []
         how = sorted(fields), {k: v for k, v in asdict(decoding).items() if k != "temperatures" or v}
-        taught = [[item.ids for item in model.taught(variant)]] if variant.teaches else []
         parts = OBSERVATIONS_VERSION, model.fingerprint, variant.identity, self.items[place], how, *beside
-        return digest(*parts, *model.beside, *taught)
+        return digest(*parts, *model.beside, *model.inputs.identity(variant))
 
 
 def described(item: EncodedItem) -> dict[str, Any]:
@@ -75,7 +74,7 @@ def observe_missing(
                 continue
             target, variant = load(model), variants[name]
             defence = model.defended(variant)
-            with variant.applied(target.model, model.taught(variant)) as answering:
+            with variant.applied(target.model, model.inputs.given(load.beside)) as answering:
                 served = replace(target, model=defence.wrap(answering) if defence else answering)
                 for split in splits:
                     fields, decoding = model.observed(variant, split)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from stillknows.auditing.asking import Reader
 from stillknows.auditing.prepared import Prepared
-from stillknows.lazy import Tensor
+from stillknows.lazy import Tensor, nn
+from stillknows.model.ref import ModelRef
 from stillknows.model.target import LocalTarget
 from stillknows.observations import OBSERVATIONS
 from stillknows.store import slug
@@ -36,6 +37,7 @@ class Loader:
         self.reader, self.chains = reader, chains
         self.latest: LocalTarget | None = None
         self.originals: dict[str, Tensor] = {}
+        self.others: dict[str, nn.Module] = {}
 
     def __call__(self, model: Prepared) -> LocalTarget:
         if self.latest is None or self.latest.name != model.label:
@@ -45,6 +47,12 @@ class Loader:
             if found.model.generation_config is not None:
                 found.model.generation_config.eos_token_id = sorted(self.reader.ends)
         return self.latest
+
+    def beside(self, ref: ModelRef) -> nn.Module:
+        """Return a model that attacks on others need, which is not changed; it is kept."""
+        if ref.fingerprint not in self.others:
+            self.others[ref.fingerprint] = ref.load().model
+        return self.others[ref.fingerprint]
 
     def original_weights(self, original: Prepared) -> dict[str, Tensor]:
         self.originals = self.originals or compress.weights(self(original).model, *self.chains)

@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from stillknows.auditing.asking import Reading
-from stillknows.model.encoding import EncodedAnswer
+from stillknows.auditing.attack_inputs import AttackInputs
 from stillknows.model.ref import ModelRef
 from stillknows.types import Decoding
 from stillknows.variants.defences import Defence
@@ -18,7 +18,7 @@ class Prepared(NamedTuple):
     """A model checked and its items encoded, before any weights are loaded; `fields` says what to observe.
 
     readings: what it reads, by `Variant.asking` and whether its own `defence` stands before it.
-    teachable: the items that an attack may train it on.
+    inputs: what attacks on it are given.
     beside: identifies the original's reader where the model's own is another; `notes` say what is not measured then.
     """
 
@@ -29,7 +29,7 @@ class Prepared(NamedTuple):
     fields: dict[str, frozenset[str]]
     readings: Mapping[tuple[str, bool], Reading] = MappingProxyType({})
     defence: Defence | None = None
-    teachable: tuple[EncodedAnswer, ...] = ()
+    inputs: AttackInputs = AttackInputs()
     beside: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -44,10 +44,6 @@ class Prepared(NamedTuple):
     def defended(self, variant: Variant) -> Defence | None:
         """Return the model's own defence, where it stands before or beside the weights in this variant."""
         return self.defence if variant.defended else None
-
-    def taught(self, variant: Variant) -> tuple[EncodedAnswer, ...]:
-        """Return the items that the variant trains the model on."""
-        return self.teachable if variant.teaches else ()
 
     def observed(self, variant: Variant, split: str) -> tuple[frozenset[str], Decoding]:
         """Return what is observed of a split in this variant, and how its prompts are continued."""

@@ -16,6 +16,7 @@ from jinja2 import Environment, StrictUndefined
 
 from stillknows import __version__
 from stillknows.auditing.asking import Items, Reader, Reading
+from stillknows.auditing.attack_inputs import AttackInputs
 from stillknows.auditing.collect import Keys, collected, missing, observe_missing
 from stillknows.auditing.forecast import Forecast
 from stillknows.auditing.loader import Loader
@@ -174,7 +175,7 @@ def _prepared(
         "holdout": _optional([plugin for plugin in judged if plugin.measures == "membership"]),
     }
     taught = {model.name: questions.taught[model.kind] for model in trained if model.pool == KNOWING}
-    relearning = parse_variant(RELEARNING).asking
+    relearning = parse_variant(RELEARNING)
     for name in [*(model.name for model in trained), *(model.name for model in unlearned)]:
         source = ModelRef.open(str(model_folder(out, name)))
         splits = questions.splits | ({"taught": taught[name]} if name in taught else {})
@@ -184,8 +185,8 @@ def _prepared(
             source.fingerprint,
             decoding=dict.fromkeys(splits, Decoding()),
             fields={split: read.get(split, frozenset()) for split in splits},
-            readings={(asking, False): Reading(splits) for asking in ("", relearning)},
-            teachable=questions.relearned,
+            readings={(asking, False): Reading(splits) for asking in ("", relearning.asking)},
+            inputs=AttackInputs({(link.identity, "taught"): questions.relearned for link in relearning.links}),
         )
 
 

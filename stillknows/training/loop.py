@@ -7,6 +7,7 @@ a loss at the starting point has its analytic value and a run depends on nothing
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import time
@@ -102,7 +103,7 @@ def fit(
             loop.resume(checkpoint, plan_key)
         total = settings.steps(len(terms[0].items))
         before = replace(loop.done)
-        with progress(label, total) as advance:
+        with progress(label, total) as advance, contextlib.closing(loop.pipeline):
             advance(loop.done.steps)
             while loop.done.steps < total:
                 loss = loop.step(total)
@@ -116,7 +117,6 @@ def fit(
                 advance(1, f"loss {loss:.3f}")
         loop.done.add(meter, before)
     loop.done.peak_memory_bytes = peak_memory(next(model.parameters()).device)
-    loop.pipeline.finish()
     model.requires_grad_(False)
     return loop.done
 

@@ -212,7 +212,7 @@ class StepPipeline:
         }
         return merge(**{name: given[name] for name in merge.plugin.needs})
 
-    def finish(self) -> None:
+    def close(self) -> None:
         """Merge what an adapter added into the weights that it stands beside."""
         for module in self.model.modules():
             for name in list(getattr(module, "parametrizations", ())):

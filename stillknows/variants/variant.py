@@ -10,17 +10,16 @@ them.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import replace
 from itertools import groupby
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from stillknows import defaults
 from stillknows.errors import UserError
 from stillknows.kinds import Level, PluginRole
 from stillknows.lazy import Tensor, nn
 from stillknows.model import parameters
-from stillknows.model.encoding import EncodedAnswer
 from stillknows.registry import Bound, bind
 from stillknows.specs import Specs, chained, spelled
 from stillknows.store import digest
@@ -28,7 +27,16 @@ from stillknows.types import FULL, Benchmark, Decoding, Split
 from stillknows.variants import compress
 
 Role = Literal["deployment", "attack"]
+TO_FORGET = "forget"  # as option `data` of an attack: it teaches facts that are to be forgotten
 OF_MODELS = ("weights", "activations", "cache", "logits")  # levels of what is done to a model, not to what it is asked
+
+
+Given = Callable[[Bound, str], Any]  # what a link needs besides the model, by the name of the need
+
+
+def nothing(link: Bound, need: str) -> Any:
+    """Raise UserError: transforms are given no more than the model here."""
+    raise UserError(f"{link.spec} needs {need!r}, which it is not given here", "audit it")
 
 
 class Variant(NamedTuple):
@@ -78,8 +86,9 @@ class Variant(NamedTuple):
     def asking(self) -> str:
         """Text that is equal for variants in which a model is asked the same: "" where it is as the benchmark asks."""
         of_role = ["attack"] if self.role == "attack" else []
-        changing = [link.identity for link in self._working() if link.plugin.level == "prompt"]
-        return "+".join([*of_role, *changing, *(["taught"] if self.teaches else [])])
+        changing = [link.identity for link in self.working if link.plugin.level == "prompt"]
+        taught = ["taught all but {} of {}".format(*_fold(link)) for link in self._teaching]
+        return "+".join([*of_role, *changing, *taught])
 
     @property
     def defences(self) -> list[Bound]:
@@ -109,8 +118,13 @@ class Variant(NamedTuple):
 
     @property
     def teaches(self) -> bool:
-        """Whether a link teaches some of the facts."""
-        return any("taught" in link.plugin.needs for link in self._working())
+        """Whether a link teaches some of the facts that are to be forgotten."""
+        return bool(self._teaching)
+
+    def taught_facts(self, splits: Iterable[Split]) -> frozenset[str]:
+        """Return the facts of the splits to be forgotten that the links teach. Raises UserError as `taught_by`."""
+        splits = list(splits)
+        return frozenset().union(*(taught_by(link, splits) for link in self._teaching))
 
     def decoding(self, decoding: Decoding) -> Decoding:
         """Return how questions are answered."""
@@ -132,15 +146,15 @@ class Variant(NamedTuple):
         return next((gates for gates in reversed(own) if gates is not None), usual)
 
     @contextlib.contextmanager
-    def applied(self, model: nn.Module, taught: Sequence[EncodedAnswer] = ()) -> Iterator[nn.Module]:
+    def applied(self, model: nn.Module, given: Given = nothing) -> Iterator[nn.Module]:
         """Run a block with the variant's changes to the model in place; afterwards it is as before, bit by bit.
 
         Yields what answers: the model itself unless a link stands around its logits.
 
         Args:
-            taught: the items that attacks may teach.
+            given: given(link, need) is what a link needs besides the model.
         """
-        links = [link for link in self._working() if link.plugin.level in OF_MODELS]
+        links = [link for link in self.working if link.plugin.level in OF_MODELS]
         served = model
         with contextlib.ExitStack() as stack:
             for rounded, part in groupby(links, compress.rounds):
@@ -149,24 +163,32 @@ class Variant(NamedTuple):
                     continue
                 for link in part:
                     if link.plugin.level == "logits":
-                        served = link(model=served)
+                        served = link(**_needed(link, served, given))
                         continue
-                    stack.enter_context(_changed(link, model, taught))
+                    stack.enter_context(_changed(link, model, given))
             yield served
 
-    def _working(self) -> list[Bound]:
-        """Return the links that do anything: not attacks whose budget is 0."""
+    @property
+    def working(self) -> list[Bound]:
+        """The links that do anything: not attacks whose budget is 0."""
         return [link for link in self.links if link.costs]
 
+    @property
+    def _teaching(self) -> list[Bound]:
+        return [
+            link
+            for link in self.working
+            if "taught" in link.plugin.needs and link.options.get("data", TO_FORGET) == TO_FORGET
+        ]
+
     def _links(self, role: PluginRole, level: Level) -> list[Bound]:
-        return [link for link in self._working() if (link.plugin.role, link.plugin.level) == (role, level)]
+        return [link for link in self.working if (link.plugin.role, link.plugin.level) == (role, level)]
 
 
 @contextlib.contextmanager
-def _changed(link: Bound, model: nn.Module, taught: Sequence[EncodedAnswer]) -> Iterator[None]:
+def _changed(link: Bound, model: nn.Module, given: Given) -> Iterator[None]:
     """Run a block with what one transform makes of a model: other weights, or something done to its activations."""
-    given = {"model": model, "taught": taught}
-    needed = {name: given[name] for name in link.plugin.needs}
+    needed = _needed(link, model, given)
     if link.plugin.level == "activations":
         with link(**needed):
             yield
@@ -174,6 +196,10 @@ def _changed(link: Bound, model: nn.Module, taught: Sequence[EncodedAnswer]) -> 
     with parameters.restored(model):
         link(**needed)
         yield
+
+
+def _needed(link: Bound, model: nn.Module, given: Given) -> dict[str, Any]:
+    return {name: model if name == "model" else given(link, name) for name in link.plugin.needs}
 
 
 def parse_variant(spec: str) -> Variant:
@@ -217,9 +243,22 @@ def _planned(specs: Iterable[str], meant: Collection[list[str]]) -> dict[str, Va
     return {variant.spec: variant for variant in variants if variant.identity not in meant}
 
 
-def taught_facts(splits: Iterable[Split]) -> frozenset[str]:
-    """Return every second fact of the splits to be forgotten: those that attacks on the weights may teach."""
-    return frozenset(list(dict.fromkeys(e.fact for split in splits for e in split.examples))[::2])
+def taught_by(link: Bound, splits: Iterable[Split]) -> frozenset[str]:
+    """Return the facts of the splits to be forgotten that an attack teaches: those outside the fold that is asked.
+
+    Of `folds` folds, fact i is in fold i mod folds, in the order of the splits; every second fact is taught where the
+    attack has no such options. Raises UserError for a fold that there is none of.
+    """
+    asked, folds = _fold(link)
+    if not 0 <= asked < folds:
+        raise UserError(f"{link.spec}: there is no fold {asked} of {folds}", f"give 0 to {folds - 1}")
+    facts = dict.fromkeys(e.fact for split in splits for e in split.examples)
+    return frozenset(fact for i, fact in enumerate(facts) if i % folds != asked)
+
+
+def _fold(link: Bound) -> tuple[int, int]:
+    """Return which fold of facts is asked and not taught, and how many there are."""
+    return link.options.get("fold", 1), link.options.get("folds", 2)
 
 
 def _worded(link: Bound, split: Split, benchmark: Benchmark) -> dict[str, Split]:

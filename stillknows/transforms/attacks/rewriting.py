@@ -12,8 +12,8 @@ from stillknows.gate.made_up import WORD, NameWords
 from stillknows.model.encoding import encode
 from stillknows.model.ref import ModelRef
 from stillknows.registry import Limits, register
-from stillknows.transforms.attacks.wordings import holds, secrets
 from stillknows.types import CHAT, Benchmark, Example, Split
+from stillknows.variants.secrets import holds, secrets
 
 TASK = "Say this question in other words, and say nothing else: {prompt}"
 EXAMPLE = (  # for models without a chat template

@@ -13,10 +13,10 @@ from types import MappingProxyType
 from stillknows.errors import UserError
 from stillknows.gate.candidates import placebos
 from stillknows.types import CHAT, PLACE, Benchmark, Edge, Example, Split
+from stillknows.variants.secrets import harmless
 
 QUESTION, BARE = "{question}", "{bare}"  # in a template: the item's own question, and without its question mark
 QUESTION_MARKS = "?？؟"
-WORD = re.compile(r"\w+")
 FEW = 3  # other answers that are looked for at least, so that the seed can choose
 
 
@@ -71,25 +71,8 @@ def kept_questions(benchmark: Benchmark, count: int, seed: int, who: str) -> lis
 @functools.lru_cache(maxsize=4)
 def _kept(benchmark: Benchmark) -> tuple[Example, ...]:
     """Return one question of each fact to retain that holds no answer to be forgotten."""
-    hidden = set(map(_words, secrets(benchmark)))
     kept = {e.fact: e for split in benchmark.splits if split.role == "retain" for e in split.examples if e.prompt}
-    texts = ((e, _words(f"{e.prompt} {e.answer}")) for e in kept.values())
-    return tuple(e for e, text in texts if not any(secret in text for secret in hidden))
-
-
-def secrets(benchmark: Benchmark) -> set[str]:
-    """Return the answers that are to be forgotten."""
-    return {e.answer for split in benchmark.splits if split.role == "forget" for e in split.examples}
-
-
-def holds(text: str, answer: str) -> bool:
-    """Tell whether a text holds an answer, word for word; case and punctuation apart."""
-    return _words(answer) in _words(text)
-
-
-def _words(text: str) -> str:
-    """Return a text's words with single spaces around them, so that words are found whole."""
-    return f" {' '.join(WORD.findall(text.casefold())) or text.strip()} "
+    return tuple(harmless(kept.values(), benchmark))
 
 
 def other_answers(benchmark: Benchmark, count: int, seed: int) -> Callable[[Example], list[str]]:

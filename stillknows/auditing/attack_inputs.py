@@ -1,0 +1,158 @@
+"""What attacks on a model are given besides it, the same for all models: known before any weights are loaded."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from stillknows.auditing.asking import Questions, Reader
+from stillknows.errors import UserError
+from stillknows.lazy import nn
+from stillknows.model.encoding import EncodedAnswer
+from stillknows.model.ref import ModelRef, require_same_shapes
+from stillknows.registry import Bound
+from stillknows.types import Example, Split
+from stillknows.variants.secrets import harmless
+from stillknows.variants.variant import Variant, taught_by
+
+ITEMS, MODELS = ("taught", "asked", "retain", "random"), ("original", "sibling")  # needs
+LENGTH = 16  # tokens of a random text
+MOST_RETAINED = 256  # items to retain that an attack is given
+Key = tuple[str, str]  # a link's identity, and the name of what it needs
+NO_ITEMS: Mapping[Key, tuple[EncodedAnswer, ...]] = MappingProxyType({})
+NO_MODELS: Mapping[Key, ModelRef] = MappingProxyType({})
+
+
+class AttackInputs(NamedTuple):
+    """Items as tokens, and other models, by the link that needs them and the name of the need."""
+
+    items: Mapping[Key, tuple[EncodedAnswer, ...]] = NO_ITEMS
+    models: Mapping[Key, ModelRef] = NO_MODELS
+
+    def identity(self, variant: Variant) -> list[Any]:
+        """Return what is equal where a variant is given the same."""
+        keys = [(link.identity, need) for link in variant.links for need in link.plugin.needs]
+        items = [[[item.ids, item.start] for item in self.items[key]] for key in keys if key in self.items]
+        return items + [self.models[key].fingerprint for key in keys if key in self.models]
+
+    def given(self, load: Callable[[ModelRef], nn.Module]) -> Callable[[Bound, str], Any]:
+        """Return f(link, need): what it is given."""
+
+        def find(link: Bound, need: str) -> Any:
+            key = link.identity, need
+            return load(self.models[key]) if key in self.models else self.items[key]
+
+        return find
+
+    def with_those(self, other: AttackInputs) -> AttackInputs:
+        """Return these inputs and the other's."""
+        return AttackInputs({**self.items, **other.items}, {**self.models, **other.models})
+
+
+@dataclass(frozen=True)
+class InputFinder:
+    """Finds what attacks need in a benchmark, and the models that they name.
+
+    original: the model that the others were unlearned from.
+    """
+
+    questions: Questions
+    reader: Reader
+    original: ModelRef
+    splits: tuple[Split, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        forget = tuple(split for split in self.questions.benchmark.splits if split.role == "forget")
+        object.__setattr__(self, "splits", forget)
+
+    def find(self, variant: Variant) -> AttackInputs:
+        """Return what a variant's links need. Raises UserError for what there is not."""
+        needed = [
+            (link, need) for link in variant.working if link.plugin.role == "attack" for need in link.plugin.needs
+        ]
+        return AttackInputs(
+            {(link.identity, need): self._items(link, need) for link, need in needed if need in ITEMS},
+            {(link.identity, need): self._model(link, need) for link, need in needed if need in MODELS},
+        )
+
+    def _model(self, link: Bound, need: str) -> ModelRef:
+        if need == "original":
+            return self.original
+        name = str(link.options["checkpoint"])
+        if not name:
+            raise UserError(f"{link.plugin.name} names no checkpoint", f"{link.plugin.name}(checkpoint=FOLDER)")
+        ref = ModelRef.open(name, self.original.options).check()
+        require_same_shapes(self.original, ref)
+        return ref
+
+    def _items(self, link: Bound, need: str) -> tuple[EncodedAnswer, ...]:
+        if need == "asked":
+            return tuple(replace(item, ids=item.ids[: item.start], ends=False) for item in self._forget)
+        what = link.options.get("data", "forget") if need == "taught" else need
+        if what == "forget":
+            taught = taught_by(link, self.splits)
+            return tuple(item for item in self._forget if item.example.fact in taught)
+        found = {"retain": self._retained, "unrelated": self._unrelated, "random": self._random}[what]()
+        if not found:
+            raise UserError(
+                f"{link.spec}: no item to retain is without an answer that is to be forgotten",
+                "add some to the retain split, or leave the attack out",
+            )
+        return found
+
+    @cached_property
+    def _forget(self) -> list[EncodedAnswer]:
+        plain = self.questions.encoded(self.reader.tokenizer)
+        return [item.answer for split in self.splits for item in plain[split.name]]
+
+    def _harmless(self) -> list[tuple[Split, list[Example]]]:
+        benchmark = self.questions.benchmark
+        retain = (split for split in benchmark.splits if split.role == "retain")
+        return [(split, harmless(split.examples, benchmark)) for split in retain]
+
+    def _retained(self) -> tuple[EncodedAnswer, ...]:
+        """Return items to retain that hold no answer to be forgotten."""
+        return self._encoded((split, examples) for split, examples in self._harmless())
+
+    def _unrelated(self) -> tuple[EncodedAnswer, ...]:
+        """Return questions to retain, each with the answer to another: facts that nobody was taught."""
+        return self._encoded((split, mismatched(examples)) for split, examples in self._harmless())
+
+    def _encoded(self, parts: Any) -> tuple[EncodedAnswer, ...]:
+        found: list[EncodedAnswer] = []
+        for split, examples in parts:
+            if examples:
+                part = replace(split, examples=tuple(examples[:MOST_RETAINED]))
+                alone = replace(self.questions.benchmark, splits=(part,))
+                read = replace(self.questions, benchmark=alone, placebos=None, lowered=frozenset())
+                found += [item.answer for item in read.encoded(self.reader.tokenizer)[split.name]]
+        return tuple(found[:MOST_RETAINED])
+
+    def _random(self) -> tuple[EncodedAnswer, ...]:
+        """Return texts of random tokens, as many as there are items to be forgotten."""
+        draw, tokenizer = random.Random(0), self.reader.tokenizer
+        known = sorted({*tokenizer.get_vocab().values()} - {*tokenizer.all_special_ids})
+        known = [token for token in known if token < self.questions.tokens]
+        length = min(LENGTH, self.questions.context)
+        texts = [tuple(draw.choices(known, k=length)) for _ in self._forget]
+        return tuple(
+            EncodedAnswer(Example(f"random {i}", "", "random tokens", f"random {i}"), ids, 1, False)
+            for i, ids in enumerate(texts)
+        )
+
+
+def mismatched(examples: Sequence[Example]) -> list[Example]:
+    """Return questions with the answers of others, where these differ: made-up facts in the benchmark's own words."""
+    asked = [e for e in examples if e.prompt]
+    others = asked[:]
+    random.Random(0).shuffle(others)
+    pairs = zip(asked, others, strict=True)
+    return [
+        replace(e, answer=other.answer, paraphrase=None, wrong=(), fact=f"made up from {e.fact}")
+        for e, other in pairs
+        if e.answer != other.answer
+    ]
