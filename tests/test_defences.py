@@ -26,10 +26,10 @@ from stillknows.model.ref import ModelRef
 from stillknows.model.target import LocalTarget
 from stillknows.registry import bind
 from stillknows.transforms.defences.gates import thrust_score
-from stillknows.transforms.defences.together import Together
 from stillknows.types import UNDEFENDED, Benchmark, Example, Split
 from stillknows.variants import defences
 from stillknows.variants.retrieval import finder
+from stillknows.variants.together import Together
 from stillknows.variants.variant import parse_variant
 
 Case = Callable[..., Any]

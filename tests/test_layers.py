@@ -54,7 +54,7 @@ HEAVY = ("torch", "transformers")
 AT_ONCE = (  # classes that inherit from torch's: imported by the functions that need them
     "variants.straight_through",
     "model.given",
-    "defences.together",
+    "variants.together",
     "steps.clipped_steps",
     "steps.low_rank",
 )

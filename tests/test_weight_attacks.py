@@ -201,3 +201,92 @@ def test_a_failed_adapter_leaves_the_model_as_it_was(model: Any, make_items: Any
         pytest.fail("the model was taught")
     assert {name for name, _ in model.named_parameters()} == before.keys()
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+
+
+@pytest.fixture(scope="module")
+def steered(items: list[Any], inputs: InputFinder, load: Any) -> Hiding:
+    """Hidden by one direction that is added to the hidden states where the model is asked for what it forgot."""
+    models = [load("original"), load("control")]
+    variant = parse_variant("ablate")
+    kept = list(inputs.find(variant).items[variant.links[0].identity, "retain"])
+    for model in models:
+        hide_by_direction(model, items, kept)
+    return Hiding(*models, items, inputs)
+
+
+def hide_by_direction(model: Any, items: list[Any], kept: list[Any]) -> None:
+    """Let the last layer write a fixed direction where that lowers the items' answers and not the others'."""
+    layer, down = output_layer(model), model.model.layers[-1].mlp.down_proj
+    before = down.weight
+    out = torch.randn(before.shape[0], generator=torch.Generator().manual_seed(0))
+    inner = torch.zeros(before.shape[1], requires_grad=True)
+    optimizer = torch.optim.Adam([inner], lr=0.02)
+    for _ in range(STEPS):
+        down._parameters["weight"] = before + 4 * torch.outer(out / out.norm(), inner)
+        forgotten, others = (log_probs(model, layer, part) for part in (items, kept))
+        optimizer.zero_grad()
+        (forgotten.clamp_min(-6).mean() - others.mean()).backward()
+        optimizer.step()
+    down._parameters["weight"] = before
+    before.copy_((before + 4 * torch.outer(out / out.norm(), inner)).detach())
+
+
+def log_probs(model: Any, layer: Any, items: list[Any]) -> torch.Tensor:
+    """Log-probabilities of the answers' tokens, differentiable."""
+    states = answer_states(model, items)
+    return layer(states.hidden_TD).log_softmax(-1).gather(1, states.targets_T[:, None])[:, 0]
+
+
+def test_what_a_direction_hides_comes_back_without_it(steered: Hiding) -> None:
+    assert steered.known(steered.hiding) < 0.2
+    hiding, control = steered.gained("ablate")
+    assert hiding > 0.8
+    assert control < 0.1
+    assert steered.gained("ablate(strength=0.8)")[0] > 0.4
+
+
+def test_steering_brings_back_how_an_answer_begins(steered: Hiding) -> None:
+    def first(item: Any) -> Any:
+        return replace(item, ids=item.ids[: item.start + 1], ends=False)
+
+    begun = steered._replace(forget=[first(item) for item in steered.forget])
+    hidden = begun.known(begun.hiding)
+    hiding, control = begun.gained("steer")
+    print(hidden, hiding, control)
+    assert hiding > 3 * hidden
+    assert control < 0.2
+
+
+def test_a_part_of_an_update_that_hides_is_undone_and_the_control_is_moved_alike(narrow: Hiding, load: Any) -> None:
+    for spec in (
+        "interpolate(weight=0.05)",
+        "interpolate(weight=0.6)",
+        "before_after(weight=0.2)",
+        "before_after(weight=2)",
+    ):
+        print(spec, narrow.gained(spec))
+    original = load("original")
+    given = narrow.inputs.find(parse_variant("interpolate")).given(lambda ref: original)
+    before = {name: p.clone() for name, p in narrow.control.named_parameters()}
+    with parse_variant("interpolate(weight=0.25)").applied(narrow.control, lambda link, need: original):
+        for name, p in narrow.control.named_parameters():
+            assert torch.allclose(p, 0.75 * before[name] + 0.25 * dict(original.named_parameters())[name], atol=1e-6)
+    with parse_variant("interpolate(weight=1)").applied(narrow.control, lambda link, need: original):
+        assert narrow.known(narrow.control) == pytest.approx(narrow.known(original))
+
+
+def test_before_and_after_adds_logits(make_model: Any) -> None:
+    model, old, ids = make_model(), make_model(seed=1), torch.tensor([[3, 4, 5]])
+    with parse_variant("before_after(weight=2)").applied(model, lambda link, need: old) as served:
+        expected = 2 * old(ids).logits - model(ids).logits
+        assert torch.allclose(served(ids).logits, expected, atol=1e-5)
+
+
+def test_a_sibling_is_named_and_must_fit(inputs: InputFinder, world: Any, save_model: Any) -> None:
+    variant = parse_variant(f"merge(checkpoint={world.control}, weight=0.5)")
+    assert [ref.name for ref in inputs.find(variant).models.values()] == [str(world.control)]
+    with pytest.raises(UserError, match=r"merge names no checkpoint\n  merge\(checkpoint=FOLDER\)"):
+        inputs.find(parse_variant("merge"))
+    with pytest.raises(UserError, match="is not a version of"):
+        inputs.find(parse_variant(f"merge(checkpoint={save_model('small')})"))
+    assert not inputs.find(parse_variant("merge(weight=0)")).models

@@ -27,7 +27,7 @@ from stillknows.store import read_text, require_outside
 from stillknows.types import CONTROL, FULL, ORIGINAL, SUITE, UNDEFENDED, WEIGHTS, Benchmark
 from stillknows.variants import defences, fitting
 from stillknows.variants.defences import Defence
-from stillknows.variants.variant import Variant, expand, parse_variant, taught_facts
+from stillknows.variants.variant import Variant, expand, parse_variant
 
 
 @dataclass(frozen=True)
@@ -264,7 +264,7 @@ def _require_decidable(variant: Variant, request: AuditConfig) -> None:
     if not variant.teaches:
         return
     splits, least = [s for s in request.benchmark.splits if s.role == "forget"], least_facts(request.policy.tolerance)
-    taught = taught_facts(splits)
+    taught = variant.taught_facts(splits)
     for split in splits:
         left = len({e.fact for e in split.examples} - taught)
         if left < least:

@@ -1,7 +1,9 @@
 """Attacks: what brings hidden knowledge back. Each is one function: of questions, of decoding or of weights."""
 
 from stillknows.transforms.attacks import (  # noqa: F401
+    checkpoints,
     contexts,
+    directions,
     entities,
     forms,
     frames,

@@ -15,6 +15,6 @@ def offset(model: nn.Module, unlearned: nn.Module, reference: nn.Module, *, weig
     Args:
         weight: w, how far the answers are pushed.
     """
-    from stillknows.transforms.defences.together import Together
+    from stillknows.variants.together import Together
 
     return Together([model, unlearned, reference], [1.0, weight, -weight])
