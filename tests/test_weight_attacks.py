@@ -252,21 +252,13 @@ def test_steering_brings_back_how_an_answer_begins(steered: Hiding) -> None:
     begun = steered._replace(forget=[first(item) for item in steered.forget])
     hidden = begun.known(begun.hiding)
     hiding, control = begun.gained("steer")
-    print(hidden, hiding, control)
     assert hiding > 3 * hidden
     assert control < 0.2
 
 
-def test_a_part_of_an_update_that_hides_is_undone_and_the_control_is_moved_alike(narrow: Hiding, load: Any) -> None:
-    for spec in (
-        "interpolate(weight=0.05)",
-        "interpolate(weight=0.6)",
-        "before_after(weight=0.2)",
-        "before_after(weight=2)",
-    ):
-        print(spec, narrow.gained(spec))
+def test_a_part_of_an_update_is_undone_and_the_control_is_moved_alike(narrow: Hiding, load: Any) -> None:
+    assert narrow.gained("interpolate(weight=0.6)")[0] > 0.6
     original = load("original")
-    given = narrow.inputs.find(parse_variant("interpolate")).given(lambda ref: original)
     before = {name: p.clone() for name, p in narrow.control.named_parameters()}
     with parse_variant("interpolate(weight=0.25)").applied(narrow.control, lambda link, need: original):
         for name, p in narrow.control.named_parameters():

@@ -1,4 +1,4 @@
-"""Directions of the hidden states: what a model does only where it is asked for what it forgot, taken out as it runs."""
+"""Directions of the hidden states: what a model does only where it is asked for what it forgot, taken out again."""
 
 from __future__ import annotations
 
