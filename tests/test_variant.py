@@ -17,7 +17,7 @@ from stillknows.registry import bind
 from stillknows.store import digest
 from stillknows.types import Benchmark, Decoding, Example, Split
 from stillknows.variants import compress
-from stillknows.variants.variant import Variant, expand, parse_variant, taught_facts
+from stillknows.variants.variant import Variant, expand, parse_variant
 
 TEMPLATE = "Question: {prompt}\nAnswer:"
 SPLIT = Split(
@@ -120,10 +120,12 @@ def test_equal_variants_have_one_identity_and_calibration_belongs_to_it() -> Non
         ("int8+nf4", "", []),
         ("noise", "", ["attack"]),
         ("noise:scale=0", "", ["attack"]),
-        ("relearn", "", ["attack", "taught"]),
+        ("relearn", "", ["attack", "taught all but 1 of 2"]),
+        ("relearn:data=retain", "", ["attack"]),
+        ("rtt:fold=2", "", ["attack", "taught all but 2 of 5"]),
         ("relearn:steps=0", "", ["attack"]),
         ("frame+int8", "frame", ["attack"]),
-        ("int8+frame+relearn", "frame", ["attack", "taught"]),
+        ("int8+frame+relearn", "frame", ["attack", "taught all but 1 of 2"]),
         ("fewshot:n=0+frame", "frame", ["attack"]),
         ("thrust", "thrust", []),
     ],
@@ -163,7 +165,7 @@ def test_an_attack_without_a_question_to_change_is_refused(monkeypatch: pytest.M
 
 
 def test_what_is_taught_is_asked_by_attacks_that_do_not_teach() -> None:
-    taught = taught_facts([SPLIT, SPLIT])
+    taught = parse_variant("relearn").taught_facts([SPLIT, SPLIT])
     assert taught == {"fact 0", "fact 2"}
     asked = parse_variant("relearn").worded(SPLIT, BENCHMARK, taught)
     assert [e.fact for e in asked[""].examples] == ["fact 1"]
@@ -247,7 +249,8 @@ def stages(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_a_model_is_changed_in_the_written_order_and_is_as_before_afterwards(model: Any, stages: list[str]) -> None:
     before = {name: p.clone() for name, p in model.state_dict().items()}
     first = next(iter(before))
-    with parse_variant("shifted+watched+int8+served+frame+shifted").applied(model, ["a", "b"]) as answering:  # type: ignore[list-item]
+    chain = parse_variant("shifted+watched+int8+served+frame+shifted")
+    with chain.applied(model, lambda link, need: ["a", "b"]) as answering:
         assert isinstance(answering, nn.Sequential)
         assert answering[0] is model
         assert torch.equal(model.state_dict()[first], before[first] + 1 + 1)
@@ -256,7 +259,7 @@ def test_a_model_is_changed_in_the_written_order_and_is_as_before_afterwards(mod
         assert stages == ["shifted by 2", "watched", "served", "shifted by 2"]
     assert stages[-1] == "let go"
     assert all(torch.equal(p, before[name]) for name, p in model.state_dict().items())
-    with parse_variant("shifted+frame").applied(model) as answering:
+    with parse_variant("shifted+frame").applied(model, lambda link, need: []) as answering:
         assert answering is model
     assert stages[-1] == "shifted by 0"
 
@@ -274,5 +277,5 @@ def test_neighbouring_formats_are_one_chain_and_calibration_reaches_them(
 
     monkeypatch.setattr(compress, "compressed", compressed)
     ids_NL: Any = 7
-    with parse_variant("bf16+gptq+shifted+int8")._replace(ids_NL=ids_NL).applied(model):
+    with parse_variant("bf16+gptq+shifted+int8")._replace(ids_NL=ids_NL).applied(model, lambda link, need: []):
         assert chains == [(tuple, ["bf16", "gptq"], 7), (tuple, ["int8"], 7)]
