@@ -25,6 +25,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from stillknows import progress, store
 from stillknows.auditing import harness, plan
+from stillknows.benchmarks import tofu
 from stillknows.experiments import tiny_models
 from stillknows.kinds import KINDS, LEVELS, RENAMED_LISTS, ROLES, Kind, listing
 from stillknows.model.ref import ModelRef
@@ -32,7 +33,7 @@ from stillknows.observations import load_observations
 from stillknows.registry import bind, plugins
 from stillknows.reporting import report
 from stillknows.training.settings import Settings
-from stillknows.types import Example, Interval
+from stillknows.types import Decoding, Example, Interval
 from stillknows.variants import compress
 
 Case = Callable[..., Any]
@@ -584,8 +585,9 @@ def test_tofu_from_a_folder(cli: Case, save_model: Case, tmp_path: Path) -> None
 
 
 @pytest.fixture
-def tofu_folder(tmp_path: Path) -> Path:
-    """A stand-in for TOFU's files, with paraphrases and false answers."""
+def tofu_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A stand-in for TOFU's files, with paraphrases and false answers; models that never end give 8 tokens, not 200."""
+    monkeypatch.setattr(tofu, "DECODING", Decoding(new_tokens=8))
     (tmp_path / "tofu").mkdir()
     plain = {"forget05": FORGET, "retain95": RETAIN}
     probes = {"forget05_perturbed": FORGET, "retain_perturbed": RETAIN}

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from stillknows import stats
-from stillknows.auditing.evidence import CellKey, Table, tabulate
+from stillknows.auditing import verdict as judging
+from stillknows.auditing.evidence import CellKey, KnowledgeKept, Table, tabulate
 from stillknows.auditing.findings import WORDS, deciding, out_of_reach_words, sentences, variant_verdict, words
 from stillknows.auditing.verdict import EXIT_CODES, Policy, judge, least_facts, out_of_reach
 from stillknows.errors import UserError
@@ -26,6 +27,7 @@ from stillknows.types import (
     Finding,
     FindingKind,
     Floats,
+    Interval,
     Observations,
     Outcome,
     Role,
@@ -592,3 +594,44 @@ def test_untestable_facts_are_counted() -> None:
     told = judge(table, "subject", [FULL], Policy(), facts=placebo_test(few))
     (note,) = (f for f in told.findings if f.kind == "facts_untestable")
     assert (note.value, note.n, note.outcome) == (5, 40, "note")
+
+
+def test_whatever_is_out_of_reach_is_undecided_and_names_the_split() -> None:
+    told = out_of_reach(benchmark(5, "forget"), [], has_control=False, policy=Policy())
+    assert {finding.outcome for finding in told} == {"undecided"}
+    assert [finding.kind for finding in told] == ["no_control", "full_not_measured", "no_retain_split", "too_few_facts"]
+    assert (told[-1].value, told[-1].threshold, told[-1].n) == (29, 0.1, 5)
+    assert told[-1].split == benchmark(5, "forget").splits[0].name
+
+
+def test_a_leak_under_attack_is_a_claim_of_its_own_for_the_subject() -> None:
+    variants = (FULL, "relearn")
+    forgets = {FULL: [UNKNOWN] * 40, "relearn": [0.5] * 40}
+    models = controls(40, variants) | {"subject": {v: (forgets[v], [KNOWN] * 30) for v in variants}}
+    found = judge(tabulated(models), "subject", variants, Policy(), {"relearn": ("answer_probability",)})
+    assert (found.subject, found.name) == ("subject", "HIDDEN")
+    kept = [f for f in found.findings if f.kind == "knowledge_kept" and f.variant == "relearn"]
+    assert [(f.metric, f.outcome) for f in kept] == [("answer_probability", "leak")]
+    assert kept[0].p is not None
+
+
+def test_bounds_at_the_tolerance_itself_pass() -> None:
+    at = CellKey(CONTROL, FULL, "forget"), "answer_probability"
+    for high, outcome in ((0.25, "pass"), (0.2501, "undecided")):
+        kept = KnowledgeKept(Interval(0.1, 0.0, high, 40), Interval(0.0, 0.0, high, 40), np.zeros(9))
+        found = list(judging._knowledge(tabulated(controls()), at, kept, None, Policy(tolerance=0.25)))
+        assert [(f.kind, f.outcome) for f in found] == [("knowledge_kept", outcome), ("facts_known", outcome)]
+
+
+@pytest.mark.parametrize("has_control", [True, False])
+def test_what_is_answered_where_the_prompt_tells_is_noted_beside_the_controls(has_control: bool) -> None:
+    variants = (FULL, "context")
+    forgets = {FULL: [UNKNOWN] * 40, "context": [0.75] * 40}
+    models = controls(40, variants) | {"subject": {v: (forgets[v], [KNOWN] * 30) for v in variants}}
+    if not has_control:
+        del models[CONTROL]
+    found = judge(tabulated(models), "subject", variants, Policy(), {"context": ()})
+    [told] = [finding for finding in found.findings if finding.kind == "answer_told"]
+    assert (told.outcome, told.variant, told.split, told.metric) == ("note", "context", "forget", "answer_probability")
+    assert (told.value, told.n) == (pytest.approx(0.75), 40)
+    assert told.detail == f"{f'{CONTROL} 0.05, ' if has_control else ''}{ORIGINAL} 0.95"
