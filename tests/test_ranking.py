@@ -210,8 +210,8 @@ def varied(*, hidden: Mapping[str, Sequence[float]] = HIDDEN, **others: Mapping[
 def test_models_are_taken_for_unlearned_by_what_was_observed_and_not_by_a_resample() -> None:
     """Means just below and above the threshold .5; whichever facts a resample draws more often, one of them moves."""
     below, above = [0.9, 0.09, 0.7, 0.3], [0.11, 0.9, 0.3, 0.7]
-    made = varied(hidden={FULL: below}, above={FULL: above})
-    assert ranking._taken_for_unlearned(made, PROBABILITY, 0.5) == ["hidden"]
+    made = varied(hidden={FULL: below}, above={FULL: above}, turned={FULL: [0.09, 0.9, 0.3, 0.7]})
+    assert ranking._taken_for_unlearned(made, PROBABILITY, 0.5) == ["hidden", "turned"]
     for score, taken in ((0.499, True), (0.501, False)):  # the threshold is of the observed scores, .2 to .8
         states = dict.fromkeys((FULL, FORMAT, RELEARNED), [score] * 4)
         found = ranking.judge(varied(hidden=states), PROBABILITY)["quantization"]
