@@ -14,7 +14,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from stillknows.api.experimenting import demo, tune, validate_metrics
-    from stillknows.api.judging import audit, diagnose, load_report, score
+    from stillknows.api.judging import audit, diagnose, explain, load_report, score
     from stillknows.api.making import defend, finetune, quantize, unlearn
     from stillknows.auditing.verdict import Policy
     from stillknows.errors import UserError
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _PLACES = {
     "api.experimenting": ("demo", "tune", "validate_metrics"),
-    "api.judging": ("audit", "diagnose", "load_report", "score"),
+    "api.judging": ("audit", "diagnose", "explain", "load_report", "score"),
     "api.making": ("defend", "finetune", "quantize", "unlearn"),
     "auditing.verdict": ("Policy",),
     "errors": ("UserError",),
@@ -35,7 +35,7 @@ _PLACES = {
 _MODULE_OF = {name: module for module, names in _PLACES.items() for name in names}
 __all__ = [
     "Benchmark", "Example", "Policy", "Report", "Scores", "Split", "Unlearned", "UserError", "audit", "defend",
-    "demo", "diagnose", "finetune", "load_report", "quantize", "register", "score", "tune", "unlearn",
+    "demo", "diagnose", "explain", "finetune", "load_report", "quantize", "register", "score", "tune", "unlearn",
     "validate_metrics",
 ]  # fmt: skip
 

@@ -10,7 +10,7 @@ DEPLOYED = (  # what "deployed" stands for: how people run models; rtn:grid=full
 )
 QUICK = (  # what is cheap and strong
     *VARIANTS.split(","),
-    *("frame", "paraphrase:wordings=4", "fewshot:n=3", "sample:n=5:temperature=0.5", "prune", "relearn"),
+    *("frame", "paraphrase:wordings=4", "fewshot:n=2", "sample:n=5:temperature=0.5", "prune", "relearn:data=retain"),
 )
 STANDARD = (
     *(*QUICK, "fp8", "gguf:Q4_K_M", "gguf:Q2_K", "int4+frame", "int4+paraphrase"),
@@ -29,7 +29,7 @@ STANDARD = (
     ),
     *("hint", "multihop", "alias", "multiturn", "context", "fewshot:n=20", "sample:bound=0.05"),
     *("prune:sparsity=0.1", "prune:sparsity=0.5", "prune:sparsity=0.5:block=4", "noise", "noise:scale=0.03"),
-    *("relearn:steps=5", "relearn:steps=50", "relearn:lr=0.001", "relearn+int4"),
+    *("relearn", "relearn:data=unrelated", "relearn:steps=5", "relearn:steps=50", "relearn:lr=0.001", "relearn+int4"),
 )
 EXHAUSTIVE = (
     *dict.fromkeys((*DEPLOYED, *STANDARD)),

@@ -16,7 +16,7 @@ import stillknows as sk
 from stillknows.cli.terminal import app
 
 ROOT = Path(sk.__file__).parent
-COMMANDS = ("unlearn", "tune", "quantize", "audit", "diagnose", "score", "demo", "meta")
+COMMANDS = ("unlearn", "tune", "quantize", "audit", "explain", "diagnose", "score", "demo", "meta")
 FUNCTIONS = {"meta": "validate_metrics"}  # where the command has another name
 
 

@@ -154,3 +154,15 @@ def score(
 def load_report(folder: Folder) -> Report:
     """Return the report that a folder holds. Raises UserError when there is none or when it was changed."""
     return Report(report.read(Path(folder)))
+
+
+@typed
+def explain(folder: Folder) -> list[dict[str, Any]]:
+    """Return what kind of knowledge is left in each model of an audit, the likeliest kind of a model first.
+
+    Each entry holds `model`, `kind`, `says` (the kind in words), `variants` (those that show it), `cells` (the findings
+    that it rests on) and `next` (what to try). Raises UserError when the folder holds no report.
+    """
+    from stillknows.reporting import residue
+
+    return [found.to_json() for found in residue.residues(report.read(Path(folder)))]

@@ -10,6 +10,7 @@ from stillknows.formatting import number, percent
 from stillknows.types import Finding, FindingKind, Outcome, VerdictName
 
 KNOWLEDGE: tuple[FindingKind, ...] = ("knowledge_kept", "facts_known")  # what a verdict on a variant needs
+SAME_WEIGHTS = "the weights are the original's"  # of layers that a format rounds: there is no update to survive
 DECIDES: Mapping[VerdictName, Outcome] = {
     "STILL KNOWS": "leak",
     "DAMAGED": "damage",

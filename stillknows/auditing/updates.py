@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from stillknows.analysis import update_survival
+from stillknows.auditing.findings import SAME_WEIGHTS
 from stillknows.auditing.loader import OBSERVATIONS_VERSION, Loader, observations_file
 from stillknows.auditing.prepared import Prepared
 from stillknows.store import digest, recall, write_sealed
@@ -32,7 +33,7 @@ def updates(
             elif whole is None:
                 result = "the format depends on inputs, not on the weights alone"
             elif value is None:
-                result = "the weights are the original's"
+                result = SAME_WEIGHTS
             else:
                 result = Interval(value, value, value, whole.weights)
             yield Cell(model.label, variant, WEIGHTS, f"update.{name}", result)

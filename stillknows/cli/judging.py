@@ -79,6 +79,16 @@ def report(folder: o.Folder, as_json: o.Json = False) -> None:
     show(found.to_json(), as_json, markdown(found.data), f"open {folder / 'report.html'}")
 
 
+@app.command(epilog=examples("stillknows explain runs/audit", "stillknows explain runs/audit --json | jq '.[].kind'"))
+def explain(folder: o.Folder, as_json: o.Json = False) -> None:
+    """Say what kind of knowledge is left in each model of an audit, what that rests on, and what to try next."""
+    import stillknows as sk
+    from stillknows.reporting.residue import text
+
+    found = sk.explain(folder)
+    show(found, as_json, text(found))
+
+
 @app.command(
     epilog=examples(
         "stillknows diagnose org/model runs/npo",
