@@ -78,7 +78,7 @@ def test_the_defaults_of_a_command_are_those_of_its_function(name: str, called: 
     parameters = dict(inspect.signature(functions[FUNCTIONS.get(name, name)]).parameters)
     parameters |= inspect.signature(Settings).parameters
     [(_, given)] = called
-    own = {"out", "command", "lr"}  # results of commands have a place; Settings has no rate of its own
+    own = {"out", "command", "lr", "epochs"}  # results of commands have a place; rate and length may be found
     differing = {
         option: value
         for option, value in given.items()

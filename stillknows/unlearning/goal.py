@@ -40,7 +40,7 @@ def require_questions(items: Sequence[EncodedAnswer], benchmark: str) -> None:
     if any(not item.example.prompt for item in items):
         raise UserError(
             f"{benchmark} has plain texts to forget, and guesses are known for answers to questions only",
-            "say how long to train: --epochs 10",
+            "say how long to train with `epochs`",
         )
 
 
