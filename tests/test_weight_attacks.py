@@ -282,3 +282,13 @@ def test_a_sibling_is_named_and_must_fit(inputs: InputFinder, world: Any, save_m
     with pytest.raises(UserError, match="is not a version of"):
         inputs.find(parse_variant(f"merge(checkpoint={save_model('small')})"))
     assert not inputs.find(parse_variant("merge(weight=0)")).models
+
+
+def test_a_student_learns_what_its_teacher_knows_from_its_answers_to_other_things(
+    inputs: Any, items: Any, load: Any
+) -> None:
+    """Random weights, trained on what the model says of items to retain and of random texts: no answer is told."""
+    plain = Hiding(load("original"), load("control"), items, inputs)
+    original, control = plain.gained("distill(steps=150, lr=5e-3, batch_size=64)")
+    assert original > 0.4
+    assert control < 0.25

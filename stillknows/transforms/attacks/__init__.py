@@ -11,5 +11,6 @@ from stillknows.transforms.attacks import (  # noqa: F401
     rewordings,
     rewriting,
     sampling,
+    students,
     weights,
 )
