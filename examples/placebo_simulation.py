@@ -56,7 +56,8 @@ def pooled(subject: Floats, controls: list[Floats]) -> Floats:
     """Rank among the placebos of all facts, then Holm."""
     d = subject - np.maximum(np.mean(controls, axis=0), 0) if controls else subject
     pool = np.sort(d[:, 1:].ravel())
-    return np.array(holm((1 + len(pool) - np.searchsorted(pool, d[:, 0])) / (1 + len(pool))))
+    p = (1 + len(pool) - np.searchsorted(pool, d[:, 0])) / (1 + len(pool))
+    return np.array(holm(p.tolist()))
 
 
 def pareto(subject: Floats, controls: list[Floats]) -> Floats:
@@ -67,7 +68,7 @@ def pareto(subject: Floats, controls: list[Floats]) -> Floats:
     shape, _, scale = genpareto.fit(pool[pool > threshold] - threshold, floc=0)
     above = d[:, 0] > threshold
     p = np.where(above, 0.1 * genpareto.sf(d[:, 0] - threshold, shape, 0, scale), 1.0)
-    return np.array(holm(p))
+    return np.array(holm(p.tolist()))
 
 
 def _stepped(d: Floats) -> Floats:

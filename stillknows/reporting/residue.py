@@ -136,7 +136,9 @@ def _kind(name: str) -> Kind:
     last = [*links, *(link for link in links if link.role == "attack")][-1]
     if last.name in FAMILIES:
         return FAMILIES[last.name]
-    return LEVELS.get(last.level, "relearnable") if last.role == "attack" else "precision"
+    if last.role != "attack":
+        return "precision"
+    return LEVELS.get(last.level, "relearnable") if last.level else "relearnable"
 
 
 def _outer(subject: ReportSubject) -> Kind | None:
