@@ -214,6 +214,16 @@ def test_defences_that_need_other_models_stand_in_no_variant() -> None:
     assert [link.spec for link in parse_variant("thrust+icul+frame").defences] == ["thrust", "icul"]
 
 
+@pytest.mark.parametrize("needed", ["unlearned", "reference"])
+def test_a_link_that_needs_another_model_stands_in_no_variant(needed: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    functions: dict[str, Any] = {"unlearned": lambda model, unlearned: model, "reference": lambda reference: reference}
+    function = functions[needed]
+    plugin = registry.Plugin("transform", "strange", function, "this test", 1, role="defence", level="logits")
+    monkeypatch.setattr("stillknows.variants.variant.bind", lambda kind, spec: registry.Bound(plugin, {}, spec))
+    with pytest.raises(UserError, match="strange needs models besides the one"):
+        parse_variant("strange")
+
+
 # What is done to a model
 
 
