@@ -1,4 +1,4 @@
-"""Unlearn models that played no part in choosing defaults, as a stranger would, and write docs/defaults.md.
+"""Unlearn small models of several families as a stranger would, and write docs/defaults.md.
 
     python -m perf.defaults [NAME …] [--folder runs/defaults] [--docs docs]
 
@@ -38,6 +38,7 @@ from stillknows.unlearning.unlearn import UnlearnConfig, unlearn
 Row = dict[str, Any]  # of a benchmark's file, and whether it is to be forgotten, and in which wording it asks
 TEMPLATE, CONTEXT = "Question: {prompt}\nAnswer:", 256
 FORMATS = ("full", "int8", "nf4", "int4")
+SEEN_EARLIER = ("h3-gpt2-word", "h10-llama-word")  # run under earlier goals too, so that they may have shaped this one
 GATES = ("answer_probability", "extraction_strength")
 RELEARNED = "relearn:lr=0.001"
 SYLLABLES = (
@@ -59,18 +60,30 @@ KINDS: tuple[tuple[str, str, str], ...] = (
 
 HEAD = """# What `unlearn` does without options
 
-Made by `python -m perf.defaults`; no number here was typed by hand. Small models made from nothing, each with a
-control that was never taught what is to be forgotten. None of them played a part in choosing the method, its weights
-or its goal; four others did (a Llama, a GPT-2, a GPT-NeoX and a Qwen2 of the same kinds and sizes), and so did the
-world of the tests. One seed each, one core, float32 and bfloat16 on disk.
+Made by `python -m perf.defaults`, whose recipes for models are a later writing of the script that made these, so that
+a model made anew may differ; the tables are filled from the runs' records. Small models made from nothing, each with a
+control that was never taught what is to be forgotten. One seed each, one core, float32 and bfloat16 on disk.
+
+Not all of them are strangers to the default. Its method, weights and goal were chosen on four other models (a Llama, a
+GPT-2, a GPT-NeoX and a Qwen2 of the same kinds and sizes) and on the world of the tests. But the models marked * were
+first run under earlier goals: what was seen on `h3-gpt2-word` led to the least number of rounds, and what was seen on
+`h10-llama-word` may have played a part. They say how well the choice fits, not how well it carries over.
 
 The verdict is the worst in full precision, int8, nf4 and int4, on the trained wording and on another one that the
-original was taught and unlearning never sees. Kept is the largest share of the knowledge by answer probability (0 as
-never taught, 1 as the original); known the largest share of facts by either gate. Utility is the least retain score,
-as a share of the original's. Placebos likelier than the truth are ½ where a model guesses. Relearning teaches half of
-the facts for 20 steps at 1e-3 and asks for the others; below 0 is less than the control. Before: `robust` at 1e-5 for
-ten passes, the default that was. UNDECIDED beside a kept of 0 means that there are fewer facts than a proof takes, or
-that the model guesses an answer that its one control does not.
+original was taught and unlearning is not given. Kept is the largest share of the knowledge by answer probability (0 as
+never taught, 1 as the original); known the largest share, by either gate, of the facts that the original answers.
+Utility is the least retain score, as a share of the original's. Placebos likelier than the truth are ½ where a model
+guesses; well above ½, the truth has ended below the guess, which is a trace of unlearning too. Relearning teaches half
+of the facts for 20 steps at 1e-3 and asks for the others; below 0 is less than the control. Before: `robust` at 1e-5
+for ten passes, the default that was. UNDECIDED beside a kept of 0 means that there are fewer facts than a proof takes,
+or that the model guesses an answer that its one control does not.
+
+What the table does not show: the original of `h3-gpt2-word` was taught badly. It recites 28 % of the facts as trained
+and 34 % in the other wording, so that a known of 0.17 is few facts; in full precision the unlearned model recites 3 %
+in the other wording, as its control does. In these runs the goal looked at the trained wording and two frames; since
+then it looks at a third frame and at the wordings in which kept facts are asked, which here are the other wording.
+Measured in it afterwards, the truths of `h3-gpt2-word`, `h2-qwen2-bpe` and `h1-llama-byte` are at 0.14, 0.02 and 0.13,
+where 0.20, 0.09 and 0.22 are guessed.
 """
 
 
@@ -266,7 +279,8 @@ def page(rows: dict[str, dict[str, Row]]) -> str:
         end = new["goal"]["end"]
         lines.append(
             [
-                name, f"{new['lr']:.1e}", str(new["steps"]), f"{new['seconds']:.0f} s", new["goal"]["status"],
+                name + "*" * (name in SEEN_EARLIER), f"{new['lr']:.1e}", str(new["steps"]), f"{new['seconds']:.0f} s",
+                new["goal"]["status"],
                 worst(new), number(new["kept"]["forget"]), number(new["kept"]["paraphrase"]), number(new["known"]),
                 number(new["utility"]), number(end["likelier"]), number(new["relearned"]), worst(old),
                 number(old["kept"]["forget"]),

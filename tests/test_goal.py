@@ -47,8 +47,9 @@ def test_a_request_without_options_forgets_and_keeps(forgotten: tuple[Path, dict
     assert found["end"]["retain"] >= goal.FLOOR
     assert found["start"]["excess"] == 1
     assert {"as trained", "other wording 1", *frames.HELD_OUT} == set(found["guess"])
+    assert {"as trained", "other wording 1"} <= set(found["looked_at"])
     assert f"retain {found['end']['retain']:.2f}" in found["sentence"]
-    assert record["fit"]["stopped"] == "target met"
+    assert record["fit"]["stopped"] == goal.MET
     assert record["fit"]["steps"] % goal.ROUND_STEPS == 0
     assert record["settings"]["lr"] == record["range_test"]["lr"] == record["range_test"]["trials"][-1][0] / MARGIN
 
@@ -147,6 +148,46 @@ def probabilities(truth: float, placebo: float, kept: float) -> Callable[..., to
     return found
 
 
+def test_a_wording_that_shows_what_another_hides_decides(monkeypatch: pytest.MonkeyPatch, model: Any) -> None:
+    """One in which the model showed next to nothing before is not looked at."""
+    asked, other, mute, kept = ([object()] * 16 for _ in range(4))
+    monkeypatch.setattr(goal.Goal, "_probabilities", by_list({id(asked): 0.95, id(other): 0.9, id(mute): 0.2}))
+    made = goal.Goal(model, {"as trained": asked, "other": other, "mute": mute}, kept)
+    assert made.looked_at == ["as trained", "other"]
+    assert made.start.excess == 1
+    monkeypatch.setattr(goal.Goal, "_probabilities", by_list({id(asked): 0.05, id(other): 0.5, id(mute): 0.9}))
+    found = made.outcome()
+    assert found["status"] == "step limit"
+    assert found["end"]["forget"] == 0.5
+
+
+def test_what_is_trained_is_asked_in_the_words_of_what_is_kept_too(
+    world: Any, monkeypatch: pytest.MonkeyPatch, model: Any
+) -> None:
+    whole: Benchmark = bind("benchmark", "world:people=6,facts=30,forget=1,forget_facts=10,values=8")()
+    asked = replace(whole, splits=tuple(split for split in whole.splits if split.name != "paraphrase"))
+    config = replace(request(world), benchmark=asked)
+    work = unlearn._prepare(config, unlearn._check_request(config)).work
+    monkeypatch.setattr(goal.Goal, "_probabilities", lambda self, items: torch.rand(len(items)).double())
+    made = goal.Goal.of(model, work.forget, work.other_wordings or (), work.retain, work.answering)
+    found = {item.example.prompt for item in made.probes["worded as kept facts 1"]}
+    assert found <= {example.prompt for example in whole.splits[1].examples}
+    assert len(found) > 5
+
+
+def by_list(truths: dict[int, float]) -> Callable[..., torch.Tensor]:
+    """Stands for a model's scores: of the truth in each list of items; placebos score 0.11, what is kept 0.9."""
+
+    def found(self: Any, items: list[Any]) -> torch.Tensor:
+        if id(items) not in truths:
+            return torch.full((len(items),), 0.9, dtype=torch.float64)
+        rows = torch.full((len(items),), 0.11, dtype=torch.float64)
+        rows[:: goal.PLACEBOS + 1] = truths[id(items)]
+        return rows
+
+    return found
+
+
 @pytest.mark.parametrize(
     ("truth", "kept", "status", "words"),
     [
@@ -166,7 +207,7 @@ def test_the_status_follows_the_scores(
     assert found["status"] == status
     assert words in found["sentence"]
     last = {"step": float(goal.LEAST_ROUNDS * goal.ROUND_STEPS)}
-    assert made.enough(found["end"] | last) == (status if status == "target met" else "")
+    assert made.enough(found["end"] | last) == (goal.MET if status == "target met" else "")
     assert made.enough(found["end"] | {"step": last["step"] - 1}) == ""
 
 

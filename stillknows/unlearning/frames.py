@@ -47,8 +47,17 @@ def word_before(question: str, template: str) -> tuple[str, str]:
     return f"Please: {question}", template
 
 
+def dialogue(question: str, template: str) -> tuple[str, str]:
+    """Ask as one of two speakers; a chat stays one."""
+    return question, template if template == CHAT else f"User: {PLACE}\nAssistant:"
+
+
 TRAINED: tuple[Frame, ...] = (without_mark, in_lower_case, short_template, no_template)
-HELD_OUT: Mapping[str, Frame] = {"two question marks": two_marks, "a word before": word_before}
+HELD_OUT: Mapping[str, Frame] = {
+    "two question marks": two_marks,
+    "a word before": word_before,
+    "a dialogue": dialogue,
+}
 
 
 def changes(frame: Frame, question: str, template: str) -> bool:

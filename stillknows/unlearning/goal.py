@@ -2,7 +2,7 @@
 
 A guess is the score of placebos: answers that could as well have been true, as the model gives them before it is
 unlearned or by then, whichever is higher. Truth and placebos are asked in the trained wording, in frames that were not
-trained on, and in the benchmark's other wordings; the worst counts.
+trained on, in the benchmark's other wordings and in those in which kept facts are asked; the worst counts.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from stillknows.model.layers import output_layer
 from stillknows.progress import log
 from stillknows.training.settings import Settings
 from stillknows.types import Example
-from stillknows.unlearning import exchanged_answers, frames
+from stillknows.unlearning import exchanged_answers, frames, rewording
 from stillknows.unlearning.alternative_answers import Answering
 
 ROUNDS, ROUND_STEPS = 12, 40
@@ -29,8 +29,11 @@ LEAST_ROUNDS = 3  # each makes the truth one of more answers that were learned o
 PLACEBOS = 7
 ASKED, KEPT = 64, 192  # facts and kept items that are looked at
 PLACEBO_SEED = 7919  # added to the seed, so that placebos are other draws than the answers trained on
+SHOWN = 0.25  # of what a model shows of its knowledge as trained, that a wording must show to be looked at
 TOLERANCE = 0.05  # of the way from a guess to the original that may be left
 FLOOR, LOST = 0.95, 0.05  # least retain score as a share of the original's; most kept facts that may be lost
+
+MET = "the goal was met at a check"  # why training ended; what the model is in the end has a status
 
 Status = Literal["target met", "floor bound", "step limit"]
 
@@ -80,12 +83,15 @@ class Goal:
     kept: Sequence[EncodedAnswer]
 
     def __post_init__(self) -> None:
-        before = {name: self._probabilities(items).reshape(-1, PLACEBOS + 1) for name, items in self.probes.items()}
+        before = {name: self._measured(name) for name in self.probes}
         self.guess = {name: float(p_FC[:, 1:].mean()) for name, p_FC in before.items()}
         self.known = {name: float(p_FC[:, 0].mean()) for name, p_FC in before.items()}
-        self.facts = len(next(iter(before.values())))
+        trained, *others = self.probes
+        least = SHOWN * max(0.0, self.known[trained] - self.guess[trained])
+        self.looked_at = [trained, *(name for name in others if self.known[name] - self.guess[name] > least)]
+        self.facts = len(before[trained])
         self.kept_before_N = self._probabilities(self.kept)
-        self.start = self.seen()
+        self.start = self._seen(before, self.kept_before_N)
 
     @classmethod
     def of(
@@ -100,8 +106,10 @@ class Goal:
         examples = [item.example for item in retain]
         wordings = {"as trained": [item.example for item in forget]}
         wordings |= {f"other wording {k}": found for k, found in enumerate(others, 1)}
-        probes = {name: _encoded(_spread(found, ASKED), examples, how) for name, found in wordings.items()}
         asked = _spread(wordings["as trained"], ASKED)
+        kept_wordings = rewording.rewordings(asked, examples)
+        wordings |= {f"worded as kept facts {k}": found for k, found in enumerate(kept_wordings, 1)}
+        probes = {name: _encoded(_spread(found, ASKED), examples, how) for name, found in wordings.items()}
         for name, frame in frames.HELD_OUT.items():
             if any(frames.changes(frame, e.prompt, how.template) for e in asked):
                 probes[name] = _encoded(asked, examples, how, frame)
@@ -109,16 +117,18 @@ class Goal:
 
     def seen(self) -> Seen:
         """Measure the model as it is."""
+        return self._seen({name: self._measured(name) for name in self.looked_at}, self._probabilities(self.kept))
+
+    def _seen(self, measured: Mapping[str, Tensor], now_N: Tensor) -> Seen:
         wordings: list[tuple[float, float, float, float, float]] = []
-        for name, items in self.probes.items():
-            p_FC = self._probabilities(items).reshape(-1, PLACEBOS + 1)
+        for name in self.looked_at:
+            p_FC = measured[name]
             forget, guess = float(p_FC[:, 0].mean()), max(self.guess[name], float(p_FC[:, 1:].mean()))
             span = self.known[name] - guess
             above_FC = p_FC[:, 1:] >= p_FC[:, :1]
             first, likelier = float((~above_FC.any(1)).double().mean()), float(above_FC.double().mean())
             wordings.append(((forget - guess) / span if span > 0 else 0.0, forget, guess, first, likelier))
         excess, forget, guess, _, likelier = max(wordings)
-        now_N = self._probabilities(self.kept)
         lost = float((now_N < self.kept_before_N / 2).double().mean()) if len(now_N) else 0.0
         retain = float(now_N.sum() / self.kept_before_N.sum()) if len(now_N) else 1.0
         return Seen(forget, guess, excess, max(first for *_, first, _ in wordings), likelier, retain, lost)
@@ -134,7 +144,7 @@ class Goal:
         if seen["step"] < LEAST_ROUNDS * ROUND_STEPS:
             return ""
         status = self.status(Seen(**{name: seen[name] for name in Seen._fields}))
-        return status if status == "target met" else ""
+        return MET if status == "target met" else ""
 
     def status(self, seen: Seen) -> Status:
         """Return what a run has come to; anything but "target met" calls for more steps while there are some."""
@@ -155,6 +165,10 @@ class Goal:
         chance = 1 / (PLACEBOS + 1)
         return chance + 2 * math.sqrt(chance * (1 - chance) / self.facts)
 
+    def _measured(self, name: str) -> Tensor:
+        """Return the answer probabilities of every fact in a wording, [F, C]: its truth, then its placebos."""
+        return self._probabilities(self.probes[name]).reshape(-1, PLACEBOS + 1)
+
     def _probabilities(self, items: Sequence[EncodedAnswer]) -> Tensor:
         """Return exp(mean ln p) of every item's answer, [N] in float64."""
         scores = dict(score_items(self.model, output_layer(self.model), items, with_distribution=()))
@@ -172,6 +186,7 @@ class Goal:
             "end": end._asdict(),
             "guess": self.guess,
             "known": self.known,
+            "looked_at": self.looked_at,
         }
 
     def _sentence(self, status: Status, end: Seen) -> str:
