@@ -71,12 +71,12 @@ first run under earlier goals: what was seen on `h3-gpt2-word` led to the least 
 
 The verdict is the worst in full precision, int8, nf4 and int4, on the trained wording and on another one that the
 original was taught and unlearning is not given. Kept is the largest share of the knowledge by answer probability (0 as
-never taught, 1 as the original); known the largest share, by either gate, of the facts that the original answers.
-Utility is the least retain score, as a share of the original's. Placebos likelier than the truth are ½ where a model
-guesses; well above ½, the truth has ended below the guess, which is a trace of unlearning too. Relearning teaches half
-of the facts for 20 steps at 1e-3 and asks for the others; below 0 is less than the control. Before: `robust` at 1e-5
-for ten passes, the default that was. UNDECIDED beside a kept of 0 means that there are fewer facts than a proof takes,
-or that the model guesses an answer that its one control does not.
+never taught, 1 as the original); known the largest share, by either gate, of the facts that the original answers better
+than the control. Utility is the least retain score, as a share of the original's. Placebos likelier than the truth are
+½ where a model guesses; well above ½, the truth has ended below the guess, which is a trace of unlearning too.
+Relearning teaches half of the facts for 20 steps at 1e-3 and asks for the others; below 0 is less than the control.
+Before: `robust` at 1e-5 for ten passes, the default that was. UNDECIDED beside a kept of 0 means that there are fewer
+facts than a proof takes, or that the model guesses an answer that its one control does not.
 
 What the table does not show: the original of `h3-gpt2-word` was taught badly. It recites 28 % of the facts as trained
 and 34 % in the other wording, so that a known of 0.17 is few facts; in full precision the unlearned model recites 3 %

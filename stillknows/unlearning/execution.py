@@ -59,6 +59,8 @@ def carry_out(work: Work, model: nn.Module, checkpoint: Path, plan_key: str) -> 
     outcome, choice = FitResult(stopped="no loss to descend"), dict[str, Any]()
     with CostMeter(model) as preparing:
         aim = _goal(work, model)
+        if aim:
+            log(f"  at the start: {aim.words(aim.start)}")
         terms = _terms(work, model)
         given = _given(work, model)
         how: dict[str, Any] = {"step_plugins": chosen.step_plugins}
@@ -109,6 +111,7 @@ def _given(work: Work, model: nn.Module) -> dict[str, Any]:
 def _goal(work: Work, model: nn.Module) -> Goal | None:
     if work.other_wordings is None:
         return None
+    log("  measuring what is known, and what can be guessed")
     return Goal.of(model, work.forget, work.other_wordings, work.retain, work.answering)
 
 
