@@ -20,6 +20,7 @@ PUBLIC = [
         "defend",
         "demo",
         "diagnose",
+        "explain",
         "finetune",
         "load_report",
         "quantize",

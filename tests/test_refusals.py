@@ -102,6 +102,7 @@ REFUSED = {  # a command: a part of the message
     "diagnose model ./no-model": "no folder ./no-model",
     "diagnose model empty": "it has no config.json",
     "report new": "no file new/report.json",
+    "explain new": "no file new/report.json",
     "score no.json --format tofu": "no file no.json",
     "score done --corpus news": "--corpus names a corpus of MUSE",
     "score new": "new",

@@ -340,7 +340,13 @@ def test_the_level_follows_from_what_a_transform_asks_for(
     [
         ("transform", "attack", ("decoding",), "weights", "one that is given decoding changes decoding"),
         ("transform", "attack", ("model",), "activation", "did you mean 'activations'?"),
-        ("transform", "attack", ("model",), "logits", "one that is given model changes weights or activations"),
+        (
+            "transform",
+            "attack",
+            ("model",),
+            "cache",
+            "one that is given model changes weights or activations or logits",
+        ),
         ("metric", "example", ("hits",), "logits", "only transforms have one"),
     ],
 )

@@ -42,7 +42,7 @@ MEANINGS: Mapping[Kind, Meaning] = {  # the first that holds is the likeliest
     ),
     "precision": Meaning(
         "low-precision masking: rounding takes the change of the weights back",
-        "--variants deployed; unlearn with --weight-storage float32 and a term ste(formats=…)",
+        "the variants of deployed; unlearn with weights kept in float32 and with ste(formats=…)",
     ),
     "small_weights": Meaning(
         "suppressed by small changes of many weights: pruning or noise takes them back",
@@ -58,12 +58,14 @@ MEANINGS: Mapping[Kind, Meaning] = {  # the first that holds is the likeliest
     ),
     "refusal": Meaning(
         "refusal of the trained wordings: in other words or another context the question is answered",
-        "--variants standard; relearn on other facts",
+        "the variants of standard; relearn on other facts",
     ),
     "relearnable": Meaning(
         "relearnable: facts that were not taught come back with others", "a curve over steps: relearn(steps=5), 20, 50"
     ),
-    "absent": Meaning("truly absent, as far as was tried: nothing brings it back", "--variants standard or exhaustive"),
+    "absent": Meaning(
+        "truly absent, as far as was tried: nothing brings it back", "the variants of standard or exhaustive"
+    ),
     "open": Meaning("open: nothing was found, and it cannot be excluded", "more facts, or fewer variants"),
 }
 FAMILIES: Mapping[str, Kind] = {
