@@ -182,3 +182,13 @@ def test_what_is_made_up_keeps_its_form(answer: str, seed: int) -> None:
 def test_years_and_dates_stay_years_and_dates(answer: str, form: str) -> None:
     for seed in range(20):
         assert re.fullmatch(form, made_up_numbers(answer, "", random.Random(seed)))
+
+
+@pytest.mark.parametrize("values", [["Gold", "Silver", "Basic"], ["17", "23", "31"]])
+def test_nothing_is_made_up_beside_a_truth_from_kept_data(values: list[str]) -> None:
+    """A model that was never taught guesses values that it has met: no match for what nobody has."""
+    kept = tuple(example(f"k{i}", f"Which plan does Ret{chr(97 + i)}o use?", values[i % 3]) for i in range(12))
+    forget = tuple(example(f"f{i}", f"Which plan does For{chr(97 + i)}a use?", values[i % 3]) for i in range(3))
+    found = placebos(benchmark(forget, kept))
+    assert {*found.sources.values()} == {"exchanged"}
+    assert all({*found.of(asked)} == {*values} - {asked.answer} for asked in forget)  # too few: no fact is testable

@@ -63,7 +63,8 @@ def placebos(
       names and numbers only, and so are kinds of question that share an answer. Those that differ in names only come
       first;
     - wrong: the item's own false answers;
-    - made-up numbers, made-up names: the true answer with others.
+    - made-up numbers, made-up names: the true answer with others, where what they replace is nowhere in kept data: a
+      model that has met a value there finds it likelier than one that nobody has met, whoever it belongs to.
 
     A model that was never taught may find a real name likelier than one that nobody bears, or an answer of one
     style than those of another: what comes from a source in NEED_CONTROL needs a control.
@@ -109,6 +110,7 @@ class _Pool:
         self.names = NameWords(self.examples)
         kept = [e for split in splits if split.role != "forget" for e in split.examples]
         self.kept = {_plain(e.answer) for e in kept}
+        self.kept_words = {word for e in kept for word in WORD.findall(f"{e.prompt} {e.answer}")}
         self.true: dict[str, set[str]] = {}
         self.by_frame: dict[str, dict[str, None]] = {}
         for e in self.examples:
@@ -122,6 +124,11 @@ class _Pool:
         known = _plain(example.answer) in self.kept
         for answers in (self.by_frame.get(frame, {}), self.kinds.get(frame, {})):
             yield [answer for answer in answers if (_plain(answer) in self.kept) == known]
+
+    def has_met(self, example: Example, *, numbers: bool) -> bool:
+        """Tell whether kept data hold one of the numbers, or of the names, that an answer adds to its question."""
+        added = {*WORD.findall(example.answer)} - {*WORD.findall(example.prompt)}
+        return any((word.isdigit() if numbers else word in self.names) for word in added & self.kept_words)
 
 
 def _joined(by_frame: Mapping[str, Mapping[str, None]]) -> dict[str, dict[str, None]]:
@@ -171,8 +178,10 @@ def _sources(
     for answers in pool.answers(example):
         yield "exchanged", choice.sample(answers, len(answers))
     yield "wrong", choice.sample(example.wrong, len(example.wrong))
-    yield "made-up numbers", _made_up(lambda: made_up_numbers(example.answer, example.prompt, choice), count)
-    yield "made-up names", _made_up(lambda: made_up_names(example.answer, example.prompt, pool.names, choice), count)
+    if not pool.has_met(example, numbers=True):
+        yield "made-up numbers", _made_up(lambda: made_up_numbers(example.answer, example.prompt, choice), count)
+    if not pool.has_met(example, numbers=False):
+        yield "made-up names", _made_up(lambda: made_up_names(example.answer, example.prompt, pool.names, choice), count)
 
 
 def _made_up(make: Callable[[], str], count: int) -> Iterator[str]:
