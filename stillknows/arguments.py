@@ -5,12 +5,14 @@ from __future__ import annotations
 import functools
 import inspect
 import numbers
+import re
 import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from stillknows.errors import UserError, did_you_mean
 
+LONG_VALUE = 80  # characters; longer ones are named by their type
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -39,7 +41,13 @@ def typed(function: Callable[P, R]) -> Callable[P, R]:
 def require_type(name: str, value: object, kind: Any) -> None:
     """Raise UserError for a value that is not of an annotated type; it calls it `name`."""
     if not fits(value, kind):
-        raise UserError(f"{name}={value!r} is of the wrong type", f"give {_words(kind)}")
+        raise UserError(f"{name}{_shown(value)} is of the wrong type", f"give {_words(kind)}")
+
+
+def _shown(value: object) -> str:
+    """Return a value after its name, or what it is where it is long."""
+    text = repr(value)
+    return f"={text}" if len(text) <= LONG_VALUE and "\n" not in text else f", a {type(value).__name__},"
 
 
 def fits(value: object, kind: Any) -> bool:
@@ -72,4 +80,6 @@ def _words(kind: Any) -> str:
         return " or ".join(map(_words, get_args(kind)))
     if get_origin(kind) is Literal:
         return " or ".join(map(repr, get_args(kind)))
-    return "None" if kind is type(None) else str(kind) if get_args(kind) else kind.__name__
+    if kind is type(None):
+        return "None"
+    return re.sub(r"(typing|collections\.abc)\.", "", str(kind)) if get_args(kind) else kind.__name__

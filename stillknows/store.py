@@ -20,6 +20,7 @@ from stillknows.json_text import parse_json, to_text
 LOCK = ".stillknows.lock"
 PARTIAL = ".stillknows-partial-"  # the beginning of the name of every file and folder that is still being written
 RECORD = "run.json"
+REPORT = "report.json"  # of an audit
 DIGEST = "digest"
 AGAIN = "repeat the command that wrote it, with `overwrite`"
 _held: list[Path] = []  # folders that this process holds, the innermost last

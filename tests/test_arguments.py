@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 
-from stillknows.arguments import fits, typed
+from stillknows.arguments import fits, require_type, typed
 from stillknows.errors import UserError
 
 KINDS: list[tuple[Any, list[Any], list[Any]]] = [  # a type, what is of it, what is not
@@ -53,3 +53,8 @@ def test_a_typed_function_refuses_options_that_it_does_not_have() -> None:
 
     with pytest.raises(UserError, match="there is no option 'tiems'; did you mean 'times'"):
         double(1, tiems=3)  # type: ignore[call-arg]
+
+
+def test_a_long_value_is_named_by_its_type() -> None:
+    with pytest.raises(UserError, match=r"^model, a list, is of the wrong type\n  give str or tuple\[Any, Any\]$"):
+        require_type("model", ["a long value"] * 20, str | tuple[Any, Any])

@@ -985,3 +985,9 @@ def test_a_damaged_observation_is_made_again(
     assert len(calls) == 1
     after = snapshot(tmp_path / "audit")
     assert {name for name in after if after[name] != before[name] and not name.startswith("report")} == set()
+
+
+def test_an_audit_in_the_folder_is_not_written_over(save_model: Case, run_unlearn: Case, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    store.write_json(tmp_path / "out" / store.REPORT, {})
+    refused(run_unlearn(save_model("model"), "--overwrite"), "report.json exists already", "this one holds an audit")

@@ -12,7 +12,7 @@ import pytest
 
 from stillknows.auditing.collect import described
 from stillknows.auditing.evidence import CellKey
-from stillknows.auditing.fact_test import candidate_scores, fact_test, readable_placebos, variant_of
+from stillknows.auditing.fact_test import _belongs, candidate_scores, fact_test, readable_placebos
 from stillknows.gate.candidate_scores import logit
 from stillknows.gate.candidates import Placebos
 from stillknows.model.encoding import encode_split
@@ -156,7 +156,7 @@ def test_splits_are_wordings_and_each_wording_of_an_attack_is_a_variant() -> Non
     scores = candidate_scores(places, "m", SPLITS)
     assert scores is not None
     assert scores.facts == ("a", "b")
-    assert [variant_of(name) for name in scores.variants] == ["full", "frame", "frame", "relearn"]
+    assert [name.partition(": ")[0] for name in scores.variants] == ["full", "frame", "frame", "relearn"]
     assert scores.asked.sum(1).tolist() == [[2, 1, 1, 0], [2, 1, 1, 1]]
 
 
@@ -201,3 +201,10 @@ def test_observations_without_placebos_keep_their_key(tokenizer: Any) -> None:
     (more,) = encode_split(split, tokenizer, "{prompt}", 32, placebos=lambda e: ("Rome",))
     assert "placebos" not in described(plain)
     assert described(more)["placebos"][0]["example"]["answer"] == "Rome"
+
+
+def test_a_variant_is_found_by_its_whole_name() -> None:
+    says = "input_filter:says=No: never"
+    assert _belongs(says, says)
+    assert _belongs(f"{says}: polite", says)
+    assert not _belongs("frame: polite", "frame:style=lower")

@@ -84,7 +84,7 @@ def test_without_a_control_raw_scores_are_shown_beside_the_originals() -> None:
     assert "| variant | npo          | original     |" in found
     assert "| full    | 0.31 / 0.50! | 0.31 / 0.50! |" in found
     assert found[0] == "Raw answer_probability / utility."
-    assert found[1].startswith("Without a never-taught control nothing is decided")
+    assert found[1].startswith("Without a never-taught control only recited facts are decided")
     assert not any("[1]" in line or "Controls" in line for line in found)
 
 

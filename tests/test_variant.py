@@ -191,7 +191,9 @@ def test_answers_are_drawn_as_the_last_attack_on_decoding_says() -> None:
         ("choice", ("multiple_choice",)),
         ("choice+frame", ("multiple_choice",)),
         ("frame+true_false", ("multiple_choice",)),
+        ("sample", ("leak_at_k:k=20",)),  # as answers are drawn anyway: judged by sampling all the same
         ("sample(n=7)", ("leak_at_k:k=7",)),
+        ("sample(n=0)", ("usual",)),
         ("choice+sample(n=7)", ("leak_at_k:k=7",)),
         ("context", ()),
         ("context+sample(n=7)", ()),

@@ -60,7 +60,8 @@ def audit(
     Args:
         models: what to judge; saved defences and quantized files too.
         original: the model before unlearning, which must show the knowledge.
-        controls: a model that was never taught the forget split; without one nothing is decided.
+        controls: a model that was never taught the forget split; without one nothing is decided but that a recited fact
+            is a leak.
         variants, metrics: what is done to the models, and what is measured; default variants that do not fit the model
             are left out.
         figures: published figures; those that the benchmark is published with when None.

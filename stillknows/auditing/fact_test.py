@@ -80,7 +80,7 @@ def recited(table: Table, place: CellKey, gates: Sequence[str]) -> frozenset[str
 def fact_leaks(test: PlaceboTest, variant: str, answered: Collection[str]) -> Iterator[Finding]:
     """Yield the facts that a model recites in one variant: `answered` there, and named by the test there."""
     for fact in test.named:
-        if fact.fact in answered and variant in map(variant_of, fact.variants):
+        if fact.fact in answered and any(_belongs(name, variant) for name in fact.variants):
             yield Finding(
                 "fact_named", "leak", variant, threshold=test.alpha, p=fact.p, n=fact.placebos, detail=fact.fact
             )
@@ -136,9 +136,9 @@ def candidate_scores(
     return _tabulated(compared) if items else None
 
 
-def variant_of(name: str) -> str:
-    """Return the variant that a name in candidate scores belongs to."""
-    return name.partition(SEPARATOR)[0]
+def _belongs(name: str, variant: str) -> bool:
+    """Tell whether a name in candidate scores is a variant's, alone or with a wording behind it."""
+    return name == variant or name.startswith(f"{variant}{SEPARATOR}")
 
 
 def _items(variant: str, seen: Observations) -> list[tuple[str, _Item]]:

@@ -181,7 +181,10 @@ def _sources(
     if not pool.has_met(example, numbers=True):
         yield "made-up numbers", _made_up(lambda: made_up_numbers(example.answer, example.prompt, choice), count)
     if not pool.has_met(example, numbers=False):
-        yield "made-up names", _made_up(lambda: made_up_names(example.answer, example.prompt, pool.names, choice), count)
+        yield (
+            "made-up names",
+            _made_up(lambda: made_up_names(example.answer, example.prompt, pool.names, choice), count),
+        )
 
 
 def _made_up(make: Callable[[], str], count: int) -> Iterator[str]:

@@ -100,7 +100,7 @@ def _legend(report: AuditReport) -> str:
     else:
         lines = [
             f"Raw {lead}{which} / utility.",
-            "Without a never-taught control nothing is decided: compare with the original.",
+            "Without a never-taught control only recited facts are decided.",
         ]
     by = "" if policy.utility == lead else f", by {policy.utility}"
     lines.append(f"Utility{by}: 1 as the original; {LOW} below the floor of {policy.utility_floor:g}.")

@@ -13,9 +13,9 @@ from stillknows.observations import OBSERVATIONS, load_observations, observation
 from stillknows.reporting.markdown import markdown
 from stillknows.reporting.page import html
 from stillknows.reporting.schema import AuditReport, parsed
-from stillknows.store import AGAIN, locked, read_sealed, slug, write_sealed, write_text
+from stillknows.store import AGAIN, REPORT, locked, read_sealed, slug, write_sealed, write_text
 
-JSON, HTML, MARKDOWN = "report.json", "report.html", "report.md"
+JSON, HTML, MARKDOWN = REPORT, "report.html", "report.md"
 
 
 def write(report: AuditReport, folder: Path) -> AuditReport:

@@ -17,7 +17,7 @@ from stillknows.model.finding import local_folders
 from stillknows.model.layers import layer_number, matching
 from stillknows.model.ref import LoadOptions, ModelRef
 from stillknows.progress import log, warn
-from stillknows.store import RECORD, digest, locked, require_new, require_outside
+from stillknows.store import RECORD, REPORT, digest, locked, require_new, require_outside
 from stillknows.training import step_pipeline
 from stillknows.training.loop import FitResult
 from stillknows.training.settings import Settings
@@ -87,6 +87,7 @@ def _require_free(request: UnlearnConfig, out: Path, overwrite: bool, resume: bo
     require_outside(out, local_folders(request.model, *([] if request.after is None else [str(request.after)])))
     checkpoint = out / CHECKPOINT
     require_new(out / RECORD, overwrite=overwrite)
+    require_new(out / REPORT, overwrite=False, fix="choose another `out`: this one holds an audit")
     require_new(checkpoint, overwrite=overwrite or resume, fix="continue it with `resume`, or add `overwrite`")
     for path in modelfiles.present(out):
         require_new(path, overwrite=overwrite or checkpoint.exists())

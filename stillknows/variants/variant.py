@@ -137,12 +137,11 @@ class Variant(NamedTuple):
 
         None where an attack tells the answers.
         """
-        before, own = Decoding(), [link.plugin.judged_by for link in self._links("attack", "prompt")]
-        drawn = self.decoding(before)
+        own = [link.plugin.judged_by for link in self._links("attack", "prompt")]
         if () in own:
             return ()
-        if drawn != before:
-            return (f"leak_at_k:k={drawn.samples}",)
+        if self._links("attack", "decoding"):
+            return (f"leak_at_k:k={self.decoding(Decoding()).samples}",)
         return next((gates for gates in reversed(own) if gates is not None), usual)
 
     @contextlib.contextmanager
