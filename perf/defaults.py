@@ -194,7 +194,7 @@ def write_rows(path: Path, rows: Sequence[Row]) -> None:
 
 
 def config(made: Made, vocabulary: int) -> transformers.PretrainedConfig:
-    special = {"bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 0}
+    special: dict[str, Any] = {"bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 0}
     if made.family == "gpt2":
         return transformers.GPT2Config(
             vocab_size=vocabulary, n_embd=made.hidden, n_layer=made.layers, n_head=4, n_positions=CONTEXT,
@@ -234,13 +234,14 @@ def row(name: str, folder: Path, way: str) -> Row:
 def summarised(report: sk.Report, record: Row) -> Row:
     subject = next(s for s in report.data.subjects if s.name not in ("original", "control"))
     cells = [cell for cell in report.cells if cell["subject"] == subject.name]
-    values = {(cell["variant"], cell["split"], cell["metric"]): cell.get("value") for cell in cells}
-
+    values: dict[tuple[str, str, str], float] = {
+        (cell["variant"], cell["split"], cell["metric"]): cell.get("value", math.nan) for cell in cells
+    }
     formats = [v for v in subject.variants if not v.startswith("relearn")]
 
     def largest(variants: Sequence[str], split: str) -> float:
         found = [values[v, split, "answer_probability.kept"] for v in variants]
-        return max((value for value in found if value is not None), default=math.nan)
+        return max((value for value in found if not math.isnan(value)), default=math.nan)
 
     return {
         "steps": record["fit"]["steps"],
@@ -249,10 +250,10 @@ def summarised(report: sk.Report, record: Row) -> Row:
         "goal": record.get("goal"),
         "verdicts": {v: str(subject.variants[v]) for v in formats},
         "known": max(
-            values[v, s, f"{m}.known_facts"] for v in formats for s in ("forget", "paraphrase") for m in GATES
+            [values[v, s, f"{m}.known_facts"] for v in formats for s in ("forget", "paraphrase") for m in GATES]
         ),
         "kept": {split: largest(formats, split) for split in ("forget", "paraphrase")},
-        "utility": min(values[v, "retain", "answer_probability.share"] for v in formats),
+        "utility": min([values[v, "retain", "answer_probability.share"] for v in formats]),
         "relearned": largest([v for v, *_ in values if v.startswith("relearn")], "forget"),
     }
 
