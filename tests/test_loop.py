@@ -532,6 +532,13 @@ def test_draws_count_how_often_the_items_were_passed_through(model: Any, make_it
     assert list(made._all_draws(0, 10)) == draws
 
 
+def test_in_rounds_a_draw_counts_the_round(model: Any, make_items: Items) -> None:
+    term = Term(bind("objective", "nll"), make_items([2] * 3))
+    made = loop._Loop(model, [term], Settings(1.0, 1e9, 8, schedule="rounds", round_steps=4, batch_size=2))
+    turns = [{draw.epoch for draw in made._batch(0, step)} for step in range(8)]
+    assert turns == [{0}] * 4 + [{1}] * 4
+
+
 def test_what_a_run_cost_is_booked_on_top_of_what_was_booked_before() -> None:
     meter: Any = SimpleNamespace(seconds=2.0, forward_tokens=3, flops=4.0)
     done = FitResult(seconds=1.0, forward_tokens=10, flops=100.0)
