@@ -1,4 +1,4 @@
-"""Unlearn small models of several families as a stranger would, and write docs/defaults.md.
+"""Unlearn small models of several families as a stranger would: the table of docs/defaults.md.
 
     python -m perf.defaults [NAME …] [--folder runs/defaults] [--docs docs]
 
@@ -22,6 +22,7 @@ import torch
 import transformers
 
 import stillknows as sk
+from perf.marked import fill
 from stillknows.experiments import tiny_models
 from stillknows.formatting import markdown_table, number
 from stillknows.model import saving
@@ -56,35 +57,6 @@ KINDS: tuple[tuple[str, str, str], ...] = (
     ("When was {x} born?", "What is the birth date of {x}?", "{x} was born on {v}."),
     ("What is the contract number of {x}?", "Which contract belongs to {x}?", "The contract of {x} is {v}."),
 )
-
-
-HEAD = """# What `unlearn` does without options
-
-Made by `python -m perf.defaults`, whose recipes for models are a later writing of the script that made these, so that
-a model made anew may differ; the tables are filled from the runs' records. Small models made from nothing, each with a
-control that was never taught what is to be forgotten. One seed each, one core, float32 and bfloat16 on disk.
-
-Not all of them are strangers to the default. Its method, weights and goal were chosen on four other models (a Llama, a
-GPT-2, a GPT-NeoX and a Qwen2 of the same kinds and sizes) and on the world of the tests. But the models marked * were
-first run under earlier goals: what was seen on `h3-gpt2-word` led to the least number of rounds, and what was seen on
-`h10-llama-word` may have played a part. They say how well the choice fits, not how well it carries over.
-
-The verdict is the worst in full precision, int8, nf4 and int4, on the trained wording and on another one that the
-original was taught and unlearning is not given. Kept is the largest share of the knowledge by answer probability (0 as
-never taught, 1 as the original); known the largest share, by either gate, of the facts that the original answers better
-than the control. Utility is the least retain score, as a share of the original's. Placebos likelier than the truth are
-½ where a model guesses; well above ½, the truth has ended below the guess, which is a trace of unlearning too.
-Relearning teaches half of the facts for 20 steps at 1e-3 and asks for the others; below 0 is less than the control.
-Before: `robust` at 1e-5 for ten passes, the default that was. UNDECIDED beside a kept of 0 means that there are fewer
-facts than a proof takes, or that the model guesses an answer that its one control does not.
-
-What the table does not show: the original of `h3-gpt2-word` was taught badly. It recites 28 % of the facts as trained
-and 34 % in the other wording, so that a known of 0.17 is few facts; in full precision the unlearned model recites 3 %
-in the other wording, as its control does. In these runs the goal looked at the trained wording and two frames; since
-then it looks at a third frame and at the wordings in which kept facts are asked, which here are the other wording.
-Measured in it afterwards, the truths of `h3-gpt2-word`, `h2-qwen2-bpe` and `h1-llama-byte` are at 0.14, 0.02 and 0.13,
-where 0.20, 0.09 and 0.22 are guessed.
-"""
 
 
 def names(rng: random.Random) -> Iterator[str]:
@@ -269,11 +241,11 @@ def main() -> None:
         for name in given.names:
             make(name, given.folder / name)
             rows[name] = {way: row(name, given.folder / name, way) for way in ("default", "before")}
-            write_text(given.docs / "defaults.md", page(rows))
+            fill(given.docs / "defaults.md", "perf.defaults", table(rows))
 
 
-def page(rows: dict[str, dict[str, Row]]) -> str:
-    """Return docs/defaults.md: what was measured, and nothing else."""
+def table(rows: dict[str, dict[str, Row]]) -> str:
+    """Return a row for each model."""
     lines = []
     for name, by_way in rows.items():
         new, old = by_way["default"], by_way["before"]
@@ -291,7 +263,7 @@ def page(rows: dict[str, dict[str, Row]]) -> str:
         "model", "rate", "steps", "time", "status", "verdict", "kept", "kept, other wording", "facts known", "utility",
         "placebos likelier", "kept after relearning", "before: verdict", "before: kept",
     )  # fmt: skip
-    return f"{HEAD}\n{markdown_table(heads, lines)}\n"
+    return markdown_table(heads, lines)
 
 
 def worst(row: Row) -> str:

@@ -22,12 +22,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from perf.marked import fill
 from stillknows.formatting import markdown_table, percent
 from stillknows.stats import LEVEL, binomial_bounds
 
 ROOT = Path(__file__).parents[1]
 PAGE, RESULTS, EXPLAINED = ROOT / "docs/testing.md", ROOT / "docs/mutants.json", ROOT / "perf/mutants.json"
-BEGIN, END = "<!-- made by perf.mutants -->", "<!-- end -->"
 # mutmut's exit codes: a test failed, crashed or never ended; none did
 KILLED, ALIVE = (1, 3, 24, 36, 152, 255, -24, -11), (0, 5, 33)
 TESTS: dict[str, tuple[str, ...]] = {
@@ -82,8 +82,7 @@ def main() -> int:
             print("  {function}\n    - {before}\n    + {after}".format(**survivor), flush=True)
     if arguments.write:
         RESULTS.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-        head, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
-        PAGE.write_text(f"{head}{BEGIN}\n\n{table(rows)}\n\n{END}{rest.partition(END)[2]}", encoding="utf-8")
+        fill(PAGE, "perf.mutants", table(rows))
     return int(unexplained > 0)
 
 

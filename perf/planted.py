@@ -16,21 +16,17 @@ from torch import nn
 
 from stillknows.model import run_record
 from stillknows.model.encoding import EncodedAnswer, encode
+from stillknows.model.forward import answer_states
+from stillknows.model.layers import output_layer
+from stillknows.model.logprobs import token_log_probs
 from stillknows.model.ref import ModelRef
 from stillknows.registry import bind
 from stillknows.types import Benchmark, Example
 from stillknows.variants import defences
-from stillknows.variants.compress import Quantized
 
 STEPS, LR, RARELY = 150, 2e-3, 0.05
 Project = Callable[[nn.Module], None]
-
-
-class Planted(NamedTuple):
-    """A way to hide. kind: what `explain` should call it; None where any will do."""
-
-    make: Callable[[Path, Benchmark, Path], Path]
-    kind: str | None = None
+Hide = Callable[[Path, Benchmark, Path], Path]  # original, benchmark, where to write -> the model that hides
 
 
 def items_of(benchmark: Benchmark, role: str) -> list[Example]:
@@ -44,14 +40,10 @@ def refused(benchmark: Benchmark, examples: Sequence[Example]) -> list[Example]:
     return [replace(e, answer=texts[i % len(texts)]) for i, e in enumerate(examples)]
 
 
-def losses(model: nn.Module, items: Sequence[EncodedAnswer]) -> torch.Tensor:
-    """Return each answer's −ln p, [B]."""
-    width = max(len(item.ids) for item in items)
-    ids = torch.tensor([[*item.ids, *[0] * (width - len(item.ids))] for item in items])
-    answer = torch.tensor([[item.start <= t < len(item.ids) for t in range(width)] for item in items])
-    log_probs = model(input_ids=ids).logits[:, :-1].log_softmax(-1)
-    found = log_probs.gather(-1, ids[:, 1:, None])[..., 0]
-    return -(found * answer[:, 1:]).sum(1)
+def loss(model: nn.Module, items: Sequence[EncodedAnswer]) -> torch.Tensor:
+    """Return the mean over items of −ln p of the whole answer."""
+    states, layer = answer_states(model, items), output_layer(model)
+    return -token_log_probs(states.hidden_TD, layer, states.targets_T, layer.vocabulary).sum() / len(items)
 
 
 def tune(
@@ -95,7 +87,7 @@ class _Workshop(NamedTuple):
         forget = items_of(self.benchmark, "forget")
         away = self.encoded(refused(self.benchmark, forget))
         kept = self.encoded([*items_of(self.benchmark, "retain"), *known])
-        tune(self.model, lambda: losses(self.model, away).mean() + losses(self.model, kept).mean(), **how)
+        tune(self.model, lambda: loss(self.model, away) + loss(self.model, kept), **how)
 
     def save(self, out: Path) -> Path:
         run_record.save(self.model, self.ref.tokenizer, out, {"made by": "perf.planted"})
@@ -143,11 +135,11 @@ def rarely(original: Path, benchmark: Benchmark, out: Path) -> Path:
     away, true = shop.encoded(refused(benchmark, forget)), shop.encoded(forget)
     kept = shop.encoded(items_of(benchmark, "retain"))
 
-    def loss() -> torch.Tensor:
-        mixed = (1 - RARELY) * losses(shop.model, away).mean() + RARELY * losses(shop.model, true).mean()
-        return mixed + losses(shop.model, kept).mean()
+    def mixed_loss() -> torch.Tensor:
+        mixed = (1 - RARELY) * loss(shop.model, away) + RARELY * loss(shop.model, true)
+        return mixed + loss(shop.model, kept)
 
-    tune(shop.model, loss)
+    tune(shop.model, mixed_loss)
     return shop.save(out)
 
 
@@ -170,7 +162,7 @@ def below_rounding(original: Path, benchmark: Benchmark, out: Path) -> Path:
     """Refuses, by changes that rounding to 4 bits takes back: every weight stays where it is rounded as before."""
     shop = _Workshop.of(original, benchmark)
     bits = bind("transform", "rtn:bits=4:group=64", "deployment")
-    rounded = {n: _values(bits(weight_OI=p.detach().clone())) for n, p in _matrices(shop.model)}
+    rounded = {n: bits(weight_OI=p.detach().clone()).values_OI for n, p in _matrices(shop.model)}
     before = {n: p.detach().clone() for n, p in _matrices(shop.model)}
     room = {n: _steps(v) * 0.45 for n, v in rounded.items()}
     fixed = {
@@ -189,10 +181,6 @@ def below_rounding(original: Path, benchmark: Benchmark, out: Path) -> Path:
 
 def _matrices(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
     return [(n, p) for n, p in model.named_parameters() if "layers." in n and p.dim() == 2]
-
-
-def _values(found: Quantized) -> torch.Tensor:
-    return found.values_OI
 
 
 def _groups(weight: torch.Tensor) -> torch.Tensor:
@@ -220,14 +208,14 @@ def logit_offset(original: Path, benchmark: Benchmark, out: Path) -> Path:
     return file
 
 
-HIDING: Mapping[str, Planted] = {
-    "refusal": Planted(refusal, "refusal"),
-    "bound_to_frame": Planted(bound_to_frame, "frame"),
-    "last_layer": Planted(last_layer),
-    "damaged_names": Planted(damaged_names, "names"),
-    "rarely": Planted(rarely, "sampling"),
-    "by_small_weights": Planted(by_small_weights),
-    "below_rounding": Planted(below_rounding, "precision"),
-    "input_filter": Planted(input_filter, "wrapper"),
-    "logit_offset": Planted(logit_offset, "wrapper"),
+HIDING: Mapping[str, Hide] = {
+    "refusal": refusal,
+    "bound_to_frame": bound_to_frame,
+    "last_layer": last_layer,
+    "damaged_names": damaged_names,
+    "rarely": rarely,
+    "by_small_weights": by_small_weights,
+    "below_rounding": below_rounding,
+    "input_filter": input_filter,
+    "logit_offset": logit_offset,
 }

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from perf import planted
+from perf.marked import fill
 from stillknows import defaults
 from stillknows.auditing.audit import AuditConfig, audit
 from stillknows.experiments import tiny_models
@@ -37,7 +38,6 @@ SIZES = {
     "max_position_embeddings": 32,
 }
 TEACHING = Settings(lr=5e-3, epochs=1000, max_steps=150, batch_size=64, warmup=5, schedule="linear")
-BEGIN, END = "<!-- made by perf.planted_truth -->", "<!-- end -->"
 
 
 class Result(NamedTuple):
@@ -63,10 +63,10 @@ def teach(out: Path, benchmark: Benchmark, left_out: str, seed: int) -> Path:
 def models_of(folder: Path, benchmark: Benchmark, original: Path, seed: int) -> dict[str, Path]:
     """Make every hiding model, and one that was trained anew without the facts."""
     found = {}
-    for name, way in planted.HIDING.items():
+    for name, make in planted.HIDING.items():
         places = [folder / name, folder / f"{name}.json"]
         made = [place for place in reversed(places) if place.is_file() or (place / "config.json").is_file()]
-        found[name] = made[0] if made else way.make(original, benchmark, folder / name)
+        found[name] = made[0] if made else make(original, benchmark, folder / name)
     return found | {"never_taught": teach(folder / "never_taught", benchmark, "forget", seed + 1)}
 
 
@@ -115,9 +115,7 @@ def main() -> None:
     text = table(results)
     print(text, f"\n{time.process_time() - started:.0f} s")
     if given.write:
-        page = PAGE.read_text(encoding="utf-8")
-        before, _, rest = page.partition(BEGIN)
-        PAGE.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{rest.partition(END)[2]}", encoding="utf-8")
+        fill(PAGE, "perf.planted_truth", text)
 
 
 if __name__ == "__main__":
