@@ -14,7 +14,6 @@ from stillknows.model.generate import end_tokens, generate, sampled
 from stillknows.model.layers import output_layer
 from stillknows.types import Example
 from stillknows.unlearning import exchanged_answers, frames
-from stillknows.unlearning.frames import Frame
 
 CHOICES = 5  # answers of a kind to each question
 ATTEMPTS = 8  # rounds of sampling before a question without a usable alternative is given up
@@ -38,9 +37,9 @@ class Answering:
         examples = [replace(item.example, prompt=prompt, answer=text) for text in texts]
         return tuple(encode(examples, self.tokenizer, template, self.context, self.long_items))
 
-    def framed(self, example: Example, text: str, frame: Frame) -> EncodedAnswer:
+    def framed(self, example: Example, text: str, frame: str) -> EncodedAnswer:
         """Return an example's question in a frame, with an answer."""
-        prompt, template = frame(example.prompt, self.template)
+        prompt, template = frames.in_frame(frame, example.prompt, self.template)
         asked = replace(example, prompt=prompt, answer=text)
         return encode([asked], self.tokenizer, template, self.context, self.long_items)[0]
 
@@ -126,7 +125,7 @@ def _in_frames(item: EncodedAnswer, texts: Sequence[str], number: int, how: Answ
     forms = [form for form in frames.TRAINED if frames.changes(form, item.example.prompt, how.template)]
     found = []
     for place, text in enumerate(texts):
-        framed = forms[(number + place // 2) % len(forms)] if place % 2 and forms else frames.as_asked
+        framed = forms[(number + place // 2) % len(forms)] if place % 2 and forms else frames.AS_ASKED
         found.append(how.framed(item.example, text, framed))
     return tuple(found)
 

@@ -110,9 +110,9 @@ class Goal:
         kept_wordings = rewording.rewordings(asked, examples)
         wordings |= {f"worded as kept facts {k}": found for k, found in enumerate(kept_wordings, 1)}
         probes = {name: _encoded(_spread(found, ASKED), examples, how) for name, found in wordings.items()}
-        for name, frame in frames.HELD_OUT.items():
+        for frame in frames.HELD_OUT:
             if any(frames.changes(frame, e.prompt, how.template) for e in asked):
-                probes[name] = _encoded(asked, examples, how, frame)
+                probes[frame] = _encoded(asked, examples, how, frame)
         return cls(model, probes, _spread(retain, KEPT))
 
     def seen(self) -> Seen:
@@ -208,7 +208,7 @@ def _spread(items: Sequence[Any], most: int) -> list[Any]:
 
 
 def _encoded(
-    asked: Sequence[Example], others: Sequence[Example], how: Answering, frame: frames.Frame = frames.as_asked
+    asked: Sequence[Example], others: Sequence[Example], how: Answering, frame: str = frames.AS_ASKED
 ) -> list[EncodedAnswer]:
     """Return every fact's question with its truth and its placebos, in a frame."""
     placebos = exchanged_answers.draws(asked, others, PLACEBOS, how.seed + PLACEBO_SEED)

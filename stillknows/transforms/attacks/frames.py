@@ -2,32 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Annotated, Literal
 
 from stillknows.errors import UserError
 from stillknows.registry import Limits, register
-from stillknows.transforms.attacks.wordings import asked, without_mark
+from stillknows.transforms.attacks.wordings import asked
 from stillknows.types import Split
+from stillknows.variants.frames import QUESTIONS, TEMPLATES
 
-QUESTIONS: Mapping[str, Callable[[str], str]] = {
-    "no_mark": without_mark,
-    "two_marks": lambda question: f"{without_mark(question)}??",
-    "lower": str.lower,
-    "upper": str.upper,
-    "sentence": lambda question: question[:1].upper() + question[1:].lower(),
-    "spaces": lambda question: f"  {question.replace(' ', '  ')}  ",
-    "token_before": lambda question: f". {question}",
-    "word_before": lambda question: f"Please: {question}",
-}
-TEMPLATES = {
-    "other_template": "Q: {prompt}\nA:",
-    "question_answer": "Question: {prompt}\nAnswer:",
-    "user_assistant": "User: {prompt}\nAssistant:",
-    "instruction": "### Instruction:\n{prompt}\n\n### Response:",
-    "no_template": "{prompt}",
-}
 OPENINGS = {
     "sure": "Sure, here is the answer:",
     "of_course": "Of course. The answer is",

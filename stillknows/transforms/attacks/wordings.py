@@ -13,16 +13,11 @@ from types import MappingProxyType
 from stillknows.errors import UserError
 from stillknows.gate.candidates import placebos
 from stillknows.types import CHAT, PLACE, Benchmark, Edge, Example, Split
+from stillknows.variants.frames import without_mark
 from stillknows.variants.secrets import harmless
 
 QUESTION, BARE = "{question}", "{bare}"  # in a template: the item's own question, and without its question mark
-QUESTION_MARKS = "?？؟"
 FEW = 3  # other answers that are looked for at least, so that the seed can choose
-
-
-def without_mark(question: str) -> str:
-    """Return a question without the marks that end it."""
-    return question.rstrip(f"{QUESTION_MARKS} ")
 
 
 def reworded(split: Split, texts: Mapping[str, str], count: int, *, whole: bool = False) -> dict[str, Split]:
