@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import SIZES, TEACHING
 
 from stillknows.auditing.collect import described
 from stillknows.auditing.evidence import CellKey
@@ -18,14 +19,6 @@ from stillknows.gate.candidates import Placebos
 from stillknows.model.encoding import encode_split
 from stillknows.types import CONTROL, ORIGINAL, Benchmark, Example, Observations, Split
 
-SIZES = {
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "max_position_embeddings": 32,
-}
-TEACHING = {"lr": 5e-3, "epochs": 1000, "max_steps": 120, "batch_size": 64, "warmup": 5, "schedule": "linear"}
 FORGET, PEOPLE = 12, 72
 SPLITS = ("forget", "paraphrase")
 
@@ -62,7 +55,7 @@ def towns(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         people = {f"Person{i}" for i in (*known, *range(FORGET, PEOPLE))}
         lines = [e for split in made.splits for e in split.examples if e.fact in people]
         (folder / name).mkdir()
-        settings = Settings(**TEACHING, seed=seed)
+        settings = Settings(**TEACHING | {"max_steps": 120}, seed=seed)
         tiny_models.train(folder / name, lines, made.template, tokenizer, SIZES, settings)
     return {name: folder / name for name in taught}
 

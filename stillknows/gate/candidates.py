@@ -20,6 +20,7 @@ from stillknows.gate.made_up import WORD, NameWords, made_up_names, made_up_numb
 from stillknows.gate.placebo import ALPHA, placebos_needed
 from stillknows.store import read_json
 from stillknows.types import Benchmark, Example
+from stillknows.variants.secrets import spaced_words
 
 Source = Literal["given", "exchanged", "wrong", "made-up numbers", "made-up names", "none"]
 NEED_CONTROL: tuple[Source, ...] = ("wrong", "made-up names")  # not alike to a model that was never taught
@@ -152,7 +153,7 @@ def _best(
 ) -> tuple[Source, tuple[str, ...]]:
     """Return the placebos of one question from the first source that has enough, or from the one that has most."""
     truths = {example.answer, *filter(None, [example.paraphrase]), *pool.true.get(example.prompt, ())}
-    truths = [_words(truth) for truth in truths]
+    truths = [spaced_words(truth) for truth in truths]
     if example.fact in given:
         own = _usable(given[example.fact], truths, count)
         if not own:
@@ -199,17 +200,12 @@ def _usable(texts: Iterable[str], truths: Sequence[str], count: int) -> list[str
     """Return up to so many different texts, of which none is a truth, holds one or is held by one."""
     found: dict[str, str] = {}
     for text in texts:
-        words = _words(text)
+        words = spaced_words(text)
         if words.strip() and not any(words in truth or truth in words for truth in truths):
             found.setdefault(words, text)
         if len(found) == count:
             break
     return list(found.values())
-
-
-def _words(text: str) -> str:
-    """Return a text's words with single spaces around them, so that words are found whole: " new york "."""
-    return f" {' '.join(WORD.findall(text.casefold())) or _plain(text)} "
 
 
 def _plain(text: str) -> str:

@@ -18,7 +18,7 @@ from stillknows.model.parameters import restored
 from stillknows.training.cost import CostMeter
 from stillknows.training.loop import fit
 from stillknows.training.objective_inputs import Term
-from stillknows.training.settings import LEAST_RATE, Settings
+from stillknows.training.settings import Settings
 
 LARGEST_RATE = 1e-1
 PER_DECADE = 6  # steps in which the rate rises tenfold
@@ -77,6 +77,5 @@ def range_test(
     )  # fmt: skip
     with restored(model), CostMeter(model) as meter:
         done = fit(model, terms, ramp, look=look, enough=enough, label="trying learning rates", **how)
-    rates = [LEAST_RATE * (LARGEST_RATE / LEAST_RATE) ** ((k + 1) / STEPS) for k in range(STEPS)]
-    trials = tuple((rate, seen["kept"]) for rate, seen in zip(rates, done.history, strict=False))
+    trials = tuple((ramp.rate(step, STEPS), seen["kept"]) for step, seen in enumerate(done.history))
     return RangeTest(trials[-1][0] / MARGIN, trials, meter.seconds, meter.tokens)

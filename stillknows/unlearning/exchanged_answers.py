@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from stillknows.types import Example
+from stillknows.variants.secrets import WORD, spaced_words
 
 LEAST = 6  # different answers that a fact's draws should come from
 CONSIDERED = 2000  # kept items that are looked at, drawn by the seed where there are more
@@ -112,22 +113,22 @@ def _names(items: Sequence[Example], others: Sequence[Example]) -> Mapping[str, 
 
 
 def _truths(items: Sequence[Example]) -> dict[str, set[str]]:
-    """Return the true answers of every fact, as words."""
+    """Return the true answers of every fact, as spaced words."""
     found: dict[str, set[str]] = {}
     for item in items:
         answers = filter(None, (item.answer, item.paraphrase))
-        found.setdefault(item.fact, set()).update(" ".join(_words(text)) for text in answers)
+        found.setdefault(item.fact, set()).update(map(spaced_words, answers))
     return found
 
 
 def _is_false(text: str, truths: Collection[str]) -> bool:
     """Tell whether a text neither holds one of the true answers nor is a part of one, word by word."""
-    words = f" {' '.join(_words(text))} "
-    return bool(words.strip()) and all(f" {truth} " not in words and words not in f" {truth} " for truth in truths)
+    words = spaced_words(text)
+    return bool(words.strip()) and all(truth not in words and words not in truth for truth in truths)
 
 
 def _words(text: str) -> list[str]:
-    return re.findall(r"\w+", text.casefold())
+    return WORD.findall(text.casefold())
 
 
 def _distance(text: str, answer: str) -> tuple[bool, int]:

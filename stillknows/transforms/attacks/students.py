@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from typing import Annotated
 
 from stillknows.errors import UserError, first_line
-from stillknows.lazy import Tensor, nn, torch
+from stillknows.lazy import nn
 from stillknows.model.encoding import EncodedAnswer
 from stillknows.model.parameters import update
 from stillknows.registry import Limits, register
 from stillknows.training.finetune import finetune
 from stillknows.training.settings import MOST_STEPS, Settings
+from stillknows.transforms.attacks.weights import gaussian
 
 
 @register("transform", role="attack", budget="steps", source="arXiv 2506.06278 (distillation into a new model)")
@@ -29,8 +30,8 @@ def distill(
 
     Minimises the mean of KL(p_model ‖ p_student) over the tokens of items to retain, without those that hold an answer
     to be forgotten, and of random texts. Matrices are drawn anew, from N(0, 1) at the root mean square of the model's
-    own; norms and biases stay. Answers to random texts can carry
-    knowledge along that no answer to a question shows; that the student knows nothing shows little.
+    own; norms and biases stay. Answers to random texts can carry knowledge along that no answer to a question shows;
+    that the student knows nothing shows little.
 
     Args:
         steps: of AdamW; 0 leaves the model as it is.
@@ -38,18 +39,13 @@ def distill(
         batch_size: items in a step.
         seed: of the student's weights and of the items' order.
     """
-    generator = torch.Generator().manual_seed(seed)
+    drawn = gaussian(seed)
 
-    def drawn(_: str, weight: Tensor) -> Tensor:
-        if weight.dim() < 2:
-            return weight
-        return torch.randn(weight.shape, generator=generator).to(weight) * weight.float().square().mean().sqrt()
+    def start(student: nn.Module) -> None:
+        update(student, lambda _, weight: weight if weight.dim() < 2 else drawn(weight))
 
     settings = Settings(lr, float(steps), steps, batch_size, seed=seed)
-    items = [*retain, *random]
     try:
-        finetune(
-            model, items, settings, objective="kl", start=lambda student: update(student, drawn), label="distilling"
-        )
+        finetune(model, [*retain, *random], settings, objective="kl", start=start, label="distilling")
     except UserError as error:
         raise UserError(f"distill:lr={lr:g}: {first_line(error)}", "lower it: distill(lr=…)") from error

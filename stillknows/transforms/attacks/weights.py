@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated
 
 from stillknows.lazy import Tensor, nn, torch
@@ -19,12 +20,15 @@ def noise(model: nn.Module, *, scale: Annotated[float, Limits(0)] = 0.1, seed: i
         scale: the noise's size relative to the root mean square of the matrix; 0 leaves the model as it is.
         seed: of the noise.
     """
+    drawn = gaussian(seed)
+    update(model, lambda _, weight: weight if weight.dim() < 2 else weight + scale * drawn(weight))
+
+
+def gaussian(seed: int) -> Callable[[Tensor], Tensor]:
+    """Return f(matrix): N(0, 1) at the root mean square of the matrix, drawn anew at each call."""
     generator = torch.Generator().manual_seed(seed)
 
-    def noised(_: str, weight: Tensor) -> Tensor:
-        if weight.dim() < 2:
-            return weight
-        drawn = torch.randn(weight.shape, generator=generator).to(weight)
-        return weight + scale * weight.float().square().mean().sqrt() * drawn
+    def drawn(weight: Tensor) -> Tensor:
+        return torch.randn(weight.shape, generator=generator).to(weight) * weight.float().square().mean().sqrt()
 
-    update(model, noised)
+    return drawn
