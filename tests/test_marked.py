@@ -20,6 +20,6 @@ def test_what_stands_between_the_marks_is_replaced(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["", "<!-- made by perf.a -->", "<!-- end --> <!-- made by perf.a -->"])
 def test_a_page_without_marks_is_left_alone(tmp_path: Path, text: str) -> None:
     (tmp_path / "page.md").write_text(text)
-    with pytest.raises(ValueError, match="has no <!-- made by perf.a -->"):
+    with pytest.raises(ValueError, match=r"has no <!-- made by perf\.a -->"):
         fill(tmp_path / "page.md", "perf.a", "new")
     assert (tmp_path / "page.md").read_text() == text
