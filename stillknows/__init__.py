@@ -15,7 +15,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from stillknows.api.experimenting import demo, tune, validate_metrics
     from stillknows.api.judging import audit, diagnose, explain, load_report, score
-    from stillknows.api.making import defend, finetune, quantize, unlearn
+    from stillknows.api.making import control, defend, finetune, quantize, unlearn
     from stillknows.auditing.verdict import Policy
     from stillknows.errors import UserError
     from stillknows.registry import register
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _PLACES = {
     "api.experimenting": ("demo", "tune", "validate_metrics"),
     "api.judging": ("audit", "diagnose", "explain", "load_report", "score"),
-    "api.making": ("defend", "finetune", "quantize", "unlearn"),
+    "api.making": ("control", "defend", "finetune", "quantize", "unlearn"),
     "auditing.verdict": ("Policy",),
     "errors": ("UserError",),
     "registry": ("register",),
@@ -34,9 +34,9 @@ _PLACES = {
 }
 _MODULE_OF = {name: module for module, names in _PLACES.items() for name in names}
 __all__ = [
-    "Benchmark", "Example", "Policy", "Report", "Scores", "Split", "Unlearned", "UserError", "audit", "defend",
-    "demo", "diagnose", "explain", "finetune", "load_report", "quantize", "register", "score", "tune", "unlearn",
-    "validate_metrics",
+    "Benchmark", "Example", "Policy", "Report", "Scores", "Split", "Unlearned", "UserError", "audit", "control",
+    "defend", "demo", "diagnose", "explain", "finetune", "load_report", "quantize", "register", "score", "tune",
+    "unlearn", "validate_metrics",
 ]  # fmt: skip
 
 

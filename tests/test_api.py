@@ -17,6 +17,7 @@ PUBLIC = [
     *("Benchmark", "Example", "Policy", "Report", "Scores", "Split", "Unlearned", "UserError"),
     *(
         "audit",
+        "control",
         "defend",
         "demo",
         "diagnose",

@@ -118,6 +118,53 @@ def finetune(
 
 
 @typed
+def control(
+    original: Model,
+    benchmark: Items,
+    *,
+    base: Model | None = None,
+    seeds: int = 3,
+    roles: Sequence[Role] = ("retain",),
+    out: Folder | None = None,
+    data: Folder | None = None,
+    template: str | None = None,
+    device: str = "cpu",
+    overwrite: bool = False,
+    **settings: Any,
+) -> tuple[Unlearned, ...]:
+    """Make never-taught controls: the checkpoint from before fine-tuning, taught what is to be kept and nothing else.
+
+    They lie in `out`/0, `out`/1, …, and `audit` takes them as they are returned: `controls=sk.control(…)`. Finished
+    ones are not made again, and an interrupted one goes on where it was.
+
+    Args:
+        original: the model that was taught everything.
+        base: what the original was fine-tuned from; None: what its run record names.
+        seeds: how many controls; they differ in the order of their items.
+        roles: whose items to train on; "forget" is refused.
+        template: frame of a question; None for the one that the original was fine-tuned with.
+        settings: as for `finetune`; without them the original's run record says how it was fine-tuned.
+    """
+    from stillknows.training.controls import ControlConfig, write_controls
+
+    if not roles or {"forget", "member"}.intersection(roles):
+        raise UserError(f"a control of {', '.join(roles) or 'no items'} is none", 'give roles such as ["retain"]')
+    if seeds < 1:
+        raise UserError(f"`seeds` {seeds} is out of range", "it must be at least 1")
+    given = {name: value for name, value in settings.items() if value is not None}
+    settings_of(given)
+    asked = benchmark_of(benchmark, data=data, template=template)
+    asked.require_usable()
+    for role in roles:
+        examples_of(asked, role)
+    before = None if base is None else model_folder(base)
+    config = ControlConfig(model_folder(original), asked, before, tuple(roles), seeds, template, given, device)
+    folder = result_folder(out)
+    records = write_controls(config, folder, overwrite=overwrite)
+    return tuple(Unlearned(folder / str(place), record) for place, record in enumerate(records))
+
+
+@typed
 def defend(
     model: str | Path,
     benchmark: Items,

@@ -139,6 +139,48 @@ def tune(
 
 @app.command(
     epilog=examples(
+        "stillknows control runs/original --benchmark jsonl:forget=f.jsonl,retain=r.jsonl --out runs/controls",
+        "stillknows control ./taught --base org/model --benchmark tofu:forget05 --lr 1e-5 --epochs 5 --out runs/never",
+        "stillknows control runs/original --benchmark rwku --role retain --role neighbour --out runs/controls --json",
+    )
+)
+def control(
+    original: o.Taught,
+    benchmark: o.Benchmark,
+    out: o.Out,
+    base: o.Base = None,
+    seeds: o.Seeds = 3,
+    roles: o.Roles = None,
+    lr: o.RecipeRate = None,
+    epochs: o.RecipeEpochs = None,
+    max_steps: o.Steps = None,
+    batch_size: o.RecipeBatch = None,
+    seed: o.RecipeSeed = None,
+    data: o.Data = None,
+    template: o.Template = None,
+    device: o.Device = "cpu",
+    overwrite: o.Overwrite = False,
+    as_json: o.Json = False,
+) -> None:
+    """Make never-taught controls: what a model was before fine-tuning, taught what is to be kept and nothing else.
+
+    The recipe is the one in ORIGINAL's run record, or given. An interrupted command goes on where it was.
+    """
+    import stillknows as sk
+    from stillknows.training.controls import control_words
+
+    made = sk.control(
+        original, benchmark, base=base, seeds=seeds, roles=roles or ("retain",), out=out, lr=lr, epochs=epochs,
+        max_steps=max_steps, batch_size=batch_size, seed=seed, data=data, template=template, device=device,
+        overwrite=overwrite,
+    )  # fmt: skip
+    records = [{"path": str(one.path), **one.record} for one in made]
+    controls = " ".join(f"--control {shlex.quote(str(one.path))}" for one in made)
+    show({"controls": records}, as_json, control_words(records), f"next: stillknows audit … {controls}")
+
+
+@app.command(
+    epilog=examples(
         "stillknows defend ./model --benchmark jsonl:forget=f.jsonl,retain=r.jsonl --method input_filter --out f.json",
         "stillknows defend org/model --benchmark tofu:forget05 --method icul:kept=2 --out icul.json",
         "stillknows defend ./model --benchmark tofu:forget05 --method offset:weight=2 --unlearned ./small-u "

@@ -117,6 +117,20 @@ Earlier: TypeAlias = Annotated[
 ]
 Resume: TypeAlias = Annotated[bool, Option("--resume", help="Continue an interrupted run; same result.")]
 
+# Controls
+Taught: TypeAlias = Annotated[str, Argument(help="The model that was taught everything: a folder or a hub name.")]
+Base: TypeAlias = Annotated[
+    str | None, Option(help="What it was fine-tuned from; without it, what its run record names.")
+]
+Seeds: TypeAlias = Annotated[int, Option(min=1, metavar=COUNT, help="How many controls, in OUT/0, OUT/1, …")]
+Roles: TypeAlias = Annotated[
+    list[str] | None, Option("--role", help="Whose items to train on, by default those to retain: repeat it.")
+]
+RecipeRate: TypeAlias = Annotated[float | None, Option(help="Learning rate, if not as in the run record.")]
+RecipeEpochs: TypeAlias = Annotated[float | None, Option(help="Passes over the items, if not as in the run record.")]
+RecipeBatch: TypeAlias = Annotated[int | None, Option(help="Items per step, if not as in the run record.")]
+RecipeSeed: TypeAlias = Annotated[int | None, Option(help="Of the first control, if not as in the run record.")]
+
 # Searches
 Search: TypeAlias = Annotated[
     list[str], Option(help="NAME=LOW..HIGH or NAME=A|B|C: a setting of `unlearn`, or PART.OPTION of the method.")

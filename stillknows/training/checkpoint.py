@@ -11,6 +11,7 @@ from stillknows.errors import UserError
 from stillknows.lazy import Tensor, torch
 from stillknows.store import DIGEST, replace_file
 
+CHECKPOINT = "checkpoint.safetensors"  # its name beside what is being made
 Named = Iterable[tuple[str, Tensor]]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,8 @@ from stillknows.model import run_record
 from stillknows.model.encoding import EncodedAnswer, encode
 from stillknows.model.ref import ModelRef
 from stillknows.registry import bind
-from stillknows.store import RECORD, locked, require_new, require_outside
+from stillknows.store import RECORD, digest, locked, require_new, require_outside
+from stillknows.training.checkpoint import CHECKPOINT
 from stillknows.training.loop import FitResult, fit
 from stillknows.training.objective_inputs import Term
 from stillknows.training.settings import Settings
@@ -52,24 +53,42 @@ def write_finetuned(
     out: Path,
     *,
     overwrite: bool = False,
+    objective: str = "nll",
+    reader: ModelRef | None = None,
+    said: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Fine-tune a model on the examples' answers, write it in float32 with run.json, and return that record.
 
+    A run of the same plan that was interrupted in `out` goes on where it was, and ends with the same weights.
+
+    Args:
+        reader: the model whose tokenizer reads the items and is written beside the weights; the model itself when None.
+        said: what else the record is to hold.
+
     Raises UserError for bad input, for an `out` in the model's folder and for one that holds a run already.
     """
-    require_outside(out, [ref.folder])
-    items = encode(examples, ref.check().tokenizer, template, ref.context_length, vocabulary=ref.vocabulary_size)
+    reader = reader or ref
+    require_outside(out, [ref.folder, reader.folder])
+    items = encode(examples, reader.check().tokenizer, template, ref.context_length, vocabulary=ref.vocabulary_size)
+    plan = [ref.fingerprint, objective, asdict(settings) | {"save_seconds": 0}, [(i.ids, i.start) for i in items]]
     with locked(out):
+        checkpoint = out / CHECKPOINT
+        if overwrite:
+            checkpoint.unlink(missing_ok=True)
         require_new(out / RECORD, overwrite=overwrite)
         model = ref.load().model
-        outcome = finetune(model, items, settings, label=f"fine-tuning {ref.name}")
+        resumed: dict[str, Any] = {"checkpoint": checkpoint, "plan_key": digest(plan)}
+        outcome = finetune(model, items, settings, objective=objective, label=f"fine-tuning {ref.name}", **resumed)
         record = {
             "stillknows": __version__,
             "model": ref.name,
             "fine-tuned on": f"{len(items)} examples",
+            "template": template,
+            **(said or {}),
             "settings": asdict(settings),
             "fit": outcome.to_json(),
             "versions": run_record.versions(),
         }
-        run_record.save(model, ref.tokenizer, out, record)
-    return record
+        written = run_record.save(model, reader.tokenizer, out, record)
+        checkpoint.unlink(missing_ok=True)
+    return written

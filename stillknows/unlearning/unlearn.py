@@ -19,6 +19,7 @@ from stillknows.model.ref import LoadOptions, ModelRef
 from stillknows.progress import log, warn
 from stillknows.store import RECORD, REPORT, digest, locked, require_new, require_outside
 from stillknows.training import step_pipeline
+from stillknows.training.checkpoint import CHECKPOINT
 from stillknows.training.loop import FitResult
 from stillknows.training.settings import Settings
 from stillknows.types import Benchmark, Example, Role, Split
@@ -27,8 +28,6 @@ from stillknows.unlearning.execution import Work, carry_out, companions_of
 from stillknows.unlearning.method import Method
 from stillknows.variants.compress import parse_variant
 from stillknows.variants.fitting import check_fixed
-
-CHECKPOINT = "checkpoint.safetensors"
 
 
 @dataclass(frozen=True)
