@@ -49,7 +49,7 @@ def test_other_answers_belong_to_the_same_question(items: Items, how: Answering,
     made = (
         alternative_answers.refusals(items, REFUSALS, how),
         alternative_answers.mismatched(items, [], how),
-        alternative_answers.alternatives(model, items, how),
+        alternative_answers.alternatives(model, items, [], how),
     )
     for found in made:
         assert len(found) == len(items)
@@ -92,22 +92,28 @@ def test_mismatched_answers_are_those_of_other_questions(items: Items, how: Answ
 
 
 def test_alternatives_are_sampled_alike_every_time(items: Items, how: Answering, model: Any) -> None:
-    assert texts(alternative_answers.alternatives(model, items, how)) == texts(
-        alternative_answers.alternatives(model, items, how)
+    assert texts(alternative_answers.alternatives(model, items, [], how)) == texts(
+        alternative_answers.alternatives(model, items, [], how)
     )
 
 
-def test_a_model_that_knows_one_answer_only_is_told(
+def test_where_a_model_knows_one_answer_only_values_of_the_same_kind_take_their_place(
     items: Items, how: Answering, model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Empty ones and the true one do not count; what was found for the others is kept."""
+    """Empty ones and the true one do not count; what was found for the others is kept; no other answer is an error."""
 
     def stubborn(model: Any, asked: Items, how: Answering, attempt: int) -> list[tuple[int, str]]:
         return [(i, " " if attempt % 2 else item.example.answer) for i, item in enumerate(asked)]
 
     monkeypatch.setattr(alternative_answers, "_sampled", stubborn)
+    for answers, own in zip(
+        texts(alternative_answers.alternatives(model, items, [], how)), QUESTIONS.values(), strict=True
+    ):
+        assert answers
+        assert own not in answers
+        assert set(answers) <= set(QUESTIONS.values())
     with pytest.raises(UserError, match="no answer but the true one to 'river of Rome'"):
-        alternative_answers.alternatives(model, items, how)
+        alternative_answers.alternatives(model, items[:1], [], how)
 
 
 def test_answers_take_turns(items: Items, how: Answering) -> None:

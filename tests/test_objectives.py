@@ -311,6 +311,7 @@ GOLDEN: dict[str, tuple[float, float]] = {
         jsd_at(3, [1, 0, 0, 0]),
     ),
     "flattening": (2 * (1.25 * LN2) ** 2 / 3, (1.25 * LN2) ** 2),
+    "inverted_hinge": ((1.25 + 1 + 1.25) / 3, 0.75),  # 1 + 1/2 − 1/4, 1 + 1/4 − 1/4, again the first; 1 + 1/4 − 1/2
     "quail": ((0 + 0.05 + 0.05 / 4) / 3, 2 * 0.05 / 4),  # changes [5 1 -3 -3]/4, 0, [-2 0 1 1], [0 1 0 -1] times ln 2
     "whp": ((17 / 7 + 2 + 19 / 8) * LN2 / 3, 15 / 8 * LN2),  # goals 1:2:2:2 twice, then the reference twice
     "jsd": ((jsd_at(0) + jsd_at(1) + jsd_at(2)) / 3, jsd_at(3)),
@@ -374,6 +375,11 @@ def quail_loss(z: Tensor, z_ref: Tensor) -> Tensor:
     return torch.clamp(0.05 - change.abs(), min=0).mean()
 
 
+def hinge_loss(p: Tensor, y: Tensor) -> Tensor:
+    others = [torch.cat([p[t, :k], p[t, k + 1 :]]).max() for t, k in enumerate(y.tolist())]
+    return torch.stack([1 + p[t, k] - others[t] for t, k in enumerate(y.tolist())]).mean()
+
+
 def whp_goal(ref: Plain, more: Plain) -> Tensor:
     return (ref.v - torch.clamp(more.v - ref.v, min=0)).softmax(-1)
 
@@ -407,6 +413,7 @@ STATED: dict[str, Callable[[Any, Any, Any], Tensor]] = {
     "ceu": lambda m, r, x: ceu_loss(m.own),
     "jsd_refusal": lambda m, r, x: jsd_loss(m.own.v, repeated(m.refusal.y, m.own)),
     "flattening": lambda m, r, x: (m.own.z.amax(-1) - m.own.z.mean(-1)).square().mean(),
+    "inverted_hinge": lambda m, r, x: hinge_loss(m.own.v.exp(), m.own.y),
     "quail": lambda m, r, x: quail_loss(m.own.z, r.own.z),
     "whp": lambda m, r, x: cross_entropy(whp_goal(r.own, x.own), m.own),
     "jsd": lambda m, r, x: jsd_loss(m.own.v, r.own.v.exp()),

@@ -31,10 +31,21 @@ PUBLISHED: dict[str, dict[str, dict[str, Any]]] = {
     "dpo_gd": {"dpo": {"beta": 0.1, "weight": 1.0}, "nll": {"weight": 1.0}},
     "altpo_gd": {"altpo": {"beta": 0.1, "weight": 1.0}, "nll": {"weight": 1.0}},
     "simnpo_gd": {"simnpo": {"beta": 4.5, "delta": 0.0, "weight": 0.125}, "nll": {"weight": 1.0}},
-    "satimp_gd": {"satimp": {"beta1": 5.0, "beta2": 1.0, "weight": 0.1}, "nll": {"weight": 1.0}},
+    "satimp_gd": {"satimp": {"beta1": 5.0, "beta2": 1.0, "weight": 1.0}, "nll": {"weight": 0.1}},
     "me_gd": {"me": {"weight": 0.1}, "nll": {"weight": 1.0}},
     "idk_ap": {"idk": {"weight": 1.0}, "ap": {"beta": 0.1, "weight": 1.0}},
     "jensun": {"jsd_refusal": {"weight": 1.0}, "jsd": {"weight": 1.0}},
+    "loku": {
+        "inverted_hinge": {"weight": 1.0},
+        "nll": {"weight": 1.0},
+        "lora": {"rank": 32, "alpha": 64.0, "names": "*", "seed": 0},
+    },
+    "memflex_ga": {
+        "ga": {"weight": 0.4},
+        "nll": {"weight": 2.0},
+        "lora": {"rank": 8, "alpha": 16.0, "names": "*", "seed": 0},
+        "memflex": {"similarity": 0.92, "magnitude": 6e-4},
+    },
     "pdu": {
         "flattening": {"weight": 1.0},
         "nll": {"weight": 1.0},
@@ -54,5 +65,5 @@ def test_options_reach_the_parts() -> None:
         plain = [part.identity for part in parse(recipe.name).parts]
         for option, value in recipe.options.items():
             if isinstance(value, int | float) and not isinstance(value, bool):
-                changed = parse(f"{recipe.name}:{option}={value / 2 or 1}")
+                changed = parse(f"{recipe.name}:{option}={type(value)(value / 2) or 1}")
                 assert [part.identity for part in changed.parts] != plain, f"{recipe.name}:{option}"

@@ -69,6 +69,7 @@ STATED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "steer": lambda h, h_ref: (h - 6.5 * unit(h.shape[1])).pow(2).mean(),
     "steer_adaptive": lambda h, h_ref: (h - 5 * h_ref.norm(dim=1).mean() * unit(h.shape[1])).pow(2).mean(),
     "hidden": lambda h, h_ref: (h - h_ref).pow(2).mean(),
+    "reroute": lambda h, h_ref: ((h * h_ref).sum(1) / h.norm(dim=1) / h_ref.norm(dim=1)).clamp(min=0).mean(),
 }
 
 
@@ -159,6 +160,16 @@ def test_hidden_is_0_at_the_reference(make_model: Make, make_items: Items) -> No
     torch.testing.assert_close(found_B, torch.zeros(4), rtol=0, atol=1e-10)
 
 
+def test_rerouting_is_1_at_the_reference_and_0_from_a_right_angle_on(make_model: Make, make_items: Items) -> None:
+    [plugin] = [p for p in TERMS if p.name == "reroute"]
+    found_B = losses(make_loop(make_model(layers=DEPTH), plugin, make_items(LENGTHS)), [0, 1, 2, 3])
+    torch.testing.assert_close(found_B, torch.ones(4))
+    angles = torch.tensor([[[0.0, 1.0], [-1.0, 0.5], [1.0, 1.0]]])
+    before, mask = torch.tensor([[1.0, 0.0]]).expand(1, 3, 2), torch.ones(1, 3, dtype=torch.bool)
+    found = bind("objective", "reroute")(hidden=angles, reference_hidden=before, mask=mask)
+    assert found.item() == pytest.approx(0.5**0.5 / 3)
+
+
 @pytest.mark.parametrize("family", ["llama", "gemma2", "phi", "gpt2", "gpt_neox", "cohere"])
 def test_states_are_those_of_the_models_own_list(family: str, make_model: Make, make_items: Items) -> None:
     """The families' blocks return tensors or tuples."""
@@ -188,6 +199,7 @@ GOLDEN = {
     "steer": by_hand((6.5, 6.5)),
     "steer_adaptive": by_hand((45.0, 10.0)),
     "hidden": [(4 + 4 + 4 + 121) / 4, (0.25 + 1.75**2) / 2],
+    "reroute": [(11 / 5 / 5**0.5 + 27 / 13 / 10**0.5) / 2, 0.25 / 0.3125**0.5],
 }
 
 
@@ -262,12 +274,16 @@ def test_down_proj_refuses(spec: str, names: list[str], message: str) -> None:
         ("rmu", ["steer:coefficient=6.5:layer=0.25:seed=0", "hidden:weight=1200.0:layer=0.25", "down_proj:layer=0.25"]),
         ("rmu:coefficient=2:layer=2", ["steer:coefficient=2.0:layer=2.0:seed=0", "hidden:weight=1200.0:layer=2.0"]),
         ("adaptive_rmu", ["steer_adaptive:scale=5.0:layer=0.25:seed=0", "hidden:weight=1200.0:layer=0.25"]),
+        (
+            "circuit_breakers",
+            ["reroute:weight=10.0:layer=0.33", "hidden:weight=10.0:layer=0.33"],
+        ),
     ],
 )
 def test_recipes_stand_for_their_parts(spec: str, parts: list[str]) -> None:
     found = [part.spec for part in method.parse(spec).parts]
     assert found[: len(parts)] == parts
-    assert found[-1].startswith("down_proj:layer=")
+    assert found[-1].startswith("lora:" if spec == "circuit_breakers" else "down_proj:layer=")
 
 
 @pytest.mark.parametrize("spec", ["rmu:coefficient=3:alpha=10:layer=2", "adaptive_rmu:scale=3:alpha=10:layer=2"])

@@ -130,10 +130,16 @@ def _in_frames(item: EncodedAnswer, texts: Sequence[str], number: int, how: Answ
     return tuple(found)
 
 
-def alternatives(model: nn.Module, items: Sequence[EncodedAnswer], how: Answering) -> list[tuple[EncodedAnswer, ...]]:
+def alternatives(
+    model: nn.Module, items: Sequence[EncodedAnswer], others: Sequence[EncodedAnswer], how: Answering
+) -> list[tuple[EncodedAnswer, ...]]:
     """Return for each item CHOICES answers that the model gives itself at temperature 1, other than the true one.
 
-    Raises UserError for a question that the model answers with nothing else.
+    A model that knows its facts well may give none: then values of the same kind take their place, of kept items or of
+    each other. Raises UserError for a question to which there is no other answer at all.
+
+    Args:
+        others: kept items.
     """
     found: list[list[str]] = [[] for _ in items]
     for attempt in range(ATTEMPTS):
@@ -141,6 +147,10 @@ def alternatives(model: nn.Module, items: Sequence[EncodedAnswer], how: Answerin
         for i, text in _sampled(model, [items[i] for i in short], how, attempt):
             if text.strip() and text.strip() != items[short[i]].example.answer.strip():
                 found[short[i]].append(text.strip())
+    if not all(found):
+        kept = [item.example for item in _questions(others)]
+        drawn = exchanged_answers.draws([item.example for item in items], kept, CHOICES, how.seed)
+        found = [texts or instead for texts, instead in zip(found, drawn, strict=True)]
     for item, texts in zip(items, found, strict=True):
         if not texts:
             raise UserError(

@@ -122,7 +122,7 @@ def _terms(work: Work, model: nn.Module) -> list[Term]:
     makers: dict[str, Callable[[list[EncodedAnswer]], list[tuple[EncodedAnswer, ...]]]] = {
         "refusal": lambda found: alternative_answers.refusals(found, work.refusals, how),
         "mismatched": lambda found: alternative_answers.mismatched(found, work.retain, how),
-        "alternative": lambda found: alternative_answers.alternatives(model, found, how),
+        "alternative": lambda found: alternative_answers.alternatives(model, found, work.retain, how),
         "exchanged": lambda found: alternative_answers.exchanged(found, work.retain, _turns(work), how),
     }
     others = {

@@ -77,6 +77,27 @@ def ceu(logits: Logits, mask: Tensor, *, skip: Annotated[int, Limits(0)] = 1, we
     return weight * (logits.each(cross_entropy) * mask).sum(1) / mask.sum(1)
 
 
+@register("objective", role="forget", source="arXiv 2408.06621 (LoKU), equation 4")
+def inverted_hinge(logits: Logits, mask: Tensor, *, weight: float = 1.0) -> Tensor:
+    """Inverted hinge: mean of 1 + p_y − max over v ≠ y of p_v, in 0..2; 0 where another token is certain.
+
+    Bounded, and its gradient moves the true token and the likeliest other one only, so that the rest of what the model
+    says keeps its proportions. A part of `loku`.
+
+    Args:
+        logits: of the answer tokens, V each.
+        mask: true at answer tokens, [B, A].
+        weight: factor γ of the term.
+    """
+
+    def hinge(logits_CV: Tensor, targets_C: Tensor) -> Tensor:
+        p_CV, places_C1 = logits_CV.softmax(-1), targets_C[:, None]
+        others_CV = p_CV.scatter(-1, places_C1, -1.0)
+        return 1 + p_CV.gather(-1, places_C1).squeeze(-1) - others_CV.amax(-1)
+
+    return weight * logits.each(hinge).sum(1) / mask.sum(1)
+
+
 @register("objective", role="forget", source="arXiv 2509.02820 (JensUn)")
 def jsd_refusal(
     logits: Logits, mask: Tensor, refusal_targets: Tensor, refusal_mask: Tensor, *, weight: float = 1.0

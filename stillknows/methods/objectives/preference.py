@@ -92,8 +92,9 @@ def altpo(
 ) -> Tensor:
     """Alternate preference optimisation: DPO whose winner is one of five other answers that the model gives itself.
 
-    Equals (2/β)·ln 2 where the model is the reference. The paper asks an instruction-tuned model for plausible other
-    answers; here they are sampled from the model as it answers the question, at temperature 1.
+    Equals (2/β)·ln 2 where the model is the reference. The paper shows an instruction-tuned model the question with its
+    answer and asks for others that change the facts; here they are sampled from the model as it answers the question,
+    at temperature 1, and where it gives the true one only, values of the same kind take their place.
 
     Args:
         log_probs: ln p of the true tokens, [B, A], 0 outside the answer.

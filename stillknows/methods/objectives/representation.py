@@ -1,6 +1,6 @@
 """Terms on hidden states: what a decoder block puts out where answer tokens are predicted, [B, A, D].
 
-Means run over answer tokens and over the D hidden features, as in the published code. An item is judged where its
+Means of squares run over answer tokens and over the D hidden features, as in the published code. An item is judged where its
 answer is predicted (all of it, for plain texts); published code on plain texts takes every token.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from stillknows.lazy import Tensor, torch
+from stillknows.lazy import Tensor, functional, torch
 from stillknows.registry import Limits, register
 
 
@@ -66,6 +66,26 @@ def steer_adaptive(
     lengths_B = (reference_hidden.norm(dim=-1) * mask).sum(1) / mask.sum(1)
     goal_BD = scale * lengths_B[:, None] * _direction(hidden, seed)
     return weight * _mean_square(hidden - goal_BD[:, None], mask)
+
+
+@register("objective", role="forget", source="arXiv 2406.04313 (representation rerouting) and its published code")
+def reroute(
+    hidden: Tensor, reference_hidden: Tensor, mask: Tensor, *, layer: float = 0.33, weight: float = 1.0
+) -> Tensor:
+    """Representation rerouting: mean over answer tokens of max(0, cos(h_l(f), h_l^ref(f))), 0..1; 1 at the reference.
+
+    What the model makes of the forget items is turned until it is at a right angle to what it made of them before, and
+    no further. A part of `circuit_breakers`.
+
+    Args:
+        hidden: h_l, output of decoder block l, [B, A, D].
+        reference_hidden: the same of the model before unlearning.
+        mask: true at answer tokens, [B, A].
+        layer: l, number of the block from 1, or a share of the depth below 1.
+        weight: factor γ of the term.
+    """
+    cosines_BA = functional.cosine_similarity(hidden, reference_hidden, dim=-1)
+    return weight * (cosines_BA.relu() * mask).sum(1) / mask.sum(1)
 
 
 @register("objective", role="retain", source="arXiv 2403.03218 (RMU)")

@@ -65,7 +65,7 @@ def memflex(
     ∇ℓ is the gradient of the loss of the items' answers in which tokens were replaced: as many draws as half an answer
     has tokens, one at least, 3 copies of each item, averaged. As published, the tensors are an adapter's: add lora.
     While an adapter's B is 0 its A has no gradient and stays as it is; published adapters have been trained before. The
-    published method is ga:weight=0.4 + nll:weight=2 + lora + memflex, with a learning rate of 3e-4.
+    published method is `memflex_ga`.
 
     Args:
         similarity: μ, −1..1; the cosine of a tensor without a gradient counts as 0.
