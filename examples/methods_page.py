@@ -49,26 +49,61 @@ each line, else the benchmark's (TOFU's idontknow.jsonl, `refusals=FILE` of your
 """
 
 
-NOT_HERE = """
-## Published methods that are not here, and why
-
-| method | what it takes | nearest here |
-| --- | --- | --- |
-| ELM ([2410.02760](https://arxiv.org/abs/2410.02760)) | the frozen model's distribution behind two prompts, an expert's and a novice's, which somebody has to write for what is to be forgotten; no term is given another prompt | `exchange`; `undial`, which lowers the true token in the frozen model's distribution |
-| TAR ([2408.00761](https://arxiv.org/abs/2408.00761)) | gradients after up to 64 steps of an attacker's training in every step | `sam` (one step, in weights), `lat` (in hidden states) |
-| ULD ([2406.08607](https://arxiv.org/abs/2406.08607)) | an assistant that learns what is to be forgotten, whose logits are subtracted when the model is asked: the weights keep everything | the defence `offset`, which an audit names as what it is |
-| ReLearn ([2502.11190](https://arxiv.org/abs/2502.11190)) | other answers written by a larger model | `exchanged + nll`, with values of the same kind; your own texts as items to retain |
-| MUDMAN ([2506.12484](https://arxiv.org/abs/2506.12484)) | an adversary's copy in every step, norms of single gradients | `disruption`, its mask |
-| ROME, MEMIT ([2202.05262](https://arxiv.org/abs/2202.05262), [2210.07229](https://arxiv.org/abs/2210.07229)) | second moments of a large corpus's activations, and the place of the subject in every question | `lunar`, the same least squares for one matrix, with moments of the retain items |
-| EUL ([2310.20150](https://arxiv.org/abs/2310.20150)) | layers of its own in every block, fused over requests | `npo + kl + lora`, one request after another with `--after` |
-| KGA ([2305.06535](https://arxiv.org/abs/2305.06535)) | two more models: one of the items to forget, one of new items like them | `reinforced` teachers (`whp`) |
-"""
+# what is published and not here: name, papers, what it takes, and what is nearest here
+NOT_HERE = [
+    (
+        *("ELM", "2410.02760"),
+        "the frozen model behind two prompts, an expert's and a novice's, which somebody has to write",
+        "`exchange`; `undial`, which lowers the true token in the frozen model's distribution",
+    ),
+    (
+        *("TAR", "2408.00761"),
+        "gradients after up to 64 steps of an attacker's training, in every step",
+        "`sam` (one step, in weights), `lat` (in hidden states)",
+    ),
+    (
+        *("ULD", "2406.08607"),
+        "an assistant whose logits are subtracted when the model is asked: the weights keep everything",
+        "the defence `offset`, which an audit names as what it is",
+    ),
+    (
+        *("ReLearn", "2502.11190"),
+        "other answers written by a larger model",
+        "`exchanged + nll`, with values of the same kind; your own texts as items to retain",
+    ),
+    ("MUDMAN", "2506.12484", "an adversary's copy in every step, norms of single gradients", "`disruption`, its mask"),
+    (
+        *("ROME, MEMIT", "2202.05262, 2210.07229"),
+        "second moments of a large corpus's activations, and the subject's place in every question",
+        "`lunar`, the same least squares for one matrix, with moments of the retain items",
+    ),
+    (
+        *("EUL", "2310.20150"),
+        "layers of its own in every block, fused over requests",
+        "`npo + kl + lora`, one request after another with `--after`",
+    ),
+    (
+        *("KGA", "2305.06535"),
+        "two more models: one of the items to forget, one of new items like them",
+        "a reinforced teacher (`whp`)",
+    ),
+]
 
 
 def page() -> str:
     """Return the page."""
     assert set(TITLES) == {(kind, role) for kind in METHOD_KINDS for role in ROLES[kind] or (None,)}
-    return HEAD + refusals() + "".join(section(kind, role) for kind, role in TITLES) + NOT_HERE
+    return HEAD + refusals() + "".join(section(kind, role) for kind, role in TITLES) + not_here()
+
+
+def not_here() -> str:
+    """Return which published methods are not here, and why."""
+    rows = [
+        [name, ", ".join(f"[{n}](https://arxiv.org/abs/{n})" for n in papers.split(", ")), takes, nearest]
+        for name, papers, takes, nearest in NOT_HERE
+    ]
+    table = markdown_table(["method", "arXiv", "what it takes", "nearest here"], rows)
+    return f"\n## Published methods that are not here, and why\n\n{table}\n"
 
 
 def refusals() -> str:

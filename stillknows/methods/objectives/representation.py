@@ -1,7 +1,7 @@
 """Terms on hidden states: what a decoder block puts out where answer tokens are predicted, [B, A, D].
 
-Means of squares run over answer tokens and over the D hidden features, as in the published code. An item is judged where its
-answer is predicted (all of it, for plain texts); published code on plain texts takes every token.
+Means of squares run over answer tokens and over the D hidden features, as in the published code. An item is judged
+where its answer is predicted (all of it, for plain texts); published code on plain texts takes every token.
 """
 
 from __future__ import annotations

@@ -34,8 +34,8 @@ def adaptive_rmu(
 ) -> str:
     """Representation misdirection to β times the length of the item's own states: the choice for an unknown model.
 
-    α is the published weight for 7 billion weights; on small models, at rates that fit them, it may hold the model fast:
-    lower it where what is to be forgotten stays.
+    α is the published weight for 7 billion weights; on small models, at rates that fit them, it may hold the model
+    fast: lower it where what is to be forgotten stays.
 
     Args:
         scale: β.
