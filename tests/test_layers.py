@@ -39,7 +39,7 @@ LAYERS = (
     ),
     ("experiments/",),
     ("results", "api/"),
-    ("cli/",),
+    ("cli/", "pytest_plugin"),
     ("__main__",),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
