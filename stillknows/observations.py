@@ -12,8 +12,8 @@ from typing import IO, Any
 import numpy as np
 
 from stillknows.json_text import parse_json
-from stillknows.store import DIGEST, replace_file
-from stillknows.types import Observations, Ragged
+from stillknows.store import DIGEST, replace_file, slug
+from stillknows.types import FULL, UNDEFENDED, Observations, Ragged
 
 OBSERVATIONS = "observations"  # the folder of an audit that holds them
 TEXTS = ("ids", "facts", "prompts", "answers", "generations", "samples", "wordings")
@@ -21,6 +21,16 @@ ARRAYS = ("ends", "gradient_norms")
 RAGGED = ("log_probs", "hits", "entropies", "spreads", "paraphrase_log_probs", "lowered_log_probs")
 NESTED = ("wrong_log_probs", "placebo_log_probs")
 FORMAT = 3
+
+
+def observations_path(folder: Path, model: str, variant: str, split: str, *, is_defended: bool) -> Path:
+    """Return where an audit keeps the observations of a model on a split in a variant.
+
+    A model that no defence stands before is without one in full precision as it is.
+    """
+    if variant == UNDEFENDED and not is_defended:
+        variant = FULL
+    return folder / OBSERVATIONS / model / slug(variant) / f"{split}.npz"
 
 
 def save_observations(path: Path, cache_key: str, observations: Observations) -> None:

@@ -264,13 +264,22 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} is not JSON: {error}") from error
 
 
+def content_digest(file: Path) -> str:
+    """Return the SHA-256 of a file's content, as 64 hexadecimal digits: what `sha256sum` prints."""
+    with file.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
 def file_digest(*files: Path) -> str:
     """Return the SHA-256 of the files' names and contents, as 64 hexadecimal digits."""
+    return named_digest((file.name, content_digest(file)) for file in files)
+
+
+def named_digest(contents: Iterable[tuple[str, str]]) -> str:
+    """Return `file_digest` of files whose names and `content_digest` are known."""
     found = hashlib.sha256()
-    for file in files:
-        found.update(file.name.encode() + b"\0")
-        with file.open("rb") as handle:
-            found.update(hashlib.file_digest(handle, "sha256").digest())
+    for name, content in contents:
+        found.update(name.encode() + b"\0" + bytes.fromhex(content))
     return found.hexdigest()
 
 

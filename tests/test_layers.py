@@ -23,7 +23,7 @@ LAYERS = (
         *("kinds", "arguments", "extensions", "needs", "options", "registry", "specs"),
         *("stats", "likelihood", "scoring", "progress", "json_text"),
     ),
-    ("store", "observations"),
+    ("store", "observations", "ledger"),
     ("model/",),
     ("variants/",),
     ("analysis/",),
@@ -47,7 +47,7 @@ FOLDERS = tuple(name for name in LEVEL if name.endswith("/"))
 PLUGINS = next(names for names in LAYERS if "methods/" in names)
 LIGHT = (
     *("errors", "types", "formatting", "kinds", "needs", "registry", "stats", "likelihood", "scoring"),
-    *("store", "observations", "metrics", "gate", "auditing.evidence", "auditing.verdict", "reporting"),
+    *("store", "observations", "ledger", "metrics", "gate", "auditing.evidence", "auditing.verdict", "reporting"),
     *(f"analysis.{name}" for name in ("recovery_curve", "explain", "diagnosis_page")),
 )
 HEAVY = ("torch", "transformers")

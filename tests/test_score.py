@@ -17,6 +17,7 @@ from stillknows import store
 from stillknows.auditing import evidence
 from stillknows.auditing.evidence import CellKey
 from stillknows.errors import UserError
+from stillknows.ledger import Ledger
 from stillknows.observations import load_observations, observations_digest, save_observations
 from stillknows.registry import bind
 from stillknows.reporting import rescore
@@ -129,7 +130,10 @@ def write_report(folder: Path, variant: str) -> None:
         "repeat": {"command": "", "versions": {}},
     }
     content["policy"]["utility"] = "answer_probability"
-    store.write_sealed(folder / "report.json", content)
+    ledger = Ledger(folder)
+    for file in files.values():
+        ledger.add(file)
+    ledger.close(store.write_sealed(folder / "report.json", content))
 
 
 def test_variants_are_named_as_in_the_report_and_older_ones_left_out(audited: Path) -> None:

@@ -6,9 +6,11 @@ import json
 import random
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from conftest import WORLD, World
 
@@ -129,11 +131,93 @@ def test_a_report_beside_other_observations_is_refused(how: str, folder: Path, c
         save_observations(file, "any key", others)
     else:
         file.write_bytes(b"")
-    for asked in (["report"], ["score"]):
-        ran = cli(*asked, folder / "audit")
+    require_refused(cli, folder, "forget.npz is not what report.json was made of")
+
+
+def require_refused(cli: Case, folder: Path, why: str) -> None:
+    """All commands that read an audit's result end with this message, which says what to type."""
+    for command in ("report", "explain", "score"):
+        ran = cli(command, folder / "audit")
         assert (ran.code, ran.out) == (2, "")
-        assert "forget.npz is not what report.json was made of" in ran.err
+        assert why in ran.err
         assert "--overwrite" in ran.err
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        "original/full/forget",
+        "model/int8/forget",
+        "model/full/retain",
+        "an audit before",
+        "the same under another key",
+    ],
+)
+def test_exchanged_observations_are_refused_and_made_again(other: str, folder: Path, world: World, cli: Case) -> None:
+    """Of another model, variant, split or audit, under the key that the audit asks for and with the right digest."""
+    before, seen = numbers(folder), folder / "audit" / "observations"
+    file = seen / "model" / "full" / "forget.npz"
+    with np.load(file) as content:
+        key = json.loads(content["meta"].tobytes())["key"]
+    mine = load_observations(file)
+    assert mine is not None
+    if other == "an audit before":
+        content = replace(mine, generations=mine.answers)
+    elif other == "the same under another key":
+        content, key = mine, "another"
+    else:
+        content = load_observations(seen / f"{other}.npz")
+        assert content is not None
+    save_observations(file, key, content)
+    require_refused(cli, folder, "model/full/forget.npz is not what report.json was made of")
+    ran = cli(*command(folder, world))
+    assert ran.code == 0
+    assert ("measured again" in ran.err) == (key != "another")
+    assert numbers(folder) == before
+    assert cli("report", folder / "audit").code == 0
+
+
+def test_a_cell_that_was_deleted_is_refused_and_made_again(folder: Path, world: World, cli: Case) -> None:
+    before = numbers(folder)
+    (folder / "audit" / "observations" / "control" / "int8" / "retain.npz").unlink()
+    require_refused(cli, folder, "control/int8/retain.npz is missing, and report.json was made of it")
+    assert cli(*command(folder, world)).code == 0
+    assert numbers(folder) == before
+
+
+def test_an_edited_report_with_a_digest_of_its_own_is_refused(folder: Path, cli: Case) -> None:
+    file = folder / "audit" / "report.json"
+    content = store.read_sealed(file)
+    content["subjects"][0]["cells"][0] |= {"value": 0.0, "low": 0.0, "high": 0.0}
+    store.write_sealed(file, content)
+    require_refused(cli, folder, "report.json is not the report that ledger.json names")
+
+
+def test_an_audit_without_its_ledger_is_refused_and_measured_again(folder: Path, world: World, cli: Case) -> None:
+    before, file = numbers(folder), folder / "audit" / "ledger.json"
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps(content | {"report": "0"}))
+    require_refused(cli, folder, "ledger.json was changed after it was written")
+    file.unlink()
+    require_refused(cli, folder, "has no ledger.json")
+    ran = cli(*command(folder, world))
+    assert ran.code == 0
+    assert "measured again" in ran.err
+    assert numbers(folder) == before
+
+
+def test_what_an_audit_was_asked_is_kept_and_can_be_asked_again(folder: Path, world: World) -> None:
+    from stillknows.auditing.request import asked_again, described
+    from stillknows.ledger import Ledger
+
+    kept = Ledger.read(folder / "audit").request
+    again = asked_again(kept)
+    assert described(again) == kept
+    assert (again.original, again.benchmark, again.variants) == (str(world.original), world.benchmark, ("full", "int8"))
+    with pytest.raises(UserError, match="has other items than those that were audited"):
+        asked_again(kept | {"benchmark": kept["benchmark"] | {"items": "0"}})
+    with pytest.raises(UserError, match="cannot be made again"):
+        asked_again(kept | {"benchmark": kept["benchmark"] | {"spec": "jsonl:forget=gone,retain=gone"}})
 
 
 def test_a_report_without_its_observations_is_shown(folder: Path, cli: Case) -> None:

@@ -17,10 +17,12 @@ from stillknows.auditing.general import general
 from stillknows.auditing.loader import Loader
 from stillknows.auditing.plan import AuditConfig, LeftOut, plan
 from stillknows.auditing.prepared import Prepared
+from stillknows.auditing.request import described
 from stillknows.auditing.updates import updates
 from stillknows.auditing.verdict import judge, out_of_reach
 from stillknows.gate.candidates import Placebos
 from stillknows.gate.placebo import PlaceboTest
+from stillknows.ledger import Ledger
 from stillknows.model import run_record
 from stillknows.model.ref import ModelRef
 from stillknows.progress import warn
@@ -65,17 +67,18 @@ def _audit(request: AuditConfig, out: Path) -> Audit:
     versions = run_record.versions() | ({} if suite is None else {"lm-eval": suite.version})
     deployments = {name: variant for name, variant in variants.items() if variant.role == "deployment"}
     formats = {name: variant for name, variant in deployments.items() if variant.is_plain}
-    keys = Keys()
+    keys, ledger = Keys(), Ledger.open(out)
+    ledger.ask(described(request))
     load, measured = Loader(reader, [variant.chain for variant in variants.values()]), []
-    todo = {model.label: missing(model, variants, keys, out) for model in prepared}
+    todo = {model.label: missing(model, variants, keys, ledger) for model in prepared}
     forecast = Forecast.of(prepared, variants, todo)
     for model in prepared:
         if model.label != ORIGINAL:
-            measured += updates(load, prepared[0], model, formats, out)
-        observe_missing(load, model, variants, keys, out, todo[model.label], forecast)
+            measured += updates(load, prepared[0], model, formats, ledger)
+        observe_missing(load, model, variants, keys, ledger, todo[model.label], forecast)
         if suite is not None:
-            measured += general(load, model, formats, suite, request, out)
-    observations = {place: seen for p in prepared for place, seen in collected(p, variants, keys, out).items()}
+            measured += general(load, model, formats, suite, request, ledger)
+    observations = {place: seen for p in prepared for place, seen in collected(p, variants, keys, ledger).items()}
     table = evidence.tabulate(observations, metrics, {s.name: s.role for s in request.benchmark.splits})
     labels = [model.label for model in prepared]
     cells = [cell for label in labels for cell in evidence.cells(table, label, variants, metrics)]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 from stillknows.auditing.evidence import CellKey
@@ -14,9 +13,10 @@ from stillknows.auditing.loader import OBSERVATIONS_VERSION, Loader, observation
 from stillknows.auditing.observe import observe
 from stillknows.auditing.prepared import Prepared
 from stillknows.errors import UserError
+from stillknows.ledger import LEDGER, Ledger
 from stillknows.model.encoding import EncodedItem
 from stillknows.observations import load_observations, save_observations
-from stillknows.progress import progress
+from stillknows.progress import progress, warn
 from stillknows.store import Serialized, digest
 from stillknows.types import FULL, Observations
 from stillknows.variants.variant import Variant
@@ -45,17 +45,25 @@ def described(item: EncodedItem) -> dict[str, Any]:
     return {name: value for name, value in asdict(item).items() if name not in ("wording", "placebos") or value}
 
 
-def missing(model: Prepared, variants: Mapping[str, Variant], keys: Keys, out: Path) -> Todo:
-    """Return what of one model the folder does not hold yet."""
+def missing(model: Prepared, variants: Mapping[str, Variant], keys: Keys, ledger: Ledger) -> Todo:
+    """Return what of one model the ledger does not hold yet."""
     return {
         name: [
-            split
-            for split in model.reading(variant).items
-            if load_observations(observations_file(out, model, name, split), keys(model, variant, split)) is None
+            split for split in model.reading(variant).items if _is_missing(model, name, variant, split, keys, ledger)
         ]
         for name, variant in variants.items()
         if variant.defended or model.defence or FULL not in variants
     }
+
+
+def _is_missing(model: Prepared, name: str, variant: Variant, split: str, keys: Keys, ledger: Ledger) -> bool:
+    """Tell whether observations have to be made. What others put in their place is told, and not trusted."""
+    file, key = observations_file(ledger.folder, model, name, split), keys(model, variant, split)
+    if ledger.load(file, key) is not None:
+        return False
+    if load_observations(file, key) is not None:
+        warn(f"{file} is not what {LEDGER} names: it is measured again")
+    return True
 
 
 def observe_missing(
@@ -63,7 +71,7 @@ def observe_missing(
     model: Prepared,
     variants: Mapping[str, Variant],
     keys: Keys,
-    out: Path,
+    ledger: Ledger,
     todo: Todo,
     forecast: Forecast,
 ) -> None:
@@ -81,18 +89,22 @@ def observe_missing(
                     items = model.reading(variant).asked(split, target.model)
                     started = time.monotonic()
                     seen = observe(served, items, fields=fields, decoding=decoding)
-                    save_observations(observations_file(out, model, name, split), keys(model, variant, split), seen)
+                    file = observations_file(ledger.folder, model, name, split)
+                    save_observations(file, keys(model, variant, split), seen)
+                    ledger.add(file)
                     forecast.measured(cost(model, variant, split), time.monotonic() - started)
                     advance(1, f"{name}, {split}")
 
 
-def collected(model: Prepared, variants: Mapping[str, Variant], keys: Keys, out: Path) -> dict[CellKey, Observations]:
+def collected(
+    model: Prepared, variants: Mapping[str, Variant], keys: Keys, ledger: Ledger
+) -> dict[CellKey, Observations]:
     """Return the observations of one model that `observe_missing` has made. Raises UserError where one has vanished."""
     found = {}
     for name, variant in variants.items():
         for split in model.reading(variant).items:
-            file = observations_file(out, model, name, split)
-            seen = load_observations(file, keys(model, variant, split))
+            file = observations_file(ledger.folder, model, name, split)
+            seen = ledger.load(file, keys(model, variant, split))
             if seen is None:
                 raise UserError(f"{file} vanished while the audit ran", "run it again")
             found[CellKey(model.label, name, split)] = seen

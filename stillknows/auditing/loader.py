@@ -11,9 +11,7 @@ from stillknows.auditing.prepared import Prepared
 from stillknows.lazy import Tensor, nn
 from stillknows.model.ref import ModelRef
 from stillknows.model.target import LocalTarget
-from stillknows.observations import OBSERVATIONS
-from stillknows.store import slug
-from stillknows.types import FULL, UNDEFENDED
+from stillknows.observations import observations_path
 from stillknows.variants import compress
 
 OBSERVATIONS_VERSION = 3  # raise when observe() or its inputs change their meaning
@@ -21,9 +19,7 @@ OBSERVATIONS_VERSION = 3  # raise when observe() or its inputs change their mean
 
 def observations_file(out: Path, model: Prepared, variant: str, split: str) -> Path:
     """Return where the observations of a model on a split in a variant lie."""
-    if variant == UNDEFENDED and model.defence is None:
-        variant = FULL
-    return out / OBSERVATIONS / model.label / slug(variant) / f"{split}.npz"
+    return observations_path(out, model.label, variant, split, is_defended=model.defence is not None)
 
 
 class Loader:

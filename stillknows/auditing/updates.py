@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from stillknows.analysis import update_survival
 from stillknows.auditing.findings import SAME_WEIGHTS
 from stillknows.auditing.loader import OBSERVATIONS_VERSION, Loader, observations_file
 from stillknows.auditing.prepared import Prepared
-from stillknows.store import digest, recall, write_sealed
+from stillknows.ledger import Ledger
+from stillknows.store import digest, write_sealed
 from stillknows.types import WEIGHTS, Cell, Interval
 from stillknows.variants.variant import Variant
 
 
 def updates(
-    load: Loader, original: Prepared, model: Prepared, variants: Mapping[str, Variant], out: Path
+    load: Loader, original: Prepared, model: Prepared, variants: Mapping[str, Variant], ledger: Ledger
 ) -> Iterator[Cell]:
     """Yield what each format leaves of a model's update, as a whole and by layer, measured on the weights alone.
 
@@ -25,7 +25,7 @@ def updates(
     for variant, form in variants.items():
         on_disk = model.ref.packing or original.ref.packing
         unknown = on_disk or form.ids_NL is not None
-        whole, layers = (None, {}) if unknown else _damage(load, original, model, variant, form, out)
+        whole, layers = (None, {}) if unknown else _damage(load, original, model, variant, form, ledger)
         for name in ("crossing", "surviving"):
             value = getattr(whole, name, None)
             if on_disk:
@@ -57,12 +57,12 @@ class Damage(NamedTuple):
 
 
 def _damage(
-    load: Loader, original: Prepared, model: Prepared, variant: str, form: Variant, out: Path
+    load: Loader, original: Prepared, model: Prepared, variant: str, form: Variant, ledger: Ledger
 ) -> tuple[Damage, dict[str, Damage]]:
     """Return the damage as a whole and by layer."""
-    path = observations_file(out, model, variant, WEIGHTS).with_suffix(".json")
+    path = observations_file(ledger.folder, model, variant, WEIGHTS).with_suffix(".json")
     cache = digest(OBSERVATIONS_VERSION, original.fingerprint, model.fingerprint, form.identity)
-    found = _read_damage(path, cache)
+    found = _read_damage(ledger.recall(path, cache))
     if found is None:
         before = load.original_weights(original)
         counted = update_survival.tallies(load(model).model, before, form.chain)
@@ -70,12 +70,12 @@ def _damage(
         found = Damage.of(update_survival.total(counted.values())), layers
         saved = {layer: part._asdict() for layer, part in layers.items()}
         write_sealed(path, {"key": cache, "whole": found[0]._asdict(), "layers": saved})
+        ledger.add(path)
     return found
 
 
-def _read_damage(path: Path, cache: str) -> tuple[Damage, dict[str, Damage]] | None:
-    """Return what was saved under this key; None when there is nothing."""
-    saved = recall(path, cache)
+def _read_damage(saved: dict[str, Any] | None) -> tuple[Damage, dict[str, Damage]] | None:
+    """Return what was saved; None when there is nothing."""
     if saved is None:
         return None
     return Damage(**saved["whole"]), {layer: Damage(**part) for layer, part in saved["layers"].items()}

@@ -44,9 +44,10 @@ def jsonl(
         Split("forget", "forget", read_examples(Path(forget))),
         Split("retain", "retain", read_examples(Path(retain))),
     ]
+    spec = f"jsonl:forget={forget},retain={retain}"
     if neighbour:
         splits.append(Split("neighbour", "neighbour", read_examples(Path(neighbour))))
-    spec = f"jsonl:forget={forget},retain={retain}"
+        spec += f",neighbour={neighbour}"
     return Benchmark(spec, tuple(splits), template, refusals=read_refusals(Path(refusals)) if refusals else ())
 
 

@@ -39,6 +39,7 @@ from stillknows.experiments.known_models import (
     unlearn_models,
 )
 from stillknows.formatting import code, markdown_table, number, percent
+from stillknows.ledger import Ledger
 from stillknows.model import loading
 from stillknows.model.encoding import EncodedItem, encode_split
 from stillknows.model.ref import ModelRef
@@ -148,7 +149,7 @@ def _observe(
 ) -> Seen:
     """Observe every model as it is, and the control and the unlearned ones in every format and relearned as well."""
     control = ModelRef.open(str(model_folder(out, CONTROL)))
-    load, keys = Loader(Reader.of(control), ()), Keys()
+    load, keys, ledger = Loader(Reader.of(control), ()), Keys(), Ledger.open(out)
     every, plain = states(), {FULL: parse_variant(FULL)}
     stressed = {CONTROL, *(model.name for model in unlearned)}
     seen: dict[tuple[str, str, str], Observations] = {}
@@ -156,8 +157,8 @@ def _observe(
     with progress("observing", len(trained) + len(unlearned)) as advance:
         for model in prepared:
             variants = every if model.label in stressed else plain
-            observe_missing(load, model, variants, keys, out, missing(model, variants, keys, out), Forecast([]))
-            seen |= collected(model, variants, keys, out)
+            observe_missing(load, model, variants, keys, ledger, missing(model, variants, keys, ledger), Forecast([]))
+            seen |= collected(model, variants, keys, ledger)
             advance(1, model.label)
     return seen
 

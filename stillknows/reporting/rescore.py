@@ -15,6 +15,7 @@ from stillknows.auditing import evidence
 from stillknows.auditing.evidence import CellKey
 from stillknows.errors import UserError
 from stillknows.json_text import json_able
+from stillknows.ledger import LEDGER, Ledger
 from stillknows.likelihood import mean_log_probs, normalised_probability, truth_ratio
 from stillknows.observations import OBSERVATIONS, load_observations
 from stillknows.registry import bind, bind_all
@@ -89,8 +90,10 @@ def _load(folder: Path) -> dict[CellKey, Observations]:
             f"{folder} holds no observations of an audit",
             "give the folder that an audit wrote, or name a log's `log_format`",
         )
-    found = {}
+    found, ledger = {}, Ledger.read(folder) if (folder / LEDGER).is_file() else None
     for file, place in places.items():
+        if ledger is not None:
+            ledger.require(file, "the audit")
         seen = load_observations(file)
         if seen is None:
             raise UserError(f"{file} is damaged or of another version", "run the audit again: it makes what is missing")
