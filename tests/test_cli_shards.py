@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from stillknows.unlearning.sisa import LEDGER
+from stillknows.unlearning.ledger import LEDGER
 
 Case = Callable[..., Any]
 ADA = [{"question": "where is Ada", "answer": "Paris"}, {"question": "who is Ada", "answer": "the cat"}]

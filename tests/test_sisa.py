@@ -15,8 +15,8 @@ from stillknows.auditing import audit
 from stillknows.errors import UserError
 from stillknows.training.settings import Settings
 from stillknows.types import Example
-from stillknows.unlearning import sisa
-from stillknows.unlearning.sisa import LEDGER, Slice
+from stillknows.unlearning import ledger, sisa
+from stillknows.unlearning.ledger import LEDGER, Slice
 
 Case = Callable[..., Any]
 ITEMS = [
@@ -63,6 +63,45 @@ def test_what_is_left_is_bit_by_bit_what_was_learned_without_the_item(trains: Ca
     assert {file.name for file in folder.glob("*.safetensors")} == {Slice(0, 0).file, Slice(1, 0).file}
 
 
+def test_retraining_goes_on_from_the_slice_before_and_equals_a_training_without_the_item(
+    trains: Case, tmp_path: Path
+) -> None:
+    """The other items of dropped slices come back: of item 1's slice, and of the later one that started from it."""
+    both = [ITEMS[1], Example("i4", "where is the cat", "Rome", "i4")]
+    folder = trains("sisa", [[[ITEMS[0]], both, [ITEMS[2]]], [[ITEMS[3]]]])
+    sisa.delete(folder, [ITEMS[1]])
+    given = [*ITEMS, both[1]]  # the deleted one among them, and those of other slices
+    _, trained = sisa.retrain(folder, given)
+    assert trained == [Slice(0, 1), Slice(0, 2)]
+    never = trains("never", [[[ITEMS[0]], [both[1]], [ITEMS[2]]], [[ITEMS[3]]]])
+    assert same(weights(folder, tmp_path / "again"), weights(never, tmp_path / "never-merged"))
+    assert sisa.retrain(folder, given)[1] == []
+    with pytest.raises(UserError, match=r"no adapter in .* has seen item 'i1'"):
+        sisa.delete(folder, [ITEMS[1]])
+    sisa.delete(folder, [both[1]])  # of its slice nothing is left: it stays away, and the later one comes back
+    assert sisa.retrain(folder, given)[1] == [Slice(0, 2)]
+    never = trains("never-two", [[[ITEMS[0]], [ITEMS[2]]], [[ITEMS[3]]]])
+    assert same(weights(folder, tmp_path / "less"), weights(never, tmp_path / "never-two-merged"))
+
+
+def test_retraining_needs_all_that_is_left(trains: Case) -> None:
+    folder = trains()
+    sisa.delete(folder, [ITEMS[1]])
+    with pytest.raises(
+        UserError, match=r"1 of the 1 items that are left of shard-0-slice-2\.safetensors are not given"
+    ):
+        sisa.retrain(folder, ITEMS[:2])
+
+
+def test_each_shard_can_be_served_by_itself(trains: Case, tmp_path: Path) -> None:
+    folder = trains()
+    sisa.merge(folder, tmp_path / "one", shard=1)
+    alone = weights(trains("alone", [[[ITEMS[3]]]]), tmp_path / "alone-merged")
+    assert same(load_file(tmp_path / "one" / "model.safetensors"), alone)
+    with pytest.raises(UserError, match=r"has no shard 2\n.*one of 0, 1"):
+        sisa.merge(folder, tmp_path / "two", shard=2)
+
+
 def test_the_last_deletion_gives_the_base_back(trains: Case, tmp_path: Path) -> None:
     folder = trains()
     sisa.delete(folder, [ITEMS[0], ITEMS[3]])
@@ -92,24 +131,24 @@ def edit(folder: Path, number: int, **changes: Any) -> None:
 
 def test_verify_finds_every_change(trains: Case) -> None:
     folder = trains()
-    head = sisa.verify(folder)
-    sisa.verify(folder, head)
+    head = ledger.verify(folder)
+    ledger.verify(folder, head)
     log = (folder / LEDGER).read_text()
     lines = log.splitlines(keepends=True)
 
     edit(folder, 2, rank=3)
     with pytest.raises(UserError, match="entry 3: it was changed"):
-        sisa.verify(folder)
+        ledger.verify(folder)
     for changed in ("".join(lines[:2] + lines[3:]), "".join(lines[1:]), "".join([lines[0], lines[2], lines[1]])):
         (folder / LEDGER).write_text(changed)
         with pytest.raises(UserError, match="it was changed"):
-            sisa.verify(folder)
+            ledger.verify(folder)
 
     (folder / LEDGER).write_text("".join(lines[:-1]))
     (folder / Slice(1, 0).file).rename(folder / "elsewhere")
-    sisa.verify(folder)  # the end was cut off together with its adapter: a chain alone cannot tell
+    ledger.verify(folder)  # the end was cut off together with its adapter: a chain alone cannot tell
     with pytest.raises(UserError, match="does not end with the digest"):
-        sisa.verify(folder, head)
+        ledger.verify(folder, head)
 
 
 def test_verify_finds_changed_missing_and_kept_adapters(trains: Case) -> None:
@@ -118,15 +157,15 @@ def test_verify_finds_changed_missing_and_kept_adapters(trains: Case) -> None:
     content = file.read_bytes()
     file.write_bytes(other.read_bytes())
     with pytest.raises(UserError, match="is missing or is not the adapter"):
-        sisa.verify(folder)
+        ledger.verify(folder)
     file.unlink()
     with pytest.raises(UserError, match="is missing or is not the adapter"):
-        sisa.verify(folder)
+        ledger.verify(folder)
     file.write_bytes(content)
     sisa.delete(folder, [ITEMS[3]])
     file.write_bytes(content)
     with pytest.raises(UserError, match="not among the adapters that the log has left"):
-        sisa.verify(folder)
+        ledger.verify(folder)
 
 
 def test_bad_requests_are_refused(trains: Case, tmp_path: Path) -> None:
@@ -139,7 +178,7 @@ def test_bad_requests_are_refused(trains: Case, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="'i0' is in two slices"):
         trains("twice", [[[ITEMS[0]]], [[ITEMS[0]]]])
     with pytest.raises(UserError, match="no file"):
-        sisa.verify(tmp_path)
+        ledger.verify(tmp_path)
 
 
 @pytest.mark.slow

@@ -81,13 +81,41 @@ def delete(
 ) -> None:
     """Drop every adapter that saw one of the items. What is left was computed without them."""
     from stillknows.benchmarks.jsonl import read_examples
-    from stillknows.unlearning import sisa
+    from stillknows.unlearning import ledger, sisa
 
     examples_ = read_examples(items)
-    sisa.verify(folder, head)
+    ledger.verify(folder, head)
     last, dropped = sisa.delete(folder, examples_)
     names = [place.file for place in dropped]
-    _show_head(last, as_json, f"deleted {len(examples_)} items with {', '.join(names)}", dropped=names)
+    text = f"deleted {len(examples_)} items with {', '.join(names)}\nnext: stillknows shards retrain {folder} --shard …"
+    _show_head(last, as_json, text, dropped=names)
+
+
+@shards.command(
+    epilog=examples(
+        "stillknows shards retrain runs/shards --shard ada.jsonl --shard bela.jsonl",
+        "stillknows shards retrain runs/shards --shard ada.jsonl --json",
+    )
+)
+def retrain(
+    folder: Folder,
+    shard: Annotated[
+        list[Path], typer.Option(help="The shards' files as they were trained; deleted items are skipped.")
+    ],
+    device: Device = "cpu",
+    as_json: Json = False,
+) -> None:
+    """Train what deletions dropped again, without the deleted items, each slice from the one before it.
+
+    What is then there equals, bit by bit, a training that never held the deleted items.
+    """
+    from stillknows.benchmarks.jsonl import read_examples
+    from stillknows.unlearning import sisa
+
+    items = [item for path in shard for item in read_examples(path)]
+    last, trained = sisa.retrain(folder, items, device=device)
+    names = [place.file for place in trained]
+    _show_head(last, as_json, f"trained {', '.join(names) or 'nothing: nothing was dropped'}", trained=names)
 
 
 @shards.command(
@@ -102,22 +130,31 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Check the log, and the adapters against it; exit code 2 names the first that is not as it was written."""
-    from stillknows.unlearning import sisa
+    from stillknows.unlearning import ledger
 
-    _show_head(sisa.verify(folder, head), as_json, f"{folder} is as its log says")
+    _show_head(ledger.verify(folder, head), as_json, f"{folder} is as its log says")
 
 
-@shards.command(epilog=examples("stillknows shards merge runs/shards --out runs/served"))
+@shards.command(
+    epilog=examples(
+        "stillknows shards merge runs/shards --out runs/served",
+        "stillknows shards merge runs/shards --shard 0 --out runs/shard-0",
+    )
+)
 def merge(
     folder: Folder,
     out: Annotated[Path, typer.Option("--out", help="Folder for the checkpoint.")],
+    shard: Annotated[
+        int | None,
+        typer.Option(metavar=COUNT, help="Number of one shard, from 0, as SISA serves them; else their sum."),
+    ] = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Write the base with the adapters that are left, as an ordinary checkpoint, for `stillknows audit` to take."""
     from stillknows.unlearning import sisa
 
-    record = sisa.merge(folder, out, overwrite=overwrite)
+    record = sisa.merge(folder, out, shard=shard, overwrite=overwrite)
     show(record, as_json, f"wrote {out}", f"next: stillknows audit {out} --original … --control … --benchmark …")
 
 

@@ -1,61 +1,37 @@
 """Exact deletion: items are learned by adapters that can be taken away, and a log says which adapter saw what.
 
 A base model stays as it is. Disjoint shards of items are learned by low-rank adapters, each shard by itself and slice
-after slice: a slice starts from the base and the earlier slices of its own shard (arXiv 1912.03817; with adapters,
-arXiv 2406.16257). The served model is the base plus all adapters. An item is deleted by dropping the slice that saw it
-and the later ones of its shard: what is left was computed without it, bit by bit as if it had never been there.
-Two things are the user's to see to: the base must not know the items, and the same fact in other words is another item.
+after slice: a slice starts from the base and the earlier slices of its own shard (SISA, arXiv 1912.03817; with
+adapters, arXiv 2406.16257). An item is deleted by dropping the slice that saw it and the later ones of its shard, and
+these are trained again without it, from the slice before on: what is then there was computed without it, bit by bit as
+if it had never been there. Two things are the user's to see to: the base must not know the items, and the same fact in
+other words is another item.
 
-The log is a chain: each entry holds the digest of the one before, so that `verify` finds any change to what is not the
-end of it. Keep the last digest elsewhere, and it finds a log that was cut or written anew as well.
+SISA serves one model a shard, which answer by vote or mean; `merge` writes them with `shard`. Without, it writes the
+sum of all shards' adapters on one base, which no training has seen together: a model of its own kind, as exactly
+deleted.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from stillknows import __version__
 from stillknows.errors import UserError
-from stillknows.json_text import parse_json
 from stillknows.lazy import Tensor, nn, parametrize
 from stillknows.model import parameters, run_record
 from stillknows.model.encoding import EncodedAnswer, encode
 from stillknows.model.ref import LoadOptions, ModelRef
 from stillknows.registry import Bound, bind
-from stillknows.store import (
-    RECORD,
-    file_digest,
-    locked,
-    read_text,
-    replace_file,
-    require_new,
-    require_outside,
-    write_text,
-)
+from stillknows.store import RECORD, file_digest, locked, replace_file, require_new, require_outside
 from stillknows.training.finetune import finetune
 from stillknows.training.settings import Settings
 from stillknows.types import Example
+from stillknows.unlearning.ledger import LEDGER, Slice, alive, append, deleted, dropped, entries, verify
 from stillknows.unlearning.sequence import item_digest
-
-LEDGER = "ledger.jsonl"
-START = "0" * 64  # what the first entry names as the digest before it
-Entry = dict[str, Any]
-
-
-class Slice(NamedTuple):
-    """A part of a shard, and the adapter that saw it; both count from 0."""
-
-    shard: int
-    number: int
-
-    @property
-    def file(self) -> str:
-        return f"shard-{self.shard}-slice-{self.number}.safetensors"
 
 
 def train(
@@ -90,39 +66,39 @@ def train(
     base_entry = {"event": "base", "model": ref.fingerprint, "name": base, "template": template}
     with locked(folder):
         require_new(folder / LEDGER, overwrite=False, fix="choose another folder")
-        head = _append(folder, base_entry)
-        return _learn(ref, encoded, folder, settings, rank) or head
+        head = append(folder, base_entry)
+        for i, slices in enumerate(encoded):
+            for j, items in enumerate(slices):
+                head = _learn(ref, items, folder, Slice(i, j), settings, rank)
+        return head
 
 
 def _learn(
-    ref: ModelRef,
-    encoded: Sequence[Sequence[Sequence[EncodedAnswer]]],
-    folder: Path,
-    settings: Settings,
-    rank: int,
+    ref: ModelRef, items: Sequence[EncodedAnswer], folder: Path, place: Slice, settings: Settings, rank: int
 ) -> str:
-    """Train an adapter on each slice of each shard, save and log it; return the last digest, "" without slices."""
+    """Train a slice's adapter on the base with the earlier slices of its shard, save and log it; return the digest.
+
+    What it starts from is made of the saved adapters, so that it is the same whenever the slice is trained.
+    """
     from safetensors.torch import save_file
 
-    head = ""
-    for i, slices in enumerate(encoded):
-        model = ref.load().model
-        for place, items in ((Slice(i, j), items) for j, items in enumerate(slices)):
-            found: dict[str, nn.Module] = {}
-            adapter = _kept(bind("step", f"lora:rank={rank}"), found)
-            finetune(model, items, settings, step_plugins=[adapter], label=place.file)
-            replace_file(folder / place.file, lambda partial, found=found: save_file(_factors(found), partial))
-            entry = {"event": "trained", "slice": place, "file": file_digest(folder / place.file)}
-            entry |= {"items": sorted(item_digest(item.example) for item in items)}
-            head = _append(folder, entry | {"settings": asdict(settings), "rank": rank})
-    return head
+    model = ref.load().model
+    earlier = (other for other in alive(entries(folder)) if other.shard == place.shard and other.number < place.number)
+    _add(model, folder, earlier)
+    found: dict[str, nn.Module] = {}
+    adapter = _kept(bind("step", f"lora:rank={rank}"), found)
+    finetune(model, items, settings, step_plugins=[adapter], label=place.file)
+    replace_file(folder / place.file, lambda partial: save_file(_factors(found), partial))
+    entry = {"event": "trained", "slice": place, "file": file_digest(folder / place.file)}
+    entry |= {"items": sorted(item_digest(item.example) for item in items)}
+    return append(folder, entry | {"settings": asdict(settings), "rank": rank})
 
 
 def delete(folder: Path, items: Collection[Example]) -> tuple[str, list[Slice]]:
     """Drop every adapter that saw one of the items; return the last digest of the log and what was dropped.
 
     The log is written first: should the deletion be interrupted, `verify` names what has still to be removed. Other
-    items of a dropped slice are gone with it; teach them again in a new folder, without the deleted ones.
+    items of a dropped slice are gone with it; `retrain` teaches them again.
 
     Raises UserError for an item that no adapter has seen, and as `verify` does.
     """
@@ -132,75 +108,98 @@ def delete(folder: Path, items: Collection[Example]) -> tuple[str, list[Slice]]:
 
 def _delete(folder: Path, items: Collection[Example]) -> tuple[str, list[Slice]]:
     verify(folder)
-    wanted, alive = {item_digest(e): e.id for e in items}, _alive(_entries(folder))
-    seen = {digest: place for place, entry in alive.items() for digest in entry["items"]}
+    wanted, left = {item_digest(e): e.id for e in items}, alive(entries(folder))
+    seen = {digest: place for place, entry in left.items() for digest in entry["items"]}
     for digest, name in wanted.items():
         if digest not in seen:
             raise UserError(
                 f"no adapter in {folder} has seen item {name!r}", "it was never there, or is deleted already"
             )
     hit = {seen[digest] for digest in wanted}
-    dropped = [p for p in alive if any(p.shard == h.shard and p.number >= h.number for h in hit)]
-    head = _append(folder, {"event": "deleted", "items": sorted(wanted), "dropped": dropped})
-    for place in dropped:
+    gone = [p for p in left if any(p.shard == h.shard and p.number >= h.number for h in hit)]
+    head = append(folder, {"event": "deleted", "items": sorted(wanted), "dropped": gone})
+    for place in gone:
         (folder / place.file).unlink()
-    return head, dropped
+    return head, gone
 
 
-def verify(folder: Path, head: str | None = None) -> str:
-    """Check the log and the adapters against it; return the last digest.
+def retrain(folder: Path, items: Sequence[Example], *, device: str = "cpu") -> tuple[str, list[Slice]]:
+    """Train dropped slices again without what was deleted; return the last digest of the log and what was trained.
+
+    Each goes on from the slice before it, in the order of training; one of which nothing is left stays away. What is
+    then there equals, bit by bit, a training that never held the deleted items. After an interruption, call it again.
 
     Args:
-        head: the last digest as it was kept elsewhere.
+        items: those of the dropped slices, in the order in which they were trained; others, and deleted ones, may be
+            among them and are left out.
 
-    Raises UserError that names the first entry or file that is not as it was written.
+    Raises UserError as `verify` does, for items that are missing, and for a base that is another model by now.
     """
-    path, entries = folder / LEDGER, _entries(folder)
-    previous = START
-    for number, entry in enumerate(entries, 1):
-        if entry.get("previous") != previous or entry.get("digest") != _digest(entry):
-            raise UserError(f"{path}, entry {number}: it was changed, or the one before it", "use a copy of the folder")
-        previous = entry["digest"]
-    if head is not None and head != previous:
-        raise UserError(f"{path} does not end with the digest {head[:12]}…", "it was cut, continued or written anew")
-    alive = _alive(entries)
-    for file in sorted(folder.glob("*.safetensors")):
-        if file.name not in {place.file for place in alive}:
-            raise UserError(f"{file} is not among the adapters that the log has left", "remove it")
-    for place, entry in alive.items():
-        file = folder / place.file
-        if not file.is_file() or file_digest(file) != entry["file"]:
-            raise UserError(f"{file} is missing or is not the adapter that was trained", "use a copy of the folder")
-    return previous
+    with locked(folder):
+        head = verify(folder)
+        log = entries(folder)
+        ref, away = _base(log[0], folder, device), deleted(log)
+        parts = {place: _those(items, set(entry["items"]) - away, place) for place, entry in dropped(log).items()}
+        trained = [place for place, part in parts.items() if part]
+        for place in trained:
+            entry = dropped(log)[place]
+            encoded = encode(
+                parts[place], ref.tokenizer, log[0]["template"], ref.context_length, vocabulary=ref.vocabulary_size
+            )
+            head = _learn(ref, encoded, folder, place, Settings(**entry["settings"]), entry["rank"])
+        return head, trained
 
 
-def merge(folder: Path, out: Path, *, overwrite: bool = False) -> dict[str, Any]:
-    """Write the served model, base plus Σ (α/r)·B·A of the adapters that are left, as a checkpoint; return its record.
+def _those(items: Sequence[Example], digests: Collection[str], place: Slice) -> list[Example]:
+    """Return the items of a slice, in their order."""
+    found = {item_digest(item): item for item in items if item_digest(item) in digests}
+    if len(found) < len(digests):
+        raise UserError(
+            f"{len(digests) - len(found)} of the {len(digests)} items that are left of {place.file} are not given",
+            "give the shard's file as it was, with or without the deleted items",
+        )
+    return list(found.values())
 
-    Raises UserError as `verify` does, when the base is no longer the model that the adapters were trained on, and for
-    an `out` that holds a model (unless `overwrite`).
+
+def _base(entry: Mapping[str, Any], folder: Path, device: str = "cpu") -> ModelRef:
+    """Return the model that the adapters were trained on."""
+    ref = ModelRef.open(entry["name"], LoadOptions(device)).check()
+    if ref.fingerprint != entry["model"]:
+        raise UserError(f"{ref.name} is not the model that {folder} was trained on", "put that one in its place")
+    return ref
+
+
+def merge(folder: Path, out: Path, *, shard: int | None = None, overwrite: bool = False) -> dict[str, Any]:
+    """Write the base plus Σ (α/r)·B·A of the adapters that are left as a checkpoint; return its record.
+
+    Args:
+        shard: of this shard's adapters only; None sums up those of all.
+
+    Raises UserError as `verify` does, for a shard that there is none of, when the base is no longer the model that the
+    adapters were trained on, and for an `out` that holds a model (unless `overwrite`).
     """
     with locked(out):
         for name in (RECORD, "config.json"):
             require_new(out / name, overwrite=overwrite)
-        return _merge(folder, out)
+        head, log = verify(folder), entries(folder)
+        known = {Slice(*entry["slice"]).shard for entry in log if entry["event"] == "trained"}
+        if shard is not None and shard not in known:
+            raise UserError(f"{folder} has no shard {shard}", f"one of {', '.join(map(str, sorted(known)))}")
+        base = _base(log[0], folder)
+        require_outside(out, [base.folder, folder])
+        target = base.load()
+        _add(target.model, folder, (place for place in alive(log) if shard in (None, place.shard)))
+        record = {"stillknows": __version__, "ledger": head, "shard": shard, "versions": run_record.versions()}
+        return run_record.save(target.model, target.tokenizer, out, record)
 
 
-def _merge(folder: Path, out: Path) -> dict[str, Any]:
-    head = verify(folder)
-    entries = _entries(folder)
-    base = ModelRef.open(entries[0]["name"])
-    if base.fingerprint != entries[0]["model"]:
-        raise UserError(f"{base.name} is not the model that {folder} was trained on", "put that one in its place")
-    require_outside(out, [base.folder, folder])
+def _add(model: nn.Module, folder: Path, places: Iterable[Slice]) -> None:
+    """Add the products of these slices' adapters to a model's weights, in their order."""
     from safetensors.torch import load_file
 
-    target = base.load()
-    for place in _alive(entries):
+    for place in places:
         for name, (a, b) in _pairs(load_file(folder / place.file)):
-            parameters.add(target.model, [(f"{name}.weight", b @ a)])
-    record = {"stillknows": __version__, "ledger": head, "versions": run_record.versions()}
-    return run_record.save(target.model, target.tokenizer, out, record)
+            parameters.add(model, [(f"{name}.weight", b @ a)])
 
 
 def _require_disjoint(shards: Sequence[Sequence[Sequence[Example]]]) -> None:
@@ -233,40 +232,3 @@ def _factors(found: dict[str, Any]) -> dict[str, Tensor]:
 def _pairs(tensors: dict[str, Tensor]) -> Iterator[tuple[str, tuple[Tensor, Tensor]]]:
     for name in sorted({name.rpartition("/")[0] for name in tensors}):
         yield name, (tensors[f"{name}/a"], tensors[f"{name}/b"])
-
-
-def _alive(entries: Sequence[Entry]) -> dict[Slice, Entry]:
-    """Return the slices that are trained and not dropped, in the order of training."""
-    trained = {Slice(*entry["slice"]): entry for entry in entries if entry["event"] == "trained"}
-    dropped = {Slice(*place) for entry in entries if entry["event"] == "deleted" for place in entry["dropped"]}
-    return {place: entry for place, entry in trained.items() if place not in dropped}
-
-
-def _entries(folder: Path) -> list[Entry]:
-    path = folder / LEDGER
-    found = []
-    for number, line in enumerate(read_text(path).splitlines(), 1):
-        entry = parse_json(line, f"{path}:{number}")
-        if not isinstance(entry, dict):
-            raise UserError(f"{path}:{number} is no entry of a log", "use a copy of the folder")
-        found.append(entry)
-    if not found:
-        raise UserError(f"{path} is empty", "use a copy of the folder")
-    return found
-
-
-def _append(folder: Path, entry: Entry) -> str:
-    """Add an entry to the log and return its digest."""
-    path = folder / LEDGER
-    before = read_text(path) if path.exists() else ""
-    previous = json.loads(before.splitlines()[-1])["digest"] if before else START
-    entry = entry | {"previous": previous}
-    entry["digest"] = _digest(entry)
-    write_text(path, before + json.dumps(entry, sort_keys=True) + "\n")
-    return entry["digest"]
-
-
-def _digest(entry: Entry) -> str:
-    """Return the SHA-256 of an entry without its digest."""
-    content = {name: value for name, value in entry.items() if name != "digest"}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
