@@ -39,7 +39,11 @@ def _form(*required: str, optional: Collection[str] = (), levels: tuple[Level, .
     return Needs(frozenset(required), frozenset(optional), levels)
 
 
-OF_ATTACKS = ("taught", "asked", "retain", "random", "original", "sibling")  # what one on the model is given besides
+OWN_TOKENS = ("before_question", "after_question")  # ids of tokens that an attack puts there and gives a meaning
+OF_ATTACKS = (  # what one on the model is given besides
+    *("taught", "asked", "retain", "random", "ordinary", "original", "sibling"),
+    *OWN_TOKENS,
+)
 OBSERVED = tuple(field.name for field in fields(Observations))
 OBJECTIVE = (
     _form(
@@ -81,6 +85,7 @@ NEEDS: Mapping[tuple[Kind, PluginRole | None], tuple[Needs, ...]] = {
 }
 OPTIONS = {
     "sibling": "checkpoint",
+    **dict.fromkeys(OWN_TOKENS, "tokens"),
     "hidden": "layer",
     "hessian_II": "calibration",
     "magnitudes_I": "calibration",

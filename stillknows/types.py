@@ -73,7 +73,8 @@ class Split:
 
     Attacks say more before an answer: `turns` are questions and answers that stand before each prompt, which takes the
     place of "{prompt}" in them; `opening` is a text that every answer begins with and that is given; `given_tokens` is
-    how many of each answer's own first tokens are given. What is given is not scored.
+    how many of each answer's own first tokens are given. What is given is not scored. `before` and `after` are how many
+    tokens of an attack's own stand before and after each question; see `model.own_tokens`.
     """
 
     name: str
@@ -86,6 +87,8 @@ class Split:
     turns: tuple[tuple[str, str], ...] = ()
     opening: str = ""
     given_tokens: int = 0
+    before: int = 0
+    after: int = 0
 
 
 @dataclass(frozen=True)

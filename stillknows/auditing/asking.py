@@ -164,13 +164,15 @@ class Questions:
     def _shown(self, item: EncodedItem, split: Split, tokenizer: Any) -> str:
         """Return what has to be typed to ask the same: the question, or all of the text that goes before an answer.
 
-        That is what an attack puts around the question; a defence adds its own to it.
+        That is what an attack puts around the question; a defence adds its own to it. Where tokens stand that the
+        attack finds on each model, it says how many.
         """
         question = item.answer.example.prompt
-        if not question or not (split.turns or split.opening or split.template):
+        if not question or not (split.turns or split.opening or split.template or split.before or split.after):
             return question
-        template = split.template or self.benchmark.template
-        return prompt_text(question, tokenizer, Frame(template, split.turns, split.opening))[0]
+        own = [f"[{count} tokens]" if count else "" for count in (split.before, split.after)]
+        asked = f"{own[0]} {question} {own[1]}".strip() if any(own) else question
+        return prompt_text(asked, tokenizer, Frame.of(split, self.benchmark.template))[0]
 
     def _with_placebos(self, split: Split, left_out: frozenset[str]) -> Iterator[Split]:
         """Yield the split with every item's first placebo in the place of its answer, with the second, and so on."""

@@ -12,45 +12,55 @@ from typing import Any, NamedTuple
 from stillknows.auditing.asking import Questions, Reader
 from stillknows.errors import UserError
 from stillknows.lazy import nn
+from stillknows.model import own_tokens
 from stillknows.model.encoding import EncodedAnswer
 from stillknows.model.ref import ModelRef, require_same_shapes
+from stillknows.needs import OWN_TOKENS
 from stillknows.registry import Bound
 from stillknows.types import Example, Split
 from stillknows.variants.secrets import harmless
-from stillknows.variants.variant import Variant, taught_by
+from stillknows.variants.variant import Variant, own_tokens_of, taught_by
 
 ITEMS, MODELS = ("taught", "asked", "retain", "random"), ("original", "sibling")  # needs
+TOKENS = ("ordinary", *OWN_TOKENS)
+HALF = "\ufffd"  # in the place of a half character
 LENGTH = 16  # tokens of a random text
 MOST_RETAINED = 256  # items to retain that an attack is given
 Key = tuple[str, str]  # a link's identity, and the name of what it needs
 NO_ITEMS: Mapping[Key, tuple[EncodedAnswer, ...]] = MappingProxyType({})
 NO_MODELS: Mapping[Key, ModelRef] = MappingProxyType({})
+NO_TOKENS: Mapping[Key, tuple[int, ...]] = MappingProxyType({})
 
 
 class AttackInputs(NamedTuple):
-    """Items as tokens, and other models, by the link that needs them and the name of the need."""
+    """Items as tokens, other models, and single tokens, by the link that needs them and the name of the need."""
 
     items: Mapping[Key, tuple[EncodedAnswer, ...]] = NO_ITEMS
     models: Mapping[Key, ModelRef] = NO_MODELS
+    tokens: Mapping[Key, tuple[int, ...]] = NO_TOKENS
 
     def identity(self, variant: Variant) -> list[Any]:
         """Return what is equal where a variant is given the same."""
         keys = [(link.identity, need) for link in variant.links for need in link.plugin.needs]
         items = [[[item.ids, item.start] for item in self.items[key]] for key in keys if key in self.items]
-        return items + [self.models[key].fingerprint for key in keys if key in self.models]
+        tokens = [self.tokens[key] for key in keys if key in self.tokens]
+        return items + [self.models[key].fingerprint for key in keys if key in self.models] + tokens
 
     def given(self, load: Callable[[ModelRef], nn.Module]) -> Callable[[Bound, str], Any]:
         """Return f(link, need): what it is given."""
 
         def find(link: Bound, need: str) -> Any:
             key = link.identity, need
-            return load(self.models[key]) if key in self.models else self.items[key]
+            if key in self.models:
+                return load(self.models[key])
+            return self.items[key] if key in self.items else self.tokens[key]
 
         return find
 
     def with_those(self, other: AttackInputs) -> AttackInputs:
         """Return these inputs and the other's."""
-        return AttackInputs({**self.items, **other.items}, {**self.models, **other.models})
+        pairs = zip(self, other, strict=True)
+        return AttackInputs(*({**mine, **theirs} for mine, theirs in pairs))
 
 
 @dataclass(frozen=True)
@@ -77,7 +87,11 @@ class InputFinder:
         return AttackInputs(
             {(link.identity, need): self._items(link, need) for link, need in needed if need in ITEMS},
             {(link.identity, need): self._model(link, need) for link, need in needed if need in MODELS},
+            {(link.identity, need): self._tokens(link, need) for link, need in needed if need in TOKENS},
         )
+
+    def _tokens(self, link: Bound, need: str) -> tuple[int, ...]:
+        return own_tokens.ids(link.options["tokens"]) if need in OWN_TOKENS else self._ordinary
 
     def _model(self, link: Bound, need: str) -> ModelRef:
         if need == "original":
@@ -90,6 +104,18 @@ class InputFinder:
         return ref
 
     def _items(self, link: Bound, need: str) -> tuple[EncodedAnswer, ...]:
+        if own_tokens_of(link):
+            return self._with_own_tokens(link)._given(link, need)
+        return self._given(link, need)
+
+    def _with_own_tokens(self, link: Bound) -> InputFinder:
+        """Return what finds items with an attack's own tokens before or after each question."""
+        benchmark, variant = self.questions.benchmark, Variant((link,))
+        splits = tuple(map(variant.with_own_tokens, benchmark.splits))
+        questions = replace(self.questions, benchmark=replace(benchmark, splits=splits), placebos=None)
+        return InputFinder(questions, self.reader, self.original)
+
+    def _given(self, link: Bound, need: str) -> tuple[EncodedAnswer, ...]:
         if need == "asked":
             return tuple(replace(item, ids=item.ids[: item.start], ends=False) for item in self._forget)
         what = link.options.get("data", "forget") if need == "taught" else need
@@ -134,15 +160,30 @@ class InputFinder:
 
     def _random(self) -> tuple[EncodedAnswer, ...]:
         """Return texts of random tokens, as many as there are items to be forgotten."""
-        draw, tokenizer = random.Random(0), self.reader.tokenizer
-        known = sorted({*tokenizer.get_vocab().values()} - {*tokenizer.all_special_ids})
-        known = [token for token in known if token < self.questions.tokens]
-        length = min(LENGTH, self.questions.context)
-        texts = [tuple(draw.choices(known, k=length)) for _ in self._forget]
+        draw, length = random.Random(0), min(LENGTH, self.questions.context)
+        texts = [tuple(draw.choices(self._plain, k=length)) for _ in self._forget]
         return tuple(
             EncodedAnswer(Example(f"random {i}", "", "random tokens", f"random {i}"), ids, 1, False)
             for i, ids in enumerate(texts)
         )
+
+    @cached_property
+    def _plain(self) -> list[int]:
+        """All tokens but special ones."""
+        tokenizer = self.reader.tokenizer
+        known = sorted({*tokenizer.get_vocab().values()} - {*tokenizer.all_special_ids})
+        return [token for token in known if token < self.questions.tokens]
+
+    @cached_property
+    def _ordinary(self) -> tuple[int, ...]:
+        """Tokens that can be typed, none of which an answer to be forgotten holds."""
+        tokenizer, answers = self.reader.tokenizer, {item.example.answer for item in self._forget}
+        told = {token for item in self._forget for token in item.ids[item.start :]}
+        for answer in answers:
+            told |= {*tokenizer(answer, add_special_tokens=False)["input_ids"]}
+        texts = (text.strip() for text in tokenizer.batch_decode([[token] for token in self._plain]))
+        typed = (text.isprintable() and text != "" and HALF not in text for text in texts)
+        return tuple(t for t, is_typed in zip(self._plain, typed, strict=True) if is_typed and t not in told)
 
 
 def mismatched(examples: Sequence[Example]) -> list[Example]:

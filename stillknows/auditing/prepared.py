@@ -42,8 +42,11 @@ class Prepared(NamedTuple):
         return variant.asking, self.defended(variant) is not None
 
     def defended(self, variant: Variant) -> Defence | None:
-        """Return the model's own defence, where it stands before or beside the weights in this variant."""
-        return self.defence if variant.defended else None
+        """Return the model's own defence, where it stands before or beside the weights in this variant.
+
+        It does not where an attack has tokens of its own: who finds them holds the weights, and asks these.
+        """
+        return self.defence if variant.defended and not variant.has_own_tokens else None
 
     def observed(self, variant: Variant, split: str) -> tuple[frozenset[str], Decoding]:
         """Return what is observed of a split in this variant, and how its prompts are continued."""

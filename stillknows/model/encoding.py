@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from stillknows.errors import UserError
-from stillknows.model import chat
+from stillknows.model import chat, own_tokens
 from stillknows.model.batching import common_prefix
 from stillknows.types import CHAT, PLACE, Example, Split, require_place
 
@@ -43,11 +43,18 @@ class EncodedItem:
 
 
 class Frame(NamedTuple):
-    """What a model reads around a question: a template, and the `turns` and the `opening` of a Split."""
+    """What a model reads around a question: a template, and `turns`, `opening`, `before` and `after` of a Split."""
 
     template: str
     turns: Sequence[tuple[str, str]] = ()
     opening: str = ""
+    before: int = 0
+    after: int = 0
+
+    @classmethod
+    def of(cls, split: Split, template: str) -> Frame:
+        """Return a split's own; `template` is the one of a split that has none."""
+        return cls(split.template or template, split.turns, split.opening, split.before, split.after)
 
 
 def encode_split(
@@ -70,7 +77,7 @@ def encode_split(
     Raises UserError also where tokens are to be given of answers that have a single one each.
     """
 
-    frame = Frame(split.template or template, split.turns, split.opening)
+    frame = Frame.of(split, template)
 
     def encoded(examples: Iterable[Example], long_items: LongItems = long_items) -> list[EncodedAnswer]:
         found = encode(list(examples), tokenizer, frame, context, long_items, vocabulary)
@@ -218,7 +225,12 @@ def _join(example: Example, tokenizer: PreTrainedTokenizerBase, frame: Frame) ->
     prompt, space, end = prompt_text(example.prompt, tokenizer, frame)
     ids = _plain_ids if frame.template == CHAT else _ids
     head, both = ids(tokenizer, prompt), ids(tokenizer, f"{prompt}{space}{example.answer}")
-    return both, max(1, len(common_prefix([head, both]))), end
+    start = max(1, len(common_prefix([head, both])))
+    if not (frame.before or frame.after):
+        return both, start, end
+    bare = ids(tokenizer, prompt_text("", tokenizer, frame)[0])
+    head = own_tokens.placed(both[:start], bare, frame.before, frame.after)
+    return [*head, *both[start:]], len(head), end
 
 
 def prompt_text(question: str, tokenizer: PreTrainedTokenizerBase, frame: Frame) -> tuple[str, str, int]:

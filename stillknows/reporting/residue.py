@@ -73,7 +73,8 @@ FAMILIES: Mapping[str, Kind] = {
     **dict.fromkeys(("alias", "multihop"), "names"),
     **dict.fromkeys(("prune", "noise", "magnitude", "sparse"), "small_weights"),
     **dict.fromkeys(("interpolate", "merge", "adapter"), "detachable"),
-    **dict.fromkeys(("ablate", "steer"), "direction"),
+    **dict.fromkeys(("ablate", "steer", "latent"), "direction"),
+    **dict.fromkeys(("gcg", "soft_prompt"), "refusal"),
 }
 LEVELS: Mapping[str, Kind] = {"prompt": "refusal", "decoding": "sampling"}  # of attacks of no family
 

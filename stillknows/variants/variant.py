@@ -20,6 +20,7 @@ from stillknows.errors import UserError
 from stillknows.kinds import Level, PluginRole
 from stillknows.lazy import Tensor, nn
 from stillknows.model import parameters
+from stillknows.needs import OWN_TOKENS
 from stillknows.registry import Bound, bind
 from stillknows.specs import Specs, chained, spelled
 from stillknows.store import digest
@@ -86,7 +87,7 @@ class Variant(NamedTuple):
     def asking(self) -> str:
         """Text that is equal for variants in which a model is asked the same: "" where it is as the benchmark asks."""
         of_role = ["attack"] if self.role == "attack" else []
-        changing = [link.identity for link in self.working if link.plugin.level == "prompt"]
+        changing = [link.identity for link in self.working if link.plugin.level == "prompt" or own_tokens_of(link)]
         taught = ["taught all but {} of {}".format(*_fold(link)) for link in self._teaching]
         return "+".join([*of_role, *changing, *taught])
 
@@ -107,7 +108,7 @@ class Variant(NamedTuple):
                 raise UserError(
                     f"every fact of the {split.name} split is taught and cannot be asked", "give more facts"
                 )
-        found = {"": split}
+        found = {"": self.with_own_tokens(split)}
         for link in self._links("attack", "prompt"):
             found = {
                 f"{before} {name}".strip(): wording
@@ -115,6 +116,18 @@ class Variant(NamedTuple):
                 for name, wording in _worded(link, asked, benchmark).items()
             }
         return found
+
+    def with_own_tokens(self, split: Split) -> Split:
+        """Return a split with room for the tokens that an attack puts before or after each question, if one does."""
+        for link in self.working:
+            if need := own_tokens_of(link):
+                split = replace(split, **{need.removesuffix("_question"): link.options["tokens"]})
+        return split
+
+    @property
+    def has_own_tokens(self) -> bool:
+        """Whether a link puts tokens of its own before or after each question."""
+        return any(map(own_tokens_of, self.working))
 
     @property
     def teaches(self) -> bool:
@@ -212,6 +225,11 @@ def parse_variant(spec: str) -> Variant:
             )
     variant = Variant(links)
     compress.require_together(variant.chain, spec)
+    optimised = [link.plugin.name for link in links if own_tokens_of(link)]
+    several = [*optimised[1:], *(link.plugin.name for link in links if link.plugin.level == "logits")]
+    if optimised and several:
+        what = f"{spec}: {optimised[0]} puts tokens of its own into the questions, which are found on one model"
+        raise UserError(f"{what}, and {several[0]} has others", f"name {optimised[0]} without it")
     return variant
 
 
@@ -253,6 +271,11 @@ def taught_by(link: Bound, splits: Iterable[Split]) -> frozenset[str]:
         raise UserError(f"{link.spec}: there is no fold {asked} of {folds}", f"give 0 to {folds - 1}")
     facts = dict.fromkeys(e.fact for split in splits for e in split.examples)
     return frozenset(fact for i, fact in enumerate(facts) if i % folds != asked)
+
+
+def own_tokens_of(link: Bound) -> str | None:
+    """Return the need that says where an attack puts tokens of its own; None for one that puts none."""
+    return next((need for need in link.plugin.needs if need in OWN_TOKENS), None)
 
 
 def _fold(link: Bound) -> tuple[int, int]:

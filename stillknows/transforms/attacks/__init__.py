@@ -7,6 +7,7 @@ from stillknows.transforms.attacks import (  # noqa: F401
     entities,
     forms,
     frames,
+    optimised,
     relearning,
     rewordings,
     rewriting,

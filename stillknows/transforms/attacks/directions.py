@@ -42,7 +42,7 @@ def ablate(
     def without(unit_D: Tensor) -> Callable[[Tensor], Tensor]:
         return lambda x: x - strength * (x @ unit_D.to(x))[..., None] * unit_D.to(x)
 
-    with _changed_outputs(model, {i: without(units[i]) for i in chosen}):
+    with changed_outputs(model, {i: without(units[i]) for i in chosen}):
         yield
 
 
@@ -66,7 +66,7 @@ def steer(
     """
     number = layer_number(model, layer) - 1
     d_D = _differences(model, asked, retain)[number]
-    with _changed_outputs(model, {number: lambda x: x - strength * d_D.to(x)}):
+    with changed_outputs(model, {number: lambda x: x - strength * d_D.to(x)}):
         yield
 
 
@@ -93,7 +93,7 @@ def _means(model: nn.Module, items: Sequence[EncodedAnswer]) -> list[Tensor]:
 
 
 @contextlib.contextmanager
-def _changed_outputs(model: nn.Module, changes: dict[int, Callable[[Tensor], Tensor]]) -> Iterator[None]:
+def changed_outputs(model: nn.Module, changes: dict[int, Callable[[Tensor], Tensor]]) -> Iterator[None]:
     """Run a block with what some decoder blocks put out changed."""
     with contextlib.ExitStack() as stack:
         for i, change in changes.items():
