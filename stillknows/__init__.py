@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from stillknows.api.comparing import compare, history
     from stillknows.api.experimenting import demo, tune, validate_metrics
     from stillknows.api.judging import audit, diagnose, explain, load_report, score
     from stillknows.api.making import control, defend, finetune, quantize, unlearn
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from stillknows.types import Benchmark, Example, Split
 
 _PLACES = {
+    "api.comparing": ("compare", "history"),
     "api.experimenting": ("demo", "tune", "validate_metrics"),
     "api.judging": ("audit", "diagnose", "explain", "load_report", "score"),
     "api.making": ("control", "defend", "finetune", "quantize", "unlearn"),
@@ -34,9 +36,9 @@ _PLACES = {
 }
 _MODULE_OF = {name: module for module, names in _PLACES.items() for name in names}
 __all__ = [
-    "Benchmark", "Example", "Policy", "Report", "Scores", "Split", "Unlearned", "UserError", "audit", "control",
-    "defend", "demo", "diagnose", "explain", "finetune", "load_report", "quantize", "register", "score", "tune",
-    "unlearn", "validate_metrics",
+    "Benchmark", "Example", "Policy", "Report", "Scores", "Split", "Unlearned", "UserError", "audit", "compare",
+    "control", "defend", "demo", "diagnose", "explain", "finetune", "history", "load_report", "quantize", "register",
+    "score", "tune", "unlearn", "validate_metrics",
 ]  # fmt: skip
 
 

@@ -182,6 +182,14 @@ Calibration: TypeAlias = Annotated[
 Tolerance: TypeAlias = Annotated[float, Option(help="Largest share of knowledge, and of facts, that may remain.")]
 WorldSeed: TypeAlias = Annotated[int, Option(help="Makes another world, other models, the same question.")]
 
+# Audits side by side
+Audits: TypeAlias = Annotated[list[Path], Argument(help="Folders that audits wrote.")]
+LeastUtility: TypeAlias = Annotated[
+    float | None, Option(help="Least share of the original's score on what is to be retained; by default the policy's.")
+]
+Line: TypeAlias = Annotated[str | None, Option("--model", help="Its label, where an audit judges several models.")]
+Plot: TypeAlias = Annotated[Path | None, Option(help="File for a chart, *.svg.")]
+
 # Formats
 Format: TypeAlias = Annotated[str, Option(help="The format: see `stillknows list formats`.")]
 Inputs: TypeAlias = Annotated[Path | None, Option(help="Text file for formats that look at inputs (gptq).")]
