@@ -21,6 +21,16 @@ def mean_log_probs(log_probs: Ragged) -> Floats:
     return np.array([answer.mean() if answer.size else np.nan for answer in log_probs], dtype=np.float64)
 
 
+def extracted_share(hits: Ragged) -> Floats:
+    """Return the share of each answer's tokens at its end that are all hits: 0..1, `extraction_strength`."""
+    found = np.full(len(hits), np.nan)
+    for i, answer in enumerate(hits):
+        misses = np.flatnonzero(~np.asarray(answer))
+        if len(answer):
+            found[i] = (len(answer) - misses[-1] - 1) / len(answer) if misses.size else 1.0
+    return found
+
+
 def normalised_probability(log_probs: Ragged, wrong_log_probs: Sequence[Ragged]) -> Floats:
     """Return P_true / (P_true + Σ P_wrong): 0..1, the true answer's share among the answers on offer.
 

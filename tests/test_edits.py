@@ -18,7 +18,7 @@ from stillknows.methods.edits.distillation import noise
 from stillknows.methods.edits.formats import raise_update
 from stillknows.methods.edits.influence import newton_step
 from stillknows.model import parameters
-from stillknows.model.forward import mean_probability, score_items
+from stillknows.model.forward import mean_extraction, mean_probability, score_items
 from stillknows.model.layers import block_output, blocks, linears, output_layer
 from stillknows.model.ref import ModelRef
 from stillknows.registry import bind, plugins
@@ -157,6 +157,22 @@ def test_equal_retain_keeps_the_retain_items_probability(
     before = parameters.copies(unharmed)
     assert same(apply("equal_retain", unharmed, original, make_items), before)
     assert caplog.messages == []
+
+
+def test_equal_retain_by_extraction_strength(make_model: Make, make_items: Items) -> None:
+    """As published: what follows from the beginning of an answer is what stays, and not its probability."""
+    original = make_model(layers=2)
+    retain = make_items([2, 5, 3, 4], seed=1)
+    fit(original, [Term(bind("objective", "nll"), retain)], Settings(lr=1e-2, epochs=30, batch_size=4))
+
+    def strength(model: nn.Module) -> float:
+        return mean_extraction(score_items(model, output_layer(model), retain), retain)
+
+    damaged = moved(original, 0.3)
+    assert strength(original) > strength(damaged)
+    apply("equal_retain:by=extraction_strength", damaged, original, make_items)
+    assert strength(damaged) >= 0.95 * strength(original)
+    assert not same(parameters.copies(damaged), parameters.copies(original))
 
 
 def test_noise_shrinks_vectors_and_disturbs_matrices_within_glorots_bound(make_model: Make) -> None:

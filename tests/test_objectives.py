@@ -95,7 +95,11 @@ def test_one_finite_loss_per_item(plugin: Plugin, model: Any, make_items: Items)
     assert found_B.requires_grad
 
 
-EVERYWHERE = {"ceu": ":skip=0", "quail": ":margin=9"}  # options with which a term works on every answer token
+EVERYWHERE = {
+    "ceu": ":skip=0",
+    "quail": ":margin=9",
+    "ga_selected": ":share=1",
+}  # options with which a term works on every answer token
 
 
 def predicting(items: Sequence[Any], length: int) -> Tensor:
@@ -271,10 +275,17 @@ def jsd_at(place: int, q: Sequence[float] | None = None) -> float:
     return jsd([2.0**-k for k in POWERS[place]], q)
 
 
+def half(power: int) -> float:
+    """ln p at temperature 2 of a token of probability 2^-power, where all are 2^-1, 2^-2, 2^-3 and 2^-3."""
+    return -power / 2 * LN2 - math.log(2**-0.5 + 2**-1 + 2 * 2**-1.5)
+
+
 # By hand: sums -1.875 and -2.0, the reference's -1.5 and -3.5, the means' -9 and -5; lengths 3 and 1. Of other answers:
 # sums -2.25 and -0.25, the reference's -3 and -1; lengths 2 and 1.
 GOLDEN: dict[str, tuple[float, float]] = {
     "ga": (-0.625, -2.0),
+    "ga_selected": (-0.3125, -2.0),  # the two smallest losses of three, the only one of one
+    "ga_tempered": ((2 * half(1) - 2 * LN2) / 3, half(2)),
     "wga": (
         (-0.5 * math.exp(-0.5) - 1.25 * math.exp(-1.25) - 0.125 * math.exp(-0.125)) / 3,
         -2 * math.exp(-2),
@@ -391,6 +402,8 @@ def softly(margin: Tensor, beta: float) -> Tensor:
 # The stated loss of one item, written out from what the model (m), its reference (r) and the reinforced model (x) say.
 STATED: dict[str, Callable[[Any, Any, Any], Tensor]] = {
     "ga": lambda m, r, x: m.own.p.mean(),
+    "ga_selected": lambda m, r, x: m.own.p.sort(descending=True).values[: max(1, int(0.8 * len(m.own.p)))].mean(),
+    "ga_tempered": lambda m, r, x: (m.own.z / 2).log_softmax(-1)[range(len(m.own.y)), m.own.y].mean(),
     "wga": lambda m, r, x: (m.own.p.detach().exp() * m.own.p).mean(),
     "satimp": lambda m, r, x: (m.own.p.detach().exp() ** 5 * (1 - m.own.p.detach().exp()) * m.own.p).mean(),
     "idk": lambda m, r, x: -m.refusal.p.mean(),

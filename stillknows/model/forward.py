@@ -6,6 +6,7 @@ from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from stillknows.lazy import Tensor, nn, no_grad, torch
+from stillknows.likelihood import extracted_share
 from stillknows.model.batching import batches, common_prefix, right_padded
 from stillknows.model.encoding import EncodedAnswer
 from stillknows.model.kv_cache import Context, Shape, can_share, last_states, nothing_read, read, together
@@ -191,3 +192,10 @@ def mean_probability(scores: Iterable[tuple[int, ItemScores]]) -> float:
     """Return the mean over items of exp(mean ln p) of the answer's tokens: 0..1, TOFU's answer probability."""
     values = [float(item.log_probs.double().mean().exp()) for _, item in scores]
     return sum(values) / len(values)
+
+
+def mean_extraction(scores: Iterable[tuple[int, ItemScores]], items: Sequence[EncodedAnswer]) -> float:
+    """Return the mean over items of the share of an answer that follows from what stands before it, without the token
+    that ends it: 0..1, `extraction_strength`."""
+    hits = [item.hits[:-1] if items[i].ends and len(item.hits) > 1 else item.hits for i, item in scores]
+    return float(extracted_share([row.numpy() for row in hits]).mean())

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated
+from typing import Annotated, Literal
 
 from stillknows.formatting import percent
 from stillknows.lazy import Tensor, nn, no_grad
 from stillknows.model import parameters
 from stillknows.model.encoding import EncodedAnswer
-from stillknows.model.forward import mean_probability, score_items
+from stillknows.model.forward import mean_extraction, mean_probability, score_items
 from stillknows.model.layers import output_layer
 from stillknows.progress import log
 from stillknows.registry import Limits, register
@@ -46,20 +46,26 @@ def equal_retain(
     retain: Sequence[EncodedAnswer],
     *,
     floor: Annotated[float, Limits(0, 1, above=True)] = 0.95,
+    by: Literal["answer_probability", "extraction_strength"] = "answer_probability",
 ) -> None:
     """Draw the model back as far as it takes to keep what is to be retained: (1 − α)·θo + α·θ with the largest such α.
 
-    Methods that went through it forget as much as they can at the same price. The score is the mean answer probability
-    of the retain items that training sees, exp(mean ln p) of each.
+    Methods that went through it forget as much as they can at the same price. The score is a mean over the retain items
+    that training sees.
 
     Args:
         floor: share of the original's score that is kept, above 0 and up to 1.
+        by: "answer_probability", exp(mean ln p) of each answer; "extraction_strength", the share of an answer that
+            follows from what stands before it, as published.
     """
 
     def score() -> float:
-        return mean_probability(score_items(model, output_layer(model), retain, with_distribution=()))
+        layer = output_layer(model)
+        if by == "extraction_strength":
+            return mean_extraction(score_items(model, layer, retain), retain)
+        return mean_probability(score_items(model, layer, retain, with_distribution=()))
 
     alpha = interpolate.calibrate(model, original, score, floor)
     if alpha < 1:
-        kept = f"{percent(floor)} of the original's answer probability on retain"
+        kept = f"{percent(floor)} of the original's {by.replace('_', ' ')} on retain"
         log(f"mixed with the original: {percent(alpha)} of the update is taken, which keeps {kept}")

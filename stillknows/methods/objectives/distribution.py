@@ -29,6 +29,25 @@ def me(logits: Logits, mask: Tensor, *, weight: float = 1.0) -> Tensor:
     return weight * logits.each(divergence).sum(1) / mask.sum(1)
 
 
+@register("objective", role="forget", source="arXiv 2406.09179 (UWC, temperature) and its published code")
+def ga_tempered(
+    logits: Logits, mask: Tensor, *, temperature: Annotated[float, Limits(0, above=True)] = 2.0, weight: float = 1.0
+) -> Tensor:
+    """Gradient ascent at a temperature: mean of ln softmax(z/τ)_y, in nats ≤ 0; τ above 1 takes gentler steps.
+
+    Args:
+        logits: of the answer tokens, V each.
+        mask: true at answer tokens, [B, A].
+        temperature: τ, above 0; 1 is gradient ascent.
+        weight: factor γ of the term.
+    """
+
+    def log_probs(logits_CV: Tensor, targets_C: Tensor) -> Tensor:
+        return (logits_CV / temperature).log_softmax(-1).gather(-1, targets_C[:, None]).squeeze(-1)
+
+    return weight * logits.each(log_probs).sum(1) / mask.sum(1)
+
+
 @register("objective", role="forget", source="arXiv 2402.10052")
 def undial(
     logits: Logits, reference_logits: Logits, mask: Tensor, *, beta: float = 10.0, weight: float = 1.0

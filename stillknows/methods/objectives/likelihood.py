@@ -30,6 +30,30 @@ def ga(log_probs: Tensor, mask: Tensor, *, weight: float = 1.0) -> Tensor:
     return weight * log_probs.sum(1) / mask.sum(1)
 
 
+@register("objective", role="forget", source="arXiv 2406.09179 (UWC, loss selection) and its published code")
+def ga_selected(
+    log_probs: Tensor,
+    mask: Tensor,
+    *,
+    share: Annotated[float, Limits(0, 1, above=True)] = 0.8,
+    weight: float = 1.0,
+) -> Tensor:
+    """Gradient ascent where it still has to go up: minus the mean of an answer's smallest losses ℓ_t.
+
+    Tokens that are improbable already are left alone. Published code averages over all chosen tokens of a batch.
+
+    Args:
+        log_probs: ln p of the true tokens, [B, A], 0 outside the mask.
+        mask: true at answer tokens, [B, A].
+        share: of an answer's tokens that are chosen, above 0 and up to 1, rounded down, one at least.
+        weight: factor γ of the term.
+    """
+    counts_B1 = (share * mask.sum(1, keepdim=True)).floor().clamp(min=1)
+    order_BA = log_probs.detach().masked_fill(~mask, -torch.inf).argsort(dim=1, descending=True, stable=True)
+    chosen_BA = order_BA.argsort(dim=1) < counts_B1
+    return weight * (log_probs * chosen_BA).sum(1) / counts_B1.squeeze(1)
+
+
 @register("objective", role="forget", source="arXiv 2502.19301")
 def wga(log_probs: Tensor, mask: Tensor, *, beta: Annotated[float, Limits(0)] = 1.0, weight: float = 1.0) -> Tensor:
     """Weighted gradient ascent: −mean of sg(p_t^β)·ℓ_t, which lets tokens go that are already improbable.

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stillknows import likelihood
+
 from stillknows.registry import register
 from stillknows.types import Floats, Ragged
 
@@ -98,8 +99,7 @@ def extraction_strength(hits: Ragged, ends: NDArray[np.bool_]) -> Floats:
     by induction. So it writes the rest of the answer exactly if positions k..T−1 are all hits. (Ties between two most
     likely tokens and arithmetic that depends on the batch aside.)
     """
-    answers = _without_end(hits, ends)
-    return np.array([_tail(words) / len(words) if len(words) else np.nan for words in answers], dtype=np.float64)
+    return likelihood.extracted_share(_without_end(hits, ends))
 
 
 @register("metric", role="example", source="Shannon 1948", measures="behaviour")
@@ -115,9 +115,3 @@ def entropy(entropies: Ragged) -> Floats:
 def _without_end(hits: Ragged, ends: NDArray[np.bool_]) -> list[np.ndarray]:
     """Return each answer's hits without the end-of-sequence token."""
     return [answer[:-1] if end else answer for answer, end in zip(hits, ends, strict=True)]
-
-
-def _tail(hits: np.ndarray) -> int:
-    """Return how many tokens at the end are hit without a gap."""
-    misses = np.flatnonzero(~hits)
-    return len(hits) - (int(misses[-1]) + 1 if misses.size else 0)
