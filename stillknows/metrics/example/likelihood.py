@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stillknows import likelihood
-
 from stillknows.registry import register
 from stillknows.types import Floats, Ragged
 
