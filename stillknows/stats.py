@@ -81,6 +81,17 @@ def interval(value: float, resamples: Floats, n: int) -> Interval:
     return Interval(value, *bounds(resamples, LEVEL), n)
 
 
+def jackknife_interval(value: float, left_out: Floats) -> Interval:
+    """Return a number over n units with bounds value ± z·√((n − 1)/n · Σ(v_i − v̄)²), each at LEVEL, of what it is with
+    each unit left out, [n]: Tukey's jackknife (1958), for numbers that resamples with repeated rows would distort."""
+    from scipy.stats import norm
+
+    n = len(left_out)
+    error = float(np.sqrt((n - 1) / n * ((left_out - left_out.mean()) ** 2).sum()))
+    margin = float(norm.ppf(LEVEL)) * error
+    return Interval(value, value - margin, value + margin, n)
+
+
 def bounds(resamples: Floats, level: float) -> tuple[float, float]:
     """Return the one-sided lower and upper percentile bounds, each at `level` (together: 2·level − 1).
 

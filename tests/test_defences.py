@@ -16,6 +16,7 @@ from stillknows.auditing import audit
 from stillknows.auditing.asking import Questions
 from stillknows.auditing.observe import observe
 from stillknows.auditing.plan import AuditConfig
+from stillknows.depth.thrust import thrust_score
 from stillknows.errors import UserError
 from stillknows.model import modelfiles
 from stillknows.model.encoding import CHAT, encode, encode_split
@@ -25,7 +26,6 @@ from stillknows.model.layers import hidden_states, output_layer
 from stillknows.model.ref import ModelRef
 from stillknows.model.target import LocalTarget
 from stillknows.registry import bind
-from stillknows.transforms.defences.gates import thrust_score
 from stillknows.types import UNDEFENDED, Benchmark, Example, Split
 from stillknows.variants import defences
 from stillknows.variants.retrieval import finder

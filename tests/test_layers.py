@@ -29,6 +29,7 @@ LAYERS = (
     ("analysis/",),
     ("training/",),
     ("gate/",),
+    ("depth/",),
     ("auditing/",),
     ("reporting/",),
     ("unlearning/",),
@@ -47,7 +48,8 @@ FOLDERS = tuple(name for name in LEVEL if name.endswith("/"))
 PLUGINS = next(names for names in LAYERS if "methods/" in names)
 LIGHT = (
     *("errors", "types", "formatting", "kinds", "needs", "registry", "stats", "likelihood", "scoring"),
-    *("store", "observations", "ledger", "metrics", "gate", "auditing.evidence", "auditing.verdict", "reporting"),
+    *("store", "observations", "ledger", "metrics", "gate", "depth.signals", "depth.outcome"),
+    *("auditing.evidence", "auditing.verdict", "reporting"),
     *(f"analysis.{name}" for name in ("recovery_curve", "explain", "diagnosis_page")),
 )
 HEAVY = ("torch", "transformers")

@@ -44,6 +44,7 @@ def audit(
     calibration: Folder | None = None,
     placebos: int = defaults.PLACEBOS,
     placebo_file: Folder | None = None,
+    depth: bool = False,
     policy: Policy | None = None,
     data: Folder | None = None,
     template: str | None = None,
@@ -70,6 +71,7 @@ def audit(
         calibration: a text file for formats that look at inputs; the retain split when None.
         placebos, placebo_file: how many answers that could have been true are scored beside each true one that is to
             be forgotten, and a file of the user's own.
+        depth: look for knowledge in hidden states too (docs/depth.md).
         policy: what a verdict asks for; the default one when None.
         out: folder for the report and for what was observed, from which an interrupted audit resumes; None makes a
             temporary one, which is left to the system to remove.
@@ -84,6 +86,7 @@ def audit(
         benchmark_of(benchmark, data=data, template=template), only_control(controls), variants, metrics,
         policy or Policy(), long_items, device, allow_pickle, trust_remote_code, figures, tasks,
         path_of(task_folder), task_limit, path_of(calibration), placebos, path_of(placebo_file),
+        depth,
     )  # fmt: skip
     folder = result_folder(out)
     with locked(folder):

@@ -9,6 +9,7 @@ from typing import Any
 
 from stillknows.auditing import evidence
 from stillknows.auditing.collect import Keys, collected, missing, observe_missing
+from stillknows.auditing.depth import depths, require_full
 from stillknows.auditing.evidence import CellKey, Table
 from stillknows.auditing.fact_test import fact_test
 from stillknows.auditing.findings import out_of_reach_words
@@ -20,6 +21,7 @@ from stillknows.auditing.prepared import Prepared
 from stillknows.auditing.request import described
 from stillknows.auditing.updates import updates
 from stillknows.auditing.verdict import judge, out_of_reach
+from stillknows.depth.outcome import Depth
 from stillknows.gate.candidates import Placebos
 from stillknows.gate.placebo import PlaceboTest
 from stillknows.ledger import Ledger
@@ -49,6 +51,7 @@ class Audit:
     defences: Mapping[str, str] = field(default_factory=dict)
     placebos: Placebos | None = None
     facts: Mapping[str, PlaceboTest] = field(default_factory=dict)  # by model
+    depth: Mapping[str, Depth] = field(default_factory=dict)  # by model; empty where it was not asked for
 
 
 def audit(request: AuditConfig, out: Path) -> Audit:
@@ -60,6 +63,8 @@ def audit(request: AuditConfig, out: Path) -> Audit:
 
 def _audit(request: AuditConfig, out: Path) -> Audit:
     prepared, reader, variants, left_out, metrics, figures, suite, placebos = plan(request, out)
+    if request.depth:
+        require_full(variants)
     obstacles = out_of_reach(request.benchmark, variants, request.control is not None, request.policy)
     if obstacles:
         warn(out_of_reach_words(obstacles))
@@ -78,6 +83,7 @@ def _audit(request: AuditConfig, out: Path) -> Audit:
         observe_missing(load, model, variants, keys, ledger, todo[model.label], forecast)
         if suite is not None:
             measured += general(load, model, formats, suite, request, ledger)
+    deep = depths(load, prepared, request.benchmark, ledger) if request.depth else {}
     observations = {place: seen for p in prepared for place, seen in collected(p, variants, keys, ledger).items()}
     table = evidence.tabulate(observations, metrics, {s.name: s.role for s in request.benchmark.splits})
     labels = [model.label for model in prepared]
@@ -104,6 +110,7 @@ def _audit(request: AuditConfig, out: Path) -> Audit:
         {p.label: p.defence.bound.spec for p in prepared if p.defence},
         placebos,
         facts,
+        deep,
     )
 
 

@@ -52,6 +52,7 @@ class AuditConfig:
     calibration: Path | None = None  # a text file for formats that look at inputs; None: the retain split
     placebos: int = defaults.PLACEBOS  # answers that could have been true, scored beside each one to be forgotten
     placebo_file: Path | None = None  # the user's own, by fact
+    depth: bool = False  # look at hidden states too
 
     def __post_init__(self) -> None:
         """Keep lists as tuples of specs, however they are given. Raises UserError for text that is no list of them."""

@@ -36,6 +36,7 @@ def audit(
     task_limit: o.TaskLimit = None,
     placebos: o.Placebos = defaults.PLACEBOS,
     placebo_file: o.PlaceboFile = None,
+    depth: o.Depth = False,
     tolerance: o.Tolerance = defaults.TOLERANCE,
     utility_floor: o.RetainFloor = defaults.UTILITY_FLOOR,
     data: o.Data = None,
@@ -57,7 +58,7 @@ def audit(
     report = sk.audit(
         *models, original=original, benchmark=benchmark, controls=controls or (), variants=variants, metrics=metrics,
         figures=figures, tasks=tasks, task_folder=task_folder, task_limit=task_limit, calibration=calibration,
-        placebos=placebos, placebo_file=placebo_file,
+        placebos=placebos, placebo_file=placebo_file, depth=depth,
         policy=sk.Policy(tolerance=tolerance, utility_floor=utility_floor), data=data, template=template,
         long_items=long_items, out=out, device=device, overwrite=overwrite, allow_pickle=allow_pickle,
         trust_remote_code=trust_remote_code, command=command_line(),

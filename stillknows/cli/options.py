@@ -173,6 +173,9 @@ Placebos: TypeAlias = Annotated[
 PlaceboFile: TypeAlias = Annotated[
     Path | None, Option(help='JSON file with your own: {"fact": ["an answer that could have been true", …]}.')
 ]
+Depth: TypeAlias = Annotated[
+    bool, Option("--depth", help="Look for knowledge in hidden states too; most of it needs a never-taught control.")
+]
 TaskLimit: TypeAlias = Annotated[
     int | None, Option(min=1, metavar=COUNT, help="Ask only the first so many documents of each task.")
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import fnmatch
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 from weakref import WeakSet
 
@@ -205,5 +205,19 @@ def block_output(block: nn.Module | None) -> Iterator[list[Tensor]]:
     handle = block.register_forward_hook(look)
     try:
         yield seen
+    finally:
+        handle.remove()
+
+
+@contextlib.contextmanager
+def changed_output(block: nn.Module, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Run a block of code with what a decoder block puts out, [B, L, D], changed."""
+
+    def changed(module: nn.Module, given: Any, output: Any) -> Any:
+        return (change(output[0]), *output[1:]) if isinstance(output, tuple) else change(output)
+
+    handle = block.register_forward_hook(changed)
+    try:
+        yield
     finally:
         handle.remove()

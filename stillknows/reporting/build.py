@@ -62,6 +62,7 @@ def _subject(audit: Audit, verdict: Verdict, lead: str) -> Json:
         "run": audit.records[label],
         "leaks": [] if label in EXPECTED else _leaks(audit, label, lead),
         "facts": _facts(audit.facts.get(label)),
+        "depth": audit.depth[label].to_json() if label in audit.depth else None,
     }
 
 

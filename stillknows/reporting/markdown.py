@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from stillknows.auditing.findings import out_of_reach_words, sentences
 from stillknows.formatting import code, for_markdown, percent, table_of_texts
-from stillknows.reporting import facts
+from stillknows.reporting import depth, facts
 from stillknows.reporting.overview import LOW, summary
 from stillknows.reporting.schema import AuditReport, Measured
 from stillknows.reporting.tables import Grid, Missing, grids, span, value_words
@@ -32,7 +32,7 @@ def markdown(report: AuditReport) -> str:
     for name, title in TITLES.items():
         parts += [f"## {title}"] if found[name] else []
         parts += [part for grid in found[name] for part in _table(grid)]
-    parts += _facts(report)
+    parts += [*_facts(report), *_depth(report)]
     parts += [f"In brackets: bounds, {percent(LEVEL)} each.", *_reasons(report)]
     return "\n\n".join(parts) + "\n"
 
@@ -50,6 +50,15 @@ def _facts(report: AuditReport) -> Iterator[str]:
         if subject.facts.named and not subject.is_control:
             rows = [[f.fact, ", ".join(f.variants), f"{f.p:.2g}", str(f.placebos)] for f in subject.facts.named]
             yield table_of_texts(["named fact", "variants", "p", "placebos"], rows)
+
+
+def _depth(report: AuditReport) -> Iterator[str]:
+    """Yield what the hidden states of each model hold."""
+    looked = [(subject.name, subject.depth) for subject in report.subjects if subject.depth]
+    if looked:
+        yield "## Depth: knowledge in the hidden states, 0 as the never-taught control, 1 as the original"
+        rows = [[name, *map(depth.words, section.signals)] for name, section in looked]
+        yield table_of_texts(["model", *(depth.NAMES[s.signal] for s in looked[0][1].signals)], rows)
 
 
 def _table(grid: Grid) -> Iterator[str]:

@@ -11,8 +11,9 @@ from jinja2 import Environment, StrictUndefined
 
 from stillknows.auditing.evidence import KNOWN_SHARE, MIN_GAP
 from stillknows.auditing.findings import out_of_reach_words, sentences
+from stillknows.depth.outcome import SHOWN
 from stillknows.formatting import for_terminal, number, percent
-from stillknows.reporting import facts, tables
+from stillknows.reporting import depth, facts, tables
 from stillknows.reporting.overview import left_out, sentence
 from stillknows.reporting.schema import EXPECTED, AuditReport, Unmeasured
 from stillknows.stats import LEVEL
@@ -44,6 +45,7 @@ def html(report: AuditReport) -> str:
         "sentences": sentences,
         "fact_summary": facts.summary_of,
         "fact_power": facts.power,
+        "depth_summary": depth.summary_of,
     }
     grids = tables.grids(report)
     template = environment.from_string(files("stillknows.reporting").joinpath(TEMPLATE).read_text(encoding="utf-8"))
@@ -60,6 +62,8 @@ def html(report: AuditReport) -> str:
         level=LEVEL,
         known_share=KNOWN_SHARE,
         least_gap=MIN_GAP,
+        signals=depth.NAMES,
+        shown=SHOWN,
     ).lstrip()
 
 

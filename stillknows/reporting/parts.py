@@ -54,6 +54,46 @@ class TestedTogether(Part):
     facts: Count
 
 
+class MeasuredSignal(Part):
+    """What a signal says of a model's hidden states: knowledge kept, 0 as the never-taught control, 1 as the original,
+    over n facts with one-sided bounds, 95 % each."""
+
+    signal: str
+    value: Share
+    low: float
+    high: float
+    n: Count
+    shows: bool | None
+    """Whether it shows knowledge; null where it decides nothing."""
+    blocks: tuple[tuple[Score, ...], ...]
+    """By decoder block and fact; null where a block tells nothing."""
+
+
+class UnmeasuredSignal(Part):
+    """A signal without a number, and why."""
+
+    signal: str
+    not_measured: Text
+    shows: None
+    blocks: tuple[()]
+
+
+class DepthSection(Part):
+    """How deep in one model knowledge is left."""
+
+    facts: tuple[str, ...]
+    """In the order of the columns of `blocks`."""
+    shows: bool | None
+    """Whether some signal shows knowledge; null where none can tell."""
+    signals: tuple[MeasuredSignal | UnmeasuredSignal, ...]
+
+    @property
+    def mapped(self) -> tuple[MeasuredSignal, ...]:
+        """The signals that have a number for every block and fact."""
+        found = (s for s in self.signals if isinstance(s, MeasuredSignal))
+        return tuple(s for s in found if s.blocks and len(s.blocks[0]) == len(self.facts))
+
+
 class PlaceboSection(Part):
     """The placebo test of one model: each fact against answers that could as well have been true."""
 

@@ -16,13 +16,13 @@ from stillknows.auditing.findings import variant_verdict
 from stillknows.auditing.verdict import Policy
 from stillknows.errors import UserError, first_line
 from stillknows.json_text import json_able
-from stillknows.reporting.parts import Bound, Count, Part, PlaceboSection, Score, Text
+from stillknows.reporting.parts import Bound, Count, DepthSection, Part, PlaceboSection, Score, Text
 from stillknows.store import AGAIN
 from stillknows.types import CONTROL, ORIGINAL, Finding, Role, VerdictName
 
 Json = dict[str, Any]
 SCHEMA = "report.schema.json"
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 NUM_LEAKS = 10
 LEAD = "answer_probability"
 SEVERITY: tuple[VerdictName, ...] = ("FORGOTTEN", "UNDECIDED", "DAMAGED", "HIDDEN", "STILL KNOWS")
@@ -119,6 +119,8 @@ class ReportSubject(Part):
     leaks: Annotated[tuple[LeakedFact, ...], Field(max_length=NUM_LEAKS)]
     facts: PlaceboSection | None
     """The placebo test; null where no placebos were asked for."""
+    depth: DepthSection | None
+    """Signals from hidden states; null where they were not asked for."""
 
     @property
     def is_control(self) -> bool:

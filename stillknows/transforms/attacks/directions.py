@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Annotated, Any
+from typing import Annotated
 
 from stillknows.lazy import Tensor, nn, no_grad, torch
 from stillknows.model.batching import batches, right_padded
 from stillknows.model.encoding import EncodedAnswer
 from stillknows.model.forward import EVALUATION_BATCH, batch_tokens
-from stillknows.model.layers import block_output, blocks, hidden_states, layer_number
+from stillknows.model.layers import block_output, blocks, changed_output, hidden_states, layer_number
 from stillknows.registry import Limits, register
 
 
@@ -97,12 +97,5 @@ def changed_outputs(model: nn.Module, changes: dict[int, Callable[[Tensor], Tens
     """Run a block with what some decoder blocks put out changed."""
     with contextlib.ExitStack() as stack:
         for i, change in changes.items():
-            stack.callback(blocks(model)[i].register_forward_hook(_hook(change)).remove)
+            stack.enter_context(changed_output(blocks(model)[i], change))
         yield
-
-
-def _hook(change: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
-    def changed(module: nn.Module, given: Any, output: Any) -> Any:
-        return (change(output[0]), *output[1:]) if isinstance(output, tuple) else change(output)
-
-    return changed

@@ -1,0 +1,1 @@
+"""How deep in a model knowledge is left: signals from its hidden states, between the original's and a control's."""
