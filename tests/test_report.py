@@ -35,6 +35,7 @@ from stillknows.reporting.page import unmeasured
 from stillknows.reporting.schema import (
     NUM_LEAKS,
     SCHEMA,
+    SCHEMA_VERSION,
     SEVERITY,
     AuditReport,
     Measured,
@@ -525,7 +526,7 @@ def test_written_reports_can_be_read_and_are_the_same_bytes_twice(built: AuditRe
     assert report.html(report.read(tmp_path / "a")) == report.html(built)
 
 
-@pytest.mark.parametrize("content", [None, "not json", "[]", '{"schema_version": 2}'])
+@pytest.mark.parametrize("content", [None, "not json", "[]", '{"schema_version": 3}'])
 def test_reading_what_is_no_report_is_the_users_error(content: str | None, tmp_path: Path) -> None:
     if content is not None:
         (tmp_path / "report.json").write_text(content)
@@ -547,7 +548,9 @@ def test_a_report_of_another_version_is_refused_with_what_to_type(
     command: str | None, typed: str, tmp_path: Path
 ) -> None:
     store.write_sealed(tmp_path / "report.json", {"schema_version": 1, "repeat": {"command": command, "versions": {}}})
-    with pytest.raises(UserError, match="is not a report of schema version 2 but of version 1") as refused:
+    with pytest.raises(
+        UserError, match=f"is not a report of schema version {SCHEMA_VERSION} but of version 1"
+    ) as refused:
         report.read(tmp_path)
     assert str(refused.value).endswith(f"saved observations are used again where they still hold{typed}")
 

@@ -73,8 +73,7 @@ def audit(
             be forgotten, and a file of the user's own.
         depth: look for knowledge in hidden states too (docs/depth.md).
         policy: what a verdict asks for; the default one when None.
-        out: folder for the report and for what was observed, from which an interrupted audit resumes; None makes a
-            temporary one, which is left to the system to remove.
+        out: folder for the report and for what was observed, from which an audit resumes; None makes a temporary one.
         command: what report.json says to type to repeat the audit.
     """
     from stillknows.auditing import audit as auditing
@@ -85,8 +84,7 @@ def audit(
         model_folder(original), labels([model_folder(model) for model in models]),
         benchmark_of(benchmark, data=data, template=template), only_control(controls), variants, metrics,
         policy or Policy(), long_items, device, allow_pickle, trust_remote_code, figures, tasks,
-        path_of(task_folder), task_limit, path_of(calibration), placebos, path_of(placebo_file),
-        depth,
+        path_of(task_folder), task_limit, path_of(calibration), placebos, path_of(placebo_file), depth,
     )  # fmt: skip
     folder = result_folder(out)
     with locked(folder):
