@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from stillknows.api.comparing import compare, history
     from stillknows.api.experimenting import demo, tune, validate_metrics
     from stillknows.api.judging import audit, diagnose, explain, load_report, score
-    from stillknows.api.making import control, defend, finetune, quantize, unlearn
+    from stillknows.api.making import control, defend, fetch, finetune, import_model, quantize, unlearn
     from stillknows.auditing.verdict import Policy
     from stillknows.errors import UserError
     from stillknows.registry import register
@@ -27,7 +27,7 @@ _PLACES = {
     "api.comparing": ("compare", "history"),
     "api.experimenting": ("demo", "tune", "validate_metrics"),
     "api.judging": ("audit", "diagnose", "explain", "load_report", "score"),
-    "api.making": ("control", "defend", "finetune", "quantize", "unlearn"),
+    "api.making": ("control", "defend", "fetch", "finetune", "import_model", "quantize", "unlearn"),
     "auditing.verdict": ("Policy",),
     "errors": ("UserError",),
     "registry": ("register",),
@@ -37,8 +37,8 @@ _PLACES = {
 _MODULE_OF = {name: module for module, names in _PLACES.items() for name in names}
 __all__ = [
     "Benchmark", "Example", "Policy", "Report", "Scores", "Split", "Unlearned", "UserError", "audit", "compare",
-    "control", "defend", "demo", "diagnose", "explain", "finetune", "history", "load_report", "quantize", "register",
-    "score", "tune", "unlearn", "validate_metrics",
+    "control", "defend", "demo", "diagnose", "explain", "fetch", "finetune", "history", "import_model", "load_report",
+    "quantize", "register", "score", "tune", "unlearn", "validate_metrics",
 ]  # fmt: skip
 
 

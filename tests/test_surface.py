@@ -21,6 +21,8 @@ COMMANDS = (
     "control",
     "tune",
     "quantize",
+    "import",
+    "fetch",
     "audit",
     "compare",
     "history",
@@ -30,7 +32,7 @@ COMMANDS = (
     "demo",
     "meta",
 )
-FUNCTIONS = {"meta": "validate_metrics"}  # where the command has another name
+FUNCTIONS = {"meta": "validate_metrics", "import": "import_model"}  # where the command has another name
 
 
 def command(name: str) -> Any:

