@@ -108,7 +108,9 @@ assert not heavy, heavy
     assert pages[6].strip().count(".") == 2
 
 
-@pytest.mark.parametrize("command", ["unlearn", "audit", "tune", "defend", "quantize", "import", "fetch", "diagnose", "score", "list"])
+@pytest.mark.parametrize(
+    "command", ["unlearn", "audit", "tune", "defend", "quantize", "import", "fetch", "diagnose", "score", "list"]
+)
 def test_help_is_whole_in_80_columns(command: str) -> None:
     environment = {**os.environ, "COLUMNS": "80"}
     ran = subprocess.run(

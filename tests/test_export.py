@@ -434,7 +434,7 @@ def test_what_a_gguf_file_cannot_say_is_refused_before_loading(
 
 
 def test_a_tokenizer_that_llama_cpp_does_not_know_is_refused(save_model: Case, write: Case) -> None:
-    with pytest.raises(UserError, match=r"its tokenizer \(WordLevel\)\n.*GPT-2, Llama 3 or Qwen 2"):
+    with pytest.raises(UserError, match=r"its tokenizer \(WordLevel\)\n.*GPT-2, Llama 3, Qwen 2 or SmolLM"):
         write("gguf:Q8_0", save_model("words"))
 
 

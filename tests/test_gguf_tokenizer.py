@@ -17,7 +17,7 @@ from tokenizer_layouts import BYTES, SPECIAL, byte_level, sentence_piece
 from stillknows.errors import UserError
 from stillknows.model import tokens
 from stillknows.model.modelfiles import ModelFiles
-from stillknows.model.packed import gguf, gguf_tokenizer
+from stillknows.model.packed import gguf, gguf_tokenizer, gguf_writer
 from stillknows.model.ref import ModelRef
 
 Case = Callable[..., Any]
@@ -143,6 +143,37 @@ def pieces(text: str, vocabulary: dict[str, int], prepends: bool) -> list[int]:
 def opened(path: Path) -> ModelRef:
     """As a model is opened, but for the check that it has tensors."""
     return ModelRef(str(path), ModelFiles(path), packing="GGUF", gguf=gguf.GgufFile(path))
+
+
+def cut(made: Any) -> str:
+    from transformers import PreTrainedTokenizerFast
+
+    return gguf_writer._cut(PreTrainedTokenizerFast(tokenizer_object=made), "model")
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, layout in LAYOUTS.items() if layout.fields["tokenizer_model"] == "gpt2"]
+)
+def test_a_written_file_names_the_cut_of_its_tokenizer(name: str) -> None:
+    assert cut(LAYOUTS[name].made()) == LAYOUTS[name].fields["tokenizer_pre"]
+
+
+def test_a_cut_is_known_however_its_steps_are_written() -> None:
+    from tokenizers import Regex, pre_tokenizers
+
+    made, level = byte_level(special=CHATML), pre_tokenizers.ByteLevel
+    digits = pre_tokenizers.Digits(individual_digits=True)
+    made.pre_tokenizer = pre_tokenizers.Sequence([digits, level(add_prefix_space=False)])  # as SmolLM2 is published
+    assert cut(made) == "smollm"
+    for steps in (
+        [pre_tokenizers.Digits(individual_digits=False), level(add_prefix_space=False)],
+        [digits, level(add_prefix_space=True)],
+        [pre_tokenizers.Split(Regex(gguf_tokenizer.QWEN_2), "isolated")],
+        [pre_tokenizers.Split(Regex(gguf_tokenizer.QWEN_2), "removed"), level(add_prefix_space=False, use_regex=False)],
+    ):
+        made.pre_tokenizer = pre_tokenizers.Sequence(steps)
+        with pytest.raises(UserError, match="are not written with its tokenizer"):
+            cut(made)
 
 
 @pytest.mark.parametrize("name", LAYOUTS)

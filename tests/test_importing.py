@@ -235,7 +235,7 @@ def test_another_content_is_refused_wherever_it_comes_from(
 
 def test_a_damaged_wheel_is_refused(shipped: Shipped, tmp_path: Path) -> None:
     (tmp_path / "a.whl").write_bytes(b"no archive")
-    with pytest.raises(UserError, match="the wheel of stillknows-small==1.0 is damaged"):
+    with pytest.raises(UserError, match=r"the wheel of stillknows-small==1\.0 is damaged"):
         fetching._unpacked(tmp_path / "a.whl", shipped)
 
 

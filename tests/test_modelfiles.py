@@ -251,12 +251,6 @@ def test_an_adapter_beside_the_weights_is_refused(command: str, run: Case, save_
     assert not (tmp_path / "out" / "run.json").exists()
 
 
-def test_a_folder_of_an_adapter_alone_says_so(save_model: Case, tmp_path: Path) -> None:
-    (tmp_path / "adapter_config.json").write_text("{}")
-    with pytest.raises(UserError, match=r"holds an adapter .*\n.*merge it"):
-        source_of(tmp_path)
-
-
 # --- Models that change -----------------------------------------------------------------------------------------------
 
 

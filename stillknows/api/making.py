@@ -227,8 +227,8 @@ def quantize(
 def import_model(
     model: Folder, *, out: Folder, dtype: WeightType = "float32", overwrite: bool = False
 ) -> dict[str, Any]:
-    """Write a .gguf file, or a folder with quantized weights, as an ordinary checkpoint, and return its record; see
-    `model.importing.import_packed`."""
+    """Write a .gguf file, a folder with quantized weights or an adapter as an ordinary checkpoint, and return its
+    record; see `model.importing.import_packed`."""
     from stillknows.model import importing
 
     return importing.import_packed(str(model), Path(out), dtype, overwrite=overwrite)

@@ -96,7 +96,7 @@ def plan(request: AuditConfig, out: Path) -> Plan:
     figures = bind_all("metric", request.figures or (), "model")
     _check_request(request, metrics)
     own_defences, refs = _find(request)
-    require_outside(out, [ref.folder for ref in refs.values()])
+    require_outside(out, [folder for ref in refs.values() for folder in ref.folders])
     fields = _fields(request, [*metrics.values(), *figures.values()])
     prepared, reader, questions = _prepare(request, fields, own_defences, refs)
     _check_models(prepared)

@@ -11,7 +11,9 @@ import typer
 from stillknows.cli import options as o
 from stillknows.cli.terminal import app, examples, show
 
-Packed = Annotated[str, typer.Argument(metavar="FILE", help="A .gguf file, or a folder with quantized weights.")]
+Packed = Annotated[
+    str, typer.Argument(metavar="FILE", help="A .gguf file, or a folder with quantized weights or an adapter.")
+]
 
 
 def _show(record: dict[str, Any], out: Path, as_json: bool) -> None:
@@ -30,7 +32,7 @@ def _show(record: dict[str, Any], out: Path, as_json: bool) -> None:
 def import_model(
     model: Packed, out: o.Out, dtype: o.WeightType = "float32", overwrite: o.Overwrite = False, as_json: o.Json = False
 ) -> None:
-    """Write a .gguf file, or a folder with quantized weights, as an ordinary safetensors checkpoint.
+    """Write a .gguf file, a folder with quantized weights or an adapter as an ordinary safetensors checkpoint.
 
     The float32 weights are bit by bit what the file stands for. Tokenizer and chat template are the file's.
     """

@@ -1,4 +1,4 @@
-"""A model whose weights are quantized on disk, written as an ordinary checkpoint: the plain weights that they stand for."""
+"""Models in other forms (weights that are quantized on disk, adapters) written as ordinary checkpoints."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ WeightType = Literal["float32", "bfloat16"]
 def import_packed(
     name: str, out: Path, dtype: WeightType = "float32", *, source: str = "", overwrite: bool = False
 ) -> dict[str, Any]:
-    """Write a .gguf file, or a folder with quantized weights, as a folder with plain weights; return its record.
+    """Write a .gguf file, a folder with quantized weights or an adapter on its base as a folder with plain weights;
+    return its record.
 
     The float32 weights are, bit by bit, what the file's blocks stand for; bfloat16 ones are those, rounded to nearest.
     Tokenizer and chat template are the file's. The token that ends a turn of the chat template ends what is generated
@@ -40,8 +41,10 @@ def import_packed(
     if not path.is_file():  # folders stay as they are; beside a .gguf file others may lie
         require_outside(out, local_folders(name))
     ref = ModelRef.open(name, LoadOptions(), packed=True)
-    if not ref.packing:
+    if not ref.packing and ref.adapter is None:
         raise UserError(f"{name} holds plain weights already", "use it as it is")
+    if ref.adapter is not None:
+        require_outside(out, ref.folders)
     ref.check()
     with locked(out):
         require_free(out, overwrite=overwrite)
@@ -50,7 +53,7 @@ def import_packed(
         record = {
             "stillknows": __version__,
             "imported": source or path.name,
-            "form": ref.packing,
+            "form": ref.packing or "adapter",
             "fingerprint": ref.fingerprint,
             "dtype": dtype,
             "versions": run_record.versions(),

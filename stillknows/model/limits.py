@@ -33,8 +33,10 @@ BUFFERS = 2**28  # numbers that a model may make besides its weights: masks and 
 PICKLED_TENSOR = 100  # bytes at least that a tensor takes in a pickled checkpoint, with what says where it lies
 
 
-def require_readable(folder: Path) -> dict[str, dict[str, Any]]:
+def require_readable(folder: Path, needed: str = CONFIG) -> dict[str, dict[str, Any]]:
     """Read the small files of a model's folder that libraries read, and return what the JSON files hold, by name.
+
+    needed: the one without which the folder is no model.
 
     Raises UserError that names the file: one that is no file, no UTF-8 or no JSON object, and as `parse_json` does.
     """
@@ -51,8 +53,8 @@ def require_readable(folder: Path) -> dict[str, dict[str, Any]]:
         found[name] = read_json(path)
         if not isinstance(found[name], dict):
             raise UserError(f"{path} does not hold a JSON object", AGAIN)
-    if CONFIG not in found:
-        raise UserError(f"{folder} is not a model: it has no {CONFIG}", f"give the folder that holds {CONFIG}")
+    if needed not in found:
+        raise UserError(f"{folder} is not a model: it has no {needed}", f"give the folder that holds {needed}")
     return found
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -39,10 +39,20 @@ class ModelFiles:
     What its small JSON files say is read once, when it is first needed.
     """
 
-    def __init__(self, path: Path, said: Mapping[str, dict[str, Any]] | None = None) -> None:
-        """`said`: what JSON files in the folder hold, by name, of those that were read already."""
-        self.path = path
+    def __init__(
+        self,
+        path: Path,
+        said: Mapping[str, dict[str, Any]] | None = None,
+        beside: Callable[[], list[Path]] = list,
+    ) -> None:
+        """said: what JSON files in the folder hold, by name, of those that were read already. beside: lists files that
+        lie elsewhere and that answers depend on too."""
+        self.path, self.beside = path, beside
         self._said = dict(said or {})
+
+    def and_beside(self, beside: Callable[[], list[Path]]) -> ModelFiles:
+        """Return the same files with others that lie elsewhere."""
+        return ModelFiles(self.path, self._said, beside)
 
     def said(self, name: str) -> dict[str, Any]:
         """Return the JSON object in a file of the folder; {} where there is no such file."""
@@ -100,12 +110,12 @@ class ModelFiles:
         Python code counts where the model asks for it. Raises UserError where an adapter lies beside the weights.
         """
         if self.path.is_file():
-            return [self.path]
+            return [self.path, *self.beside()]
         require_no_adapter(self.path)
         code = _found(self.path, ("**/*.py",)) if self.code_asked_by else set()
         entry = self._entry
         index = [entry] if entry is not None and entry.suffix == ".json" else []
-        return [*sorted({*_found(self.path, COMPANIONS), *code}), *index, *self.weights]
+        return [*sorted({*_found(self.path, COMPANIONS), *code}), *index, *self.weights, *self.beside()]
 
     def fingerprint(self) -> str:
         """Return a hash of everything that the model's answers depend on: weights, configuration, tokenizer, code."""
@@ -130,9 +140,10 @@ def require_no_adapter(folder: Path) -> None:
     and leaves it out elsewhere."""
     if (folder / ADAPTER).is_file():
         raise UserError(
-            f"{folder} holds an adapter ({ADAPTER}), and what is loaded would depend on whether peft is installed",
-            "merge it: PeftModel.from_pretrained(model, FOLDER).merge_and_unload().save_pretrained(OTHER); "
-            f"or move {ADAPTER} away to use the weights without it",
+            f"{folder} holds an adapter ({ADAPTER}) beside a model, and what is loaded would depend on whether peft is "
+            "installed",
+            "give the adapter a folder of its own; "
+            "or merge it: PeftModel.from_pretrained(model, FOLDER).merge_and_unload().save_pretrained(OTHER)",
         )
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from stillknows.errors import UserError, blamed_on
 from stillknows.lazy import nn
-from stillknows.model import configuration, finding, loading
+from stillknows.model import adapters, configuration, finding, loading, parameters
 from stillknows.model.limits import CONFIG
 from stillknows.model.modelfiles import ModelFiles
 from stillknows.model.packed import folders, gguf
@@ -41,6 +41,7 @@ class ModelRef:
     name: as the user gave it: a folder, a .gguf file or a hub name.
     packing: in words, how its weights are quantized on disk; "" where they are not.
     gguf: the one file that is the model, if it is one.
+    adapter, base: of an adapter of peft, which is merged when it is loaded, and the model that it belongs to.
     """
 
     name: str
@@ -48,6 +49,8 @@ class ModelRef:
     options: LoadOptions = LoadOptions()
     packing: str = ""
     gguf: gguf.GgufFile | None = None
+    adapter: adapters.Adapter | None = None
+    base: ModelRef | None = None
     states: list[Any] = field(init=False, repr=False)  # of the files, as they were when it was opened
 
     def __post_init__(self) -> None:
@@ -70,6 +73,8 @@ class ModelRef:
             file = gguf.GgufFile(path)
             return cls(name, ModelFiles(path), options, file.describe(), file)
         folder = finding.folder_of(name, options.allow_pickle)
+        if adapters.is_alone(folder):
+            return cls._adapted(name, adapters.Adapter(folder, options.trust_remote_code), options, packed)
         files = finding.readable_files(folder, options.trust_remote_code)
         quantization = files.said(CONFIG).get("quantization_config")
         packing = ""
@@ -79,15 +84,35 @@ class ModelRef:
         finding.require_weights(files, options.allow_pickle and not packing)
         return cls(name, files, options, packing)
 
+    @classmethod
+    def _adapted(cls, name: str, adapter: adapters.Adapter, options: LoadOptions, packed: bool) -> ModelRef:
+        """Return an adapter on its base. Raises UserError, which names both, for a base that cannot be opened."""
+        if adapters.is_alone(Path(adapter.base_name)):
+            raise UserError(f"{name} is an adapter of another adapter, {adapter.base_name}", "merge that one first")
+        try:
+            base = cls.open(adapter.base_name, options, packed=packed)
+        except UserError as error:
+            raise UserError(
+                f"{name} is an adapter of {adapter.base_name}, which cannot be opened: {error}\n"
+                f"  or write where that model lies into base_model_name_or_path of {adapter.place}"
+            ) from error
+        files = base.files.and_beside(adapter.files)
+        return cls(name, files, options, base.packing, base.gguf, adapter, base)
+
     @property
     def path(self) -> Path:
         """What the model is: a folder, or a .gguf file."""
-        return self.files.path
+        return self.adapter.folder if self.adapter else self.files.path
 
     @property
     def folder(self) -> Path:
-        """Where its files lie."""
-        return self.path.parent if self.gguf else self.path
+        """Where its weights lie; of an adapter, those of its base."""
+        return self.files.path.parent if self.gguf else self.files.path
+
+    @property
+    def folders(self) -> list[Path]:
+        """Every folder that its files lie in."""
+        return [self.folder, *([self.adapter.folder] if self.adapter else [])]
 
     @cached_property
     def fingerprint(self) -> str:
@@ -103,7 +128,7 @@ class ModelRef:
         if self.gguf:
             loading.quiet()
             return self.gguf.config()
-        config = configuration.read(self.path, self.options.trust_remote_code)
+        config = configuration.read(self.folder, self.options.trust_remote_code)
         if self.packing:
             delattr(config, "quantization_config")
         return config
@@ -133,9 +158,11 @@ class ModelRef:
     @cached_property
     def tokenizer(self) -> Any:
         """The tokenizer, as tokenizer.json or the .gguf file has it. Raises UserError when there is none."""
-        if self.gguf:
+        beside_adapter = self.adapter is not None and self.adapter.has_tokenizer
+        if self.gguf and not beside_adapter:
             return self.gguf.tokenizer()
-        return loading.tokenizer(self.folder, self.configuration, self.options.trust_remote_code)
+        folder = self.path if beside_adapter else self.folder
+        return loading.tokenizer(folder, self.configuration, self.options.trust_remote_code)
 
     @cached_property
     def skeleton(self) -> PreTrainedModel:
@@ -159,12 +186,19 @@ class ModelRef:
                 f"{self.name} changed while it was read", "leave its files alone meanwhile, and run it again"
             )
         loading.require_fit(model, info, self.name)
+        self._merge(model)
         loading.require_finite(model, self.name)
         head: Any = model.get_output_embeddings()
         if head is not None and head.weight is not model.get_input_embeddings().weight:
             configuration.untie(model.config)  # so that it is saved as it is
         model.eval().requires_grad_(False).to(self.options.device)  # type: ignore[reportArgumentType]
         return LocalTarget(label or Path(self.name).name, model, tokenizer, self.path, expected)
+
+    def _merge(self, model: nn.Module) -> None:
+        if self.adapter is not None:
+            known = dict(model.named_parameters(remove_duplicate=False))
+            for name, new in self.adapter.merged(model):
+                parameters.write({name: known[name]}, {name: new})
 
     def _loaded(self) -> loading.Loaded:
         if not self.packing:

@@ -39,6 +39,10 @@ def locate(name: str, trust_remote_code: bool) -> ModelRef:
     """Find, by its files alone, a model whose weights can be read one by one; UserError if it is absent or pickled."""
     is_here = Path(name).expanduser().is_dir()  # of the hub's files only safetensors are downloaded
     ref = ModelRef.open(name, LoadOptions(allow_pickle=is_here, trust_remote_code=trust_remote_code))
+    if ref.adapter is not None:
+        raise UserError(
+            f"{name} is an adapter, whose weights cannot be read one by one", "merge it: `stillknows import ADAPTER`"
+        )
     if ref.files.pickled:
         raise UserError(
             f"{name} has only pickled weights ({ref.files.pickled[0].name}), which cannot be read one by one",

@@ -68,7 +68,7 @@ def write_finetuned(
     Raises UserError for bad input, for an `out` in the model's folder and for one that holds a run already.
     """
     reader = reader or ref
-    require_outside(out, [ref.folder, reader.folder])
+    require_outside(out, [*ref.folders, *reader.folders])
     items = encode(examples, reader.check().tokenizer, template, ref.context_length, vocabulary=ref.vocabulary_size)
     plan = [ref.fingerprint, objective, asdict(settings) | {"save_seconds": 0}, [(i.ids, i.start) for i in items]]
     with locked(out):

@@ -55,7 +55,7 @@ def train(
     """
     require_new(folder / LEDGER, overwrite=False, fix="choose another folder")
     ref = ModelRef.open(base, LoadOptions(device))
-    require_outside(folder, [ref.folder])
+    require_outside(folder, ref.folders)
     _require_disjoint(shards)
     for examples in (examples for slices in shards for examples in slices):
         settings.steps(len(examples))

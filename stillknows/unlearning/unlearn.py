@@ -66,7 +66,7 @@ def unlearn(request: UnlearnConfig, out: Path, *, overwrite: bool = False, resum
     chosen = _check_request(request)
     _require_free(request, out, overwrite, resume)
     prepared = _prepare(request, chosen)
-    require_outside(out, [prepared.base.folder, prepared.source.folder])
+    require_outside(out, [*prepared.base.folders, *prepared.source.folders])
     with locked(out):
         _require_free(request, out, overwrite, resume)
         return _run(request, prepared, out, out / CHECKPOINT, resume)

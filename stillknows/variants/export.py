@@ -105,7 +105,7 @@ def export(request: ExportConfig, out: Path, *, overwrite: bool = False) -> dict
     writer.check(skeleton, tokenizer, source.name)
     fitting.check(skeleton, chain, request.spec)
     ids_NL = _calibration(request, tokenizer, source.context_length)
-    require_outside(out, [source.folder])
+    require_outside(out, source.folders)
     with locked(out):
         _require_free(request, out, overwrite)
         return _run(request, chain, source, writer, ids_NL, out)

@@ -16,6 +16,7 @@ _LETTERS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
 _REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 QWEN_2, LLAMA_3 = f"{_LETTERS}\\p{{N}}{_REST}", f"{_LETTERS}\\p{{N}}{{1,3}}{_REST}"
 BYTES, PIECES = "gpt2", "llama"  # llama.cpp's names for byte-level BPE and for SentencePiece's BPE
+NUMBER = r"\p{N}"
 SPACE = "▁"
 
 Field = Callable[..., Any]  # (key, default=None) -> what the file's metadata hold
@@ -36,7 +37,7 @@ class Cut(NamedTuple):
 
 CUTS = {  # by llama.cpp's names, tokenizer.ggml.pre
     **dict.fromkeys(("gpt-2", "phi-2", "roberta-bpe", "mpt", "olmo", "jais"), Cut((GPT_2,))),
-    **dict.fromkeys(("smollm", "starcoder", "refact", "command-r", "codeshell"), Cut((r"\p{N}", GPT_2))),
+    **dict.fromkeys(("smollm", "starcoder", "refact", "command-r", "codeshell"), Cut((NUMBER, GPT_2))),
     **dict.fromkeys(("llama-bpe", "llama3", "llama-v3", "falcon3"), Cut((LLAMA_3,), whole=True, begins=True)),
     **dict.fromkeys(("dbrx", "smaug-bpe"), Cut((LLAMA_3,))),
     **dict.fromkeys(("qwen2", "deepseek-r1-qwen", "megrez", "stablelm2"), Cut((QWEN_2,))),

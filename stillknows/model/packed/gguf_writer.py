@@ -15,13 +15,13 @@ from stillknows.lazy import Tensor, torch
 from stillknows.model.layers import Linear, decoder
 from stillknows.model.packed import Kept, gguf, library
 from stillknows.model.packed.ggml import pack
-from stillknows.model.packed.gguf_tokenizer import LLAMA_3, QWEN_2
+from stillknows.model.packed.gguf_tokenizer import GPT_2, LLAMA_3, NUMBER, QWEN_2
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-CUTS = {QWEN_2: "qwen2", LLAMA_3: "llama-bpe"}  # llama.cpp's names, by the pattern of the tokenizer's first step
-GPT2 = "gpt-2"
+# llama.cpp's names for how byte-level BPE cuts text, by the patterns, one after the other
+CUTS = {(GPT_2,): "gpt-2", (NUMBER, GPT_2): "smollm", (QWEN_2,): "qwen2", (LLAMA_3,): "llama-bpe"}
 # Parts of a configuration that no answer depends on, or that the rest of the file says. A test changes each.
 UNSAID = {
     *("_name_or_path", "architectures", "dtype", "transformers_version", "model_type", "id2label", "label2id"),
@@ -174,16 +174,24 @@ def _cut(tokenizer: Any, name: str) -> str:
     stored = json.loads(tokenizer.backend_tokenizer.to_str())
     first = stored["pre_tokenizer"] or {}
     steps = first.get("pretokenizers", [first])
-    if stored["model"]["type"] == "BPE" and steps[-1].get("type") == "ByteLevel":
-        pattern = steps[0].get("pattern", {}).get("Regex")
-        if len(steps) == 1 and steps[0]["use_regex"] and not steps[0]["add_prefix_space"]:
-            return GPT2
-        if len(steps) == 2 and pattern in CUTS and not steps[1]["use_regex"]:
-            return CUTS[pattern]
+    patterns = tuple(pattern for step in steps for pattern in _patterns(step))
+    if stored["model"]["type"] == "BPE" and steps[-1].get("type") == "ByteLevel" and patterns in CUTS:
+        return CUTS[patterns]
     raise UserError(
         f"{name}: GGUF files are not written with its tokenizer ({stored['model']['type']})",
-        "written are byte-level BPE tokenizers that cut text as GPT-2, Llama 3 or Qwen 2 does",
+        "written are byte-level BPE tokenizers that cut text as GPT-2, Llama 3, Qwen 2 or SmolLM does",
     )
+
+
+def _patterns(step: dict[str, Any]) -> list[str]:
+    """Return by what patterns a step of a pre-tokenizer cuts text; its kind where that is not by patterns."""
+    if step.get("type") == "ByteLevel" and not step["add_prefix_space"]:
+        return [GPT_2] if step["use_regex"] else []
+    if step.get("type") == "Digits" and step["individual_digits"]:
+        return [NUMBER]
+    if step.get("type") == "Split" and (step["behavior"], step["invert"]) == ("Isolated", False):
+        return [step["pattern"].get("Regex", "")]
+    return [str(step.get("type"))]
 
 
 def _rotation_factors(model: PreTrainedModel) -> Tensor | None:
