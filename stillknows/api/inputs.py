@@ -25,6 +25,7 @@ Model: TypeAlias = str | os.PathLike[str] | tuple[Any, Any]
 Rows: TypeAlias = Mapping[str, Sequence[Mapping[str, Any]]]
 Items: TypeAlias = str | Benchmark | Rows
 LongItems: TypeAlias = Literal["error", "truncate"]
+Save: TypeAlias = Literal["model", "adapter"]
 WeightType: TypeAlias = Literal["float32", "bfloat16"]
 
 

@@ -11,6 +11,7 @@ from stillknows.api.inputs import (
     Items,
     LongItems,
     Model,
+    Save,
     WeightType,
     benchmark_of,
     examples_of,
@@ -44,6 +45,7 @@ def unlearn(
     overwrite: bool = False,
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
+    save: Save = "model",
     **settings: Any,
 ) -> Unlearned:
     """Remove the forget split's knowledge from a model and write a new checkpoint; the given model stays as it is.
@@ -57,6 +59,7 @@ def unlearn(
         long_items: what to do with items longer than the context.
         after: folder of an earlier run on `model`, to unlearn more from where it ended.
         resume: continue an interrupted run; the result is the same.
+        save: "adapter" writes what a method with lora added, as a folder of peft, and not the whole model.
         settings: see `training.settings.Settings` (`lr`, `epochs`, `max_steps`, `batch_size`, `seed`, …).
             Without `lr` a learning rate is found on the model; without `epochs` and `max_steps` training ends when the
             answers score no more than guesses do, and what is kept stays.
@@ -78,6 +81,7 @@ def unlearn(
         allow_pickle,
         trust_remote_code,
         path_of(after),
+        save,
     )
     folder = result_folder(out)
     record = unlearning.unlearn(config, folder, overwrite=overwrite, resume=resume)

@@ -65,6 +65,7 @@ def unlearn(
     long_items: o.LongItems = "error",
     device: o.Device = "cpu",
     after: o.Earlier = None,
+    save: o.Save = "model",
     resume: o.Resume = False,
     overwrite: o.Overwrite = False,
     allow_pickle: o.AllowPickle = False,
@@ -83,8 +84,8 @@ def unlearn(
         model, benchmark, out=out, method=method, lr=lr, weights=weights, epochs=epochs, max_steps=max_steps,
         batch_size=batch_size, retain_batch_size=retain_batch_size, accumulate=accumulate, forget_below=forget_below,
         retain_floor=retain_floor, check_every=check_every, warmup=warmup, beta2=beta2, seed=seed, data=data,
-        template=template, refusals=refusals, long_items=long_items, device=device, after=after, resume=resume,
-        overwrite=overwrite, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code,
+        template=template, refusals=refusals, long_items=long_items, device=device, after=after, save=save,
+        resume=resume, overwrite=overwrite, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code,
     )  # fmt: skip
     hint = f"wrote {out}; {_next_audit(out, model, benchmark, data, template)}"
     show(dict(unlearned.record), as_json, str(unlearned), hint)

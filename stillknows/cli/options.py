@@ -115,6 +115,10 @@ OrderSeed: TypeAlias = Annotated[int, Option(help="Order of the items, and stoch
 Earlier: TypeAlias = Annotated[
     Path | None, Option(help="Folder of an earlier run on MODEL: unlearn more, from where it ended.")
 ]
+Save: TypeAlias = Annotated[
+    Literal["model", "adapter"],
+    Option(metavar=CHOICE, help="What to write: the whole model, or of a method with lora its adapter alone."),
+]
 Resume: TypeAlias = Annotated[bool, Option("--resume", help="Continue an interrupted run; same result.")]
 
 # Controls

@@ -33,18 +33,26 @@ TRAINED = {
     *("auto_mapping", "inference_mode", "target_modules", "exclude_modules", "lora_dropout", "fan_in_fan_out", "bias"),
     *("modules_to_save", "layers_to_transform", "layers_pattern", "megatron_config", "megatron_core", "loftq_config"),
     *("eva_config", "corda_config", "lora_ga_config", "runtime_config", "peft_version", "ensure_weight_tying"),
+    "qalora_group_size",  # of use_qalora
 }
 STARTS = (True, False, None, "gaussian", "eva", "orthogonal")  # others change the base's weights when they begin
 PATTERN = re.compile(r"[\w.^]+")  # of names in alpha_pattern and rank_pattern; anything more may never end
 FACTORS = {  # the end of a tensor's name: what it is of its module
     ".lora_A.weight": "a",
     ".lora_B.weight": "b",
-    ".lora_embedding_A": "a",
-    ".lora_embedding_B": "b",
+    ".lora_embedding_A": "embedding_a",
+    ".lora_embedding_B": "embedding_b",
     ".lora_B.bias": "bias",
     ".lora_magnitude_vector.weight": "magnitude",
     ".lora_magnitude_vector": "magnitude",
 }
+
+
+class LowRankUpdate(NamedTuple):
+    """B·A of a linear map, its scale within B: b [O, R], a [R, I]."""
+
+    b_OR: Tensor
+    a_RI: Tensor
 
 
 def is_alone(folder: Path) -> bool:
@@ -96,28 +104,7 @@ class Adapter:
         found = {file for pattern in COMPANIONS for file in self.folder.glob(pattern) if file.is_file()}
         return [self.place, self.folder / WEIGHTS, *sorted(found)]
 
-    @no_grad
-    def merged(self, model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-        """Yield every parameter of the base that the adapter changes, by its name, with its new values in float32.
-
-        Raises UserError for an adapter of another model: a layer that the base lacks, or that has other shapes.
-        """
-        modules, known = dict(model.named_modules()), dict(model.named_parameters(remove_duplicate=False))
-        factors, whole = self._tensors(known)
-        for name, tensor in whole.items():
-            self._require(tensor.shape == known[name].shape, f"{name} is {list(tensor.shape)}")
-        for name, parts in factors.items():
-            key, bias = f"{name}.weight", f"{name}.bias"
-            self._require(key in known, f"it has no layer {name}")
-            self._require({"a", "b"} <= parts.keys(), f"{name} has one factor of two")
-            yield key, self._updated(name, modules[name], parts, whole.pop(key, known[key]))
-            if "bias" in parts:
-                self._require(bias in known and known[bias].shape == parts["bias"].shape, f"{name} has no such bias")
-                added = self._scale(name, parts["a"].shape[0]) * parts["bias"]
-                yield bias, whole.pop(bias, known[bias]).float() + added.to(known[bias].device)
-        yield from whole.items()
-
-    def _tensors(self, known: Mapping[str, Tensor]) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
+    def tensors(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
         """Return the factors of each layer, by its name, and the parameters that are saved whole, in float32."""
         from safetensors.torch import load_file
 
@@ -129,14 +116,47 @@ class Adapter:
         for key, tensor in tensors.items():
             name = key.removeprefix(PREFIX)
             end = next((end for end in FACTORS if name.endswith(end)), None)
-            if end is not None:
+            if end is None:
+                whole[name.replace(".base_layer.", ".")] = tensor.float()
+            else:
                 factors.setdefault(name.removesuffix(end), {})[FACTORS[end]] = tensor.float()
-                continue
-            name = name.replace(".base_layer.", ".")
-            self._require(name in known, f"it has no place for {key}")
-            whole[name] = tensor.float()
-        self._require_unshared(known, {*whole, *(f"{name}.weight" for name in factors)})
         return factors, whole
+
+    def updates(self) -> dict[str, LowRankUpdate]:
+        """Return what is added to each linear map, by its name. Raises UserError where there is more than that."""
+        factors, whole = self.tensors()
+        beyond = [*whole, *(name for name, parts in factors.items() if parts.keys() != {"a", "b"})]
+        if beyond:
+            raise UserError(
+                f"{self.folder} changes {beyond[0]} by more than a product of two factors, which cannot be added to",
+                "merge it first with `stillknows import`",
+            )
+        scales = {name: self._scale(name, parts["a"].shape[0]) for name, parts in factors.items()}
+        return {name: LowRankUpdate(scales[name] * parts["b"], parts["a"]) for name, parts in factors.items()}
+
+    @no_grad
+    def merged(self, model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+        """Yield every parameter of the base that the adapter changes, by its name, with its new values in float32.
+
+        Raises UserError for an adapter of another model: a layer that the base lacks, or that has other shapes.
+        """
+        modules, known = dict(model.named_modules()), dict(model.named_parameters(remove_duplicate=False))
+        factors, whole = self.tensors()
+        self._require_unshared(known, {*whole, *(f"{name}.weight" for name in factors)})
+        for name, tensor in whole.items():
+            self._require(name in known, f"it has no place for {name}")
+            self._require(tensor.shape == known[name].shape, f"{name} is {list(tensor.shape)}")
+        for name, parts in factors.items():
+            key, bias = f"{name}.weight", f"{name}.bias"
+            self._require(key in known, f"it has no layer {name}")
+            pair = {"embedding_a", "embedding_b"} if isinstance(modules[name], nn.Embedding) else {"a", "b"}
+            self._require(pair <= parts.keys(), f"{name} has one factor of two")
+            yield key, self._updated(name, modules[name], parts, whole.pop(key, known[key]))
+            if "bias" in parts:
+                self._require(bias in known and known[bias].shape == parts["bias"].shape, f"{name} has no such bias")
+                added = self._scale(name, parts["a"].shape[0]) * parts["bias"]
+                yield bias, whole.pop(bias, known[bias]).float() + added.to(known[bias].device)
+        yield from whole.items()
 
     def _require_unshared(self, known: Mapping[str, Tensor], changed: set[str]) -> None:
         for name in sorted(changed & known.keys()):
@@ -152,16 +172,18 @@ class Adapter:
         """Return what the adapter makes of a layer's weights, laid out as they are."""
         from transformers.pytorch_utils import Conv1D
 
-        is_turned = isinstance(module, Conv1D | nn.Embedding)  # kept as [I, O], and as [V, D] for an update [D, V]
+        is_embedding = isinstance(module, nn.Embedding)
+        is_turned = is_embedding or isinstance(module, Conv1D)  # kept as [I, O], and as [V, D] for an update [D, V]
         weight_OI = weight.float().T if is_turned else weight.float()
-        a_RI, b_OR = parts["a"].to(weight.device), parts["b"].to(weight.device)
+        prefix = "embedding_" * is_embedding
+        a_RI, b_OR = (parts[f"{prefix}{side}"].to(weight.device) for side in "ab")
         self._require(
             (b_OR.shape[0], a_RI.shape[-1]) == tuple(weight_OI.shape) and b_OR.shape[-1] == a_RI.shape[0],
             f"the update of {name} is {list(b_OR.shape)} times {list(a_RI.shape)}",
         )
         merged_OI = weight_OI + self._scale(name, a_RI.shape[0]) * (b_OR @ a_RI)
         if self.said.get("use_dora"):
-            self._require("magnitude" in parts and not isinstance(module, nn.Embedding), f"{name} has no magnitudes")
+            self._require("magnitude" in parts and not is_embedding, f"{name} has no magnitudes")
             size_O = parts["magnitude"].to(weight.device).flatten()
             merged_OI = (size_O / torch.linalg.norm(merged_OI, dim=1))[:, None] * merged_OI
         return merged_OI.T if is_turned else merged_OI

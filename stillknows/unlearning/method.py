@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 from stillknows.errors import UserError, did_you_mean
@@ -43,6 +43,10 @@ class Method:
     def needs(self, thing: str) -> bool:
         """Tell whether a part asks for something that is called so, or for numbers of it: "retain", "reinforced"."""
         return any(name == thing or name.startswith(f"{thing}_") for part in self.parts for name in part.plugin.needs)
+
+    def with_steps(self, changed: Callable[[Bound], Bound]) -> Method:
+        """Return the method with each step plug-in replaced."""
+        return replace(self, step_plugins=tuple(map(changed, self.step_plugins)))
 
     @property
     def companions(self) -> frozenset[str]:

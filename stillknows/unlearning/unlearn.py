@@ -6,19 +6,19 @@ import copy
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from stillknows import __version__, defaults
 from stillknows.errors import UserError
 from stillknows.lazy import nn, torch
-from stillknows.model import modelfiles, parameters, run_record
+from stillknows.model import adapter_folder, modelfiles, parameters, run_record
 from stillknows.model.encoding import EncodedAnswer, LongItems, encode_split, without_end
 from stillknows.model.finding import local_folders
 from stillknows.model.layers import layer_number, matching
 from stillknows.model.ref import LoadOptions, ModelRef
 from stillknows.progress import log, warn
 from stillknows.store import RECORD, REPORT, digest, locked, require_new, require_outside
-from stillknows.training import step_pipeline
+from stillknows.training import low_rank, step_pipeline
 from stillknows.training.checkpoint import CHECKPOINT
 from stillknows.training.loop import FitResult
 from stillknows.training.settings import Settings
@@ -38,6 +38,7 @@ class UnlearnConfig:
     find_rate: the learning rate is found by a range test on the model, and that of `settings` is not used.
     until_forgotten: the run ends when its goal is met (see goal.py), and the number of steps of `settings` is not used;
         neighbours are retained like the retain split.
+    save: what is written, the whole model, or an adapter with what the method's own adapter added to it.
     """
 
     model: str
@@ -51,6 +52,7 @@ class UnlearnConfig:
     allow_pickle: bool = False
     trust_remote_code: bool = False
     after: Path | None = None
+    save: Literal["model", "adapter"] = "model"
 
 
 def unlearn(request: UnlearnConfig, out: Path, *, overwrite: bool = False, resume: bool = False) -> dict[str, Any]:
@@ -75,10 +77,24 @@ def unlearn(request: UnlearnConfig, out: Path, *, overwrite: bool = False, resum
 def _check_request(request: UnlearnConfig) -> Method:
     """Check what the request alone can tell, before torch is imported; return the method."""
     chosen = method.parse(request.method)
+    _check_save(request, chosen)
     request.benchmark.require_usable()
     _check_splits(request, chosen)
     request.settings.steps(len(request.benchmark.split("forget").examples))
     return chosen
+
+
+def _check_save(request: UnlearnConfig, chosen: Method) -> None:
+    """Raise UserError where more than low-rank updates would come of a run that saves an adapter."""
+    if request.save == "model":
+        return
+    if not any(part.plugin.role == "adapter" for part in chosen.step_plugins):
+        raise UserError(f"{chosen.spec!r} trains no adapter that could be saved", "add lora to `method`")
+    if chosen.edits:
+        raise UserError(
+            f"{chosen.edits[0].spec} changes the weights after training, which no adapter holds",
+            "leave it out of `method`, or `save` model",
+        )
 
 
 def _require_free(request: UnlearnConfig, out: Path, overwrite: bool, resume: bool) -> None:
@@ -105,6 +121,8 @@ def _prepare(request: UnlearnConfig, chosen: Method) -> _Prepared:
     """Check everything else that can be checked without the weights."""
     benchmark = request.benchmark
     base, source, earlier = _start(request)
+    if request.save == "adapter" and source.adapter is not None:
+        source.adapter.updates()  # can be added to
     skeleton = copy.deepcopy(source.skeleton)  # adapters change it
     _check_names(chosen, skeleton)
     tokenizer, context, vocabulary = source.tokenizer, source.context_length, source.vocabulary_size
@@ -220,13 +238,21 @@ def _run(request: UnlearnConfig, prepared: _Prepared, out: Path, checkpoint: Pat
     before = parameters.checksums(target.model, dtype)
     if request.find_rate or request.until_forgotten:
         plan["found"] = [request.find_rate, request.until_forgotten]
+    added: dict[str, nn.Module] = {}
+    if request.save == "adapter":
+        work = work._replace(method=work.method.with_steps(lambda part: low_rank.collecting(part, added)))
     outcome, choice = carry_out(work, target.model, checkpoint, digest(plan))
     if parameters.checksums(target.model, dtype) == before:
         warn("nothing was unlearned: no weight differs from the model's; raise `lr`, or set more steps")
     items = [*work.forget, *work.retain]
     record = _record(request, plan, outcome, truncated=sum(item.truncated for item in items)) | choice
     record["request"] = prepared.earlier.record(request.benchmark, outcome)
-    written = run_record.save(target.model, work.answering.tokenizer, out, record, dtype)
+    tokenizer = work.answering.tokenizer
+    if request.save == "adapter":
+        updates = low_rank.updates(added, target.model)
+        written = adapter_folder.save(target.model, updates, prepared.source, tokenizer, out, record)
+    else:
+        written = run_record.save(target.model, tokenizer, out, record, dtype)
     checkpoint.unlink(missing_ok=True)
     return written
 
@@ -238,6 +264,7 @@ def _record(request: UnlearnConfig, plan: dict[str, Any], outcome: FitResult, tr
         "model": request.model,
         "benchmark": request.benchmark.spec,
         "method": request.method,
+        "save": request.save,
         "plan": plan,
         "fit": outcome.to_json(),
         "truncated_items": truncated,
