@@ -21,7 +21,8 @@ from stillknows.cli.terminal import app, print_out, with_flags
 from stillknows.errors import UserError, is_disk_full, is_out_of_memory
 from stillknows.progress import log, shown
 
-COMMANDS = (building, importing, judging, comparing, listing)  # modules whose commands join the program as they are imported
+# modules whose commands join the program as they are imported
+COMMANDS = (building, importing, judging, comparing, listing)
 app.add_typer(shards, name="shards")
 
 

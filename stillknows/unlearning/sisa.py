@@ -15,19 +15,20 @@ deleted.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from stillknows import __version__
 from stillknows.errors import UserError
-from stillknows.lazy import Tensor, nn, parametrize
+from stillknows.lazy import Tensor, nn
 from stillknows.model import parameters, run_record
 from stillknows.model.encoding import EncodedAnswer, encode
 from stillknows.model.ref import LoadOptions, ModelRef
-from stillknows.registry import Bound, bind
+from stillknows.registry import bind
 from stillknows.store import RECORD, file_digest, locked, replace_file, require_new, require_outside
 from stillknows.training.finetune import finetune
+from stillknows.training.low_rank import collecting
 from stillknows.training.settings import Settings
 from stillknows.types import Example
 from stillknows.unlearning.ledger import LEDGER, Slice, alive, append, deleted, dropped, entries, verify
@@ -86,7 +87,7 @@ def _learn(
     earlier = (other for other in alive(entries(folder)) if other.shard == place.shard and other.number < place.number)
     _add(model, folder, earlier)
     found: dict[str, nn.Module] = {}
-    adapter = _kept(bind("step", f"lora:rank={rank}"), found)
+    adapter = collecting(bind("step", f"lora:rank={rank}"), found)
     finetune(model, items, settings, step_plugins=[adapter], label=place.file)
     replace_file(folder / place.file, lambda partial: save_file(_factors(found), partial))
     entry = {"event": "trained", "slice": place, "file": file_digest(folder / place.file)}
@@ -186,7 +187,7 @@ def merge(folder: Path, out: Path, *, shard: int | None = None, overwrite: bool 
         if shard is not None and shard not in known:
             raise UserError(f"{folder} has no shard {shard}", f"one of {', '.join(map(str, sorted(known)))}")
         base = _base(log[0], folder)
-        require_outside(out, [base.folder, folder])
+        require_outside(out, [*base.folders, folder])
         target = base.load()
         _add(target.model, folder, (place for place in alive(log) if shard in (None, place.shard)))
         record = {"stillknows": __version__, "ledger": head, "shard": shard, "versions": run_record.versions()}
@@ -208,18 +209,6 @@ def _require_disjoint(shards: Sequence[Sequence[Sequence[Example]]]) -> None:
         if item_digest(example) in seen:
             raise UserError(f"item {example.id!r} is in two slices", "an item belongs to one: remove the other")
         seen.add(item_digest(example))
-
-
-def _kept(adapter: Bound, found: dict[str, nn.Module]) -> Bound:
-    """Return the adapter; the low-rank parts that it puts in are collected by the names of their layers."""
-
-    def put(model: nn.Module, **options: Any) -> None:
-        adapter.plugin.function(model=model, **options)
-        for name, module in model.named_modules():
-            if parametrize.is_parametrized(module, "weight"):
-                found[name] = module.parametrizations["weight"][0]  # type: ignore[index]
-
-    return replace(adapter, plugin=replace(adapter.plugin, function=put))
 
 
 def _factors(found: dict[str, Any]) -> dict[str, Tensor]:
