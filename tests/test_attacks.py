@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from stillknows import registry
 from stillknows.auditing import audit
@@ -23,6 +24,7 @@ from stillknows.lazy import Tensor, nn
 from stillknows.registry import bind, plugins
 from stillknows.reporting.build import build
 from stillknows.reporting.page import html
+from stillknows.reporting.schema import AuditReport
 from stillknows.stats import LEVEL, binomial_bounds
 from stillknows.types import CONTROL, FULL, ORIGINAL, Benchmark, Decoding, Example, Observations, Split
 from stillknows.variants import compress
@@ -308,28 +310,31 @@ def test_attacks_do_not_weaken_what_is_found_in_formats() -> None:
 def test_an_audit_with_attacks_resumes_and_treats_all_models_alike(
     world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    variants = "full,int8,frame,sample(n=2),relearn(steps=2),int8+frame"
+    variants = "full,int8,frame,sample(n=2),relearn(steps=2),int8+frame,gcg(steps=1),soft_prompt(steps=2)"
     request = AuditConfig(
         str(world.original), {"mine": str(world.original)}, world.benchmark, str(world.control), variants, figures=""
     )
     made: list[tuple[str, list[tuple[str, ...]]]] = []
     applied = Variant.applied
 
-    def watched(self: Variant, model: Any, find: Any) -> Any:
+    def watched(self: Variant, model: Any, find: Any, found: Any) -> Any:
         taught = [find(link, "taught") for link in self.links if "taught" in link.plugin.needs]
         made.append((self.spec, [tuple(item.example.id for item in items) for items in taught]))
-        return applied(self, model, find)
+        return applied(self, model, find, found)
 
     monkeypatch.setattr(Variant, "applied", watched)
     result = audit.audit(request, tmp_path / "audit")
-    assert len(made) == 18
-    assert made[:6] == made[6:12] == made[12:]
-    assert [bool(taught) for _, taught in made[:6]] == [False, False, False, False, True, False]
+    assert len(made) == 24
+    assert made[:8] == made[8:16] == made[16:]
+    assert [bool(taught) for _, taught in made[:8]] == [False, False, False, False, True, False, True, True]
 
     built = build(result, "")
     data = built.to_json()
     mine = next(subject for subject in data["subjects"] if subject["name"] == "mine")
-    assert list(mine["variants"]) == ["full", "int8", "frame", "sample:n=2", "relearn:steps=2", "int8+frame"]
+    attacks = ["frame", "sample:n=2", "relearn:steps=2", "int8+frame", "gcg:steps=1", "soft_prompt:steps=2"]
+    assert list(mine["variants"]) == ["full", "int8", *attacks]
+    require_equal_budgets(built, attacks)
+    require_texts(built, attacks, tmp_path / "audit")
     assert {"full": "STILL KNOWS", "frame": "STILL KNOWS", "sample:n=2": "STILL KNOWS"}.items() <= mine[
         "variants"
     ].items()
@@ -338,5 +343,53 @@ def test_an_audit_with_attacks_resumes_and_treats_all_models_alike(
     assert html(built)
 
     again = build(audit.audit(request, tmp_path / "audit"), "")
-    assert len(made) == 18
+    assert len(made) == 24
     assert again == built
+    (tmp_path / "audit/observations/mine/frame/attack.json").unlink()
+    remade = build(audit.audit(request, tmp_path / "audit"), "")
+    assert [spec for spec, _ in made[24:]] == ["frame"]
+    assert remade.to_json()["verdict"] == data["verdict"]
+
+
+def require_equal_budgets(built: AuditReport, attacks: list[str]) -> None:
+    """Subject, original and control: the same steps, tokens, operations and queries, of every attack."""
+    took = {
+        s.name: {name: a.model_dump(exclude={"seconds", "found"}) for name, a in s.attacks.items()}
+        for s in built.subjects
+    }
+    assert list(took) == ["mine", ORIGINAL, CONTROL]
+    assert took["mine"] == took[ORIGINAL] == took[CONTROL]
+    assert list(took["mine"]) == attacks
+    assert all(a.seconds > 0 for s in built.subjects for a in s.attacks.values())
+    mine = took["mine"]
+    assert [mine[name]["steps"] for name in attacks] == [0, 0, 2, 0, 1, 2]
+    assert [mine[name]["tokens"] > 0 for name in attacks] == [False, False, True, False, True, True]
+    assert all((mine[name]["flops"] > 0) == (mine[name]["tokens"] > 0) for name in attacks)
+    questions = sum(split.examples for split in built.splits if split.role == "forget")
+    assert mine["sample:n=2"]["queries"] == 3 * questions
+    assert mine["frame"]["queries"] > 8 * questions
+    assert mine["relearn:steps=2"]["queries"] == questions / 2
+
+
+def require_texts(built: AuditReport, attacks: list[str], folder: Path) -> None:
+    """Of each attack that leaks: a fact with the very prompt, and what stood in it that no benchmark holds."""
+    mine = next(s for s in built.subjects if s.name == "mine")
+    leaking = [name for name in attacks if mine.variants[name] == "STILL KNOWS"]
+    shown = {fact.variant: fact for fact in mine.exposed}
+    assert list(shown) == leaking
+    assert "sample:n=2" in leaking
+    for name, fact in shown.items():
+        assert fact.generated is not None
+        assert fact.truth in fact.generated.split() or name in ("gcg:steps=1", "frame", "int8+frame")
+        assert "tokens]" not in fact.question
+    suffix = mine.attacks["gcg:steps=1"].found["after_question"]
+    assert len(suffix.split()) == 10
+    file = mine.attacks["soft_prompt:steps=2"].found["before_question"]
+    assert load_file(folder / file)["before_question"].shape == (10, 64)
+    if "gcg:steps=1" in shown:
+        assert f" ? {suffix}" in shown["gcg:steps=1"].question
+    if "soft_prompt:steps=2" in shown:
+        assert f"[vectors of {file}] " in shown["soft_prompt:steps=2"].question
+    page = html(built)
+    assert "What the attacks took" in page
+    assert all(text in page for text in (file, "One answer under each attack"))

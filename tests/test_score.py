@@ -110,7 +110,10 @@ def write_report(folder: Path, variant: str) -> None:
         "quantized": None,
         "defence": None,
         "facts": None,
+        "depth": None,
         "leaks": [],
+        "exposed": [],
+        "attacks": {},
         "variants": {variant: "UNDECIDED"},
     }
     digests = {model: {variant: {"forget": observations_digest(found)}} for model, found in seen.items() if found}

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from stillknows.auditing import evidence
-from stillknows.auditing.collect import Keys, collected, missing, observe_missing
+from stillknows.auditing.attack_record import AttackRecord
+from stillknows.auditing.collect import Keys, collected, missing, observe_missing, recorded
 from stillknows.auditing.depth import depths, require_full
 from stillknows.auditing.evidence import CellKey, Table
 from stillknows.auditing.fact_test import fact_test
@@ -52,6 +53,7 @@ class Audit:
     placebos: Placebos | None = None
     facts: Mapping[str, PlaceboTest] = field(default_factory=dict)  # by model
     depth: Mapping[str, Depth] = field(default_factory=dict)  # by model; empty where it was not asked for
+    attacks: Mapping[str, Mapping[str, AttackRecord]] = field(default_factory=dict)  # by model and variant
 
 
 def audit(request: AuditConfig, out: Path) -> Audit:
@@ -111,7 +113,15 @@ def _audit(request: AuditConfig, out: Path) -> Audit:
         placebos,
         facts,
         deep,
+        {p.label: _attacks(p, variants, keys, ledger) for p in prepared},
     )
+
+
+def _attacks(model: Prepared, variants: Mapping[str, Variant], keys: Keys, ledger: Ledger) -> dict[str, AttackRecord]:
+    """Return what each attack on a model took and found."""
+    attacks = {name: variant for name, variant in variants.items() if variant.role == "attack"}
+    records = {name: recorded(model, name, variant, keys, ledger) for name, variant in attacks.items()}
+    return {name: record for name, record in records.items() if record}
 
 
 def _judged(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
+from stillknows.auditing.attack_record import AttackRecord, readable, record_file
 from stillknows.auditing.evidence import CellKey
 from stillknows.auditing.forecast import Forecast, Todo, cost
 from stillknows.auditing.loader import OBSERVATIONS_VERSION, Loader, observations_file
@@ -18,6 +20,7 @@ from stillknows.model.encoding import EncodedItem
 from stillknows.observations import load_observations, save_observations
 from stillknows.progress import progress, warn
 from stillknows.store import Serialized, digest
+from stillknows.training.cost import CostMeter
 from stillknows.types import FULL, Observations
 from stillknows.variants.variant import Variant
 
@@ -39,6 +42,10 @@ class Keys:
         parts = OBSERVATIONS_VERSION, model.fingerprint, variant.identity, self.items[place], how, *beside
         return digest(*parts, *model.beside, *model.inputs.identity(variant))
 
+    def of_attack(self, model: Prepared, variant: Variant) -> str:
+        """Identify what an attack found on a model, and what it took."""
+        return digest(*(self(model, variant, split) for split in model.reading(variant).items))
+
 
 def described(item: EncodedItem) -> dict[str, Any]:
     """Return everything of an item, its wording and its placebos where it has some."""
@@ -46,14 +53,19 @@ def described(item: EncodedItem) -> dict[str, Any]:
 
 
 def missing(model: Prepared, variants: Mapping[str, Variant], keys: Keys, ledger: Ledger) -> Todo:
-    """Return what of one model the ledger does not hold yet."""
-    return {
-        name: [
-            split for split in model.reading(variant).items if _is_missing(model, name, variant, split, keys, ledger)
-        ]
-        for name, variant in variants.items()
-        if variant.defended or model.defence or FULL not in variants
-    }
+    """Return what of one model the ledger does not hold yet; an attack of which it does not is made anew."""
+    found: dict[str, list[str]] = {}
+    for name, variant in variants.items():
+        if variant.defended or model.defence or FULL not in variants:
+            splits = list(model.reading(variant).items)
+            is_recorded = variant.role != "attack" or recorded(model, name, variant, keys, ledger) is not None
+            found[name] = [s for s in splits if not is_recorded or _is_missing(model, name, variant, s, keys, ledger)]
+    return found
+
+
+def recorded(model: Prepared, name: str, variant: Variant, keys: Keys, ledger: Ledger) -> AttackRecord | None:
+    """Return what an attack took and found on a model; None where the ledger does not hold it."""
+    return AttackRecord.read(ledger, record_file(ledger, model, name), keys.of_attack(model, variant))
 
 
 def _is_missing(model: Prepared, name: str, variant: Variant, split: str, keys: Keys, ledger: Ledger) -> bool:
@@ -81,8 +93,14 @@ def observe_missing(
             if not splits:
                 continue
             target, variant = load(model), variants[name]
-            defence = model.defended(variant)
-            with variant.applied(target.model, model.inputs.given(load.beside)) as answering:
+            defence, found = model.defended(variant), dict[str, Any]()
+            place, key = record_file(ledger, model, name), keys.of_attack(model, variant)
+            with contextlib.ExitStack() as stack:
+                with CostMeter(target.model) as meter:
+                    given = model.inputs.given(load.beside)
+                    answering = stack.enter_context(variant.applied(target.model, given, found))
+                texts = readable(found, target.tokenizer, ledger, place)
+                record = AttackRecord.of(model, variant, meter, texts)
                 served = replace(target, model=defence.wrap(answering) if defence else answering)
                 for split in splits:
                     fields, decoding = model.observed(variant, split)
@@ -92,7 +110,11 @@ def observe_missing(
                     file = observations_file(ledger.folder, model, name, split)
                     save_observations(file, keys(model, variant, split), seen)
                     ledger.add(file)
-                    forecast.measured(cost(model, variant, split), time.monotonic() - started)
+                    took = time.monotonic() - started
+                    record = replace(record, seconds=record.seconds + took)
+                    if variant.role == "attack":
+                        record.write(ledger, place, key)
+                    forecast.measured(cost(model, variant, split), took)
                     advance(1, f"{name}, {split}")
 
 

@@ -43,6 +43,7 @@ def html(report: AuditReport) -> str:
         "pretty": JSONEncoder(indent=1, ensure_ascii=False).encode,
         "name_parts": name_parts,
         "sentences": sentences,
+        "seconds_of": "seconds, {}".format,
         "fact_summary": facts.summary_of,
         "fact_power": facts.power,
         "depth_summary": depth.summary_of,

@@ -94,6 +94,24 @@ class LeakedFact(Part):
     """Whether the fact counts as known there."""
 
 
+class ReportAttack(Part):
+    """What an attack took, the same for all models but for seconds, and what it found on this one."""
+
+    steps: Annotated[int, Field(ge=0)]
+    """Of optimisation."""
+    tokens: Annotated[int, Field(ge=0)]
+    """Read with gradients to make it, padding included."""
+    forward_tokens: Annotated[int, Field(ge=0)]
+    """Read without gradients to make it."""
+    flops: Annotated[float, Field(ge=0)]
+    """Of these, an estimate."""
+    queries: Annotated[int, Field(ge=0)]
+    """Answers that it asks for: one for each prompt, and each sample."""
+    seconds: Annotated[float, Field(ge=0)]
+    found: dict[str, str]
+    """What stands in a place of what is read: the text of tokens, or the file of vectors, in the audit's folder."""
+
+
 class ReportSubject(Part):
     """Everything about one model."""
 
@@ -117,6 +135,10 @@ class ReportSubject(Part):
     run: dict[str, Any] | None
     """The model's run record, null where there is none."""
     leaks: Annotated[tuple[LeakedFact, ...], Field(max_length=NUM_LEAKS)]
+    exposed: tuple[LeakedFact, ...]
+    """One fact for each attack under which the model leaks: what was asked and answered."""
+    attacks: dict[str, ReportAttack]
+    """What each attack took, by variant."""
     facts: PlaceboSection | None
     """The placebo test; null where no placebos were asked for."""
     depth: DepthSection | None

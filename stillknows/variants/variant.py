@@ -33,6 +33,7 @@ OF_MODELS = ("weights", "activations", "cache", "logits")  # levels of what is d
 
 
 Given = Callable[[Bound, str], Any]  # what a link needs besides the model, by the name of the need
+Found = dict[str, Any]  # what links find on a model, by its place in what is read: tokens, or vectors
 
 
 def nothing(link: Bound, need: str) -> Any:
@@ -158,14 +159,16 @@ class Variant(NamedTuple):
         return next((gates for gates in reversed(own) if gates is not None), usual)
 
     @contextlib.contextmanager
-    def applied(self, model: nn.Module, given: Given = nothing) -> Iterator[nn.Module]:
+    def applied(self, model: nn.Module, given: Given = nothing, found: Found | None = None) -> Iterator[nn.Module]:
         """Run a block with the variant's changes to the model in place; afterwards it is as before, bit by bit.
 
         Yields what answers: the model itself unless a link stands around its logits.
 
         Args:
             given: given(link, need) is what a link needs besides the model.
+            found: where what the links find on this model is entered.
         """
+        found = {} if found is None else found
         links = [link for link in self.working if link.plugin.level in OF_MODELS]
         served = model
         with contextlib.ExitStack() as stack:
@@ -177,7 +180,7 @@ class Variant(NamedTuple):
                     if link.plugin.level == "logits":
                         served = link(**_needed(link, served, given))
                         continue
-                    stack.enter_context(_changed(link, model, given))
+                    found |= stack.enter_context(_changed(link, model, given)) or {}
             yield served
 
     @property
@@ -198,16 +201,19 @@ class Variant(NamedTuple):
 
 
 @contextlib.contextmanager
-def _changed(link: Bound, model: nn.Module, given: Given) -> Iterator[None]:
-    """Run a block with what one transform makes of a model: other weights, or something done to its activations."""
+def _changed(link: Bound, model: nn.Module, given: Given) -> Iterator[Found | None]:
+    """Run a block with what one transform makes of a model: other weights, or something done to its activations.
+
+    Yields what it has found on the model, if anything.
+    """
     needed = _needed(link, model, given)
     if link.plugin.level == "activations":
-        with link(**needed):
-            yield
+        with link(**needed) as found:
+            yield found
         return
     with parameters.restored(model):
         link(**needed)
-        yield
+        yield None
 
 
 def _needed(link: Bound, model: nn.Module, given: Given) -> dict[str, Any]:
