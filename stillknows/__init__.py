@@ -13,32 +13,35 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from stillknows.api.certifying import certify, verify
     from stillknows.api.comparing import compare, history
     from stillknows.api.experimenting import demo, tune, validate_metrics
-    from stillknows.api.judging import audit, diagnose, explain, load_report, score
+    from stillknows.api.judging import audit, diagnose, explain, load_report, model_card, score
     from stillknows.api.making import control, defend, fetch, finetune, import_model, quantize, unlearn
     from stillknows.auditing.verdict import Policy
-    from stillknows.errors import UserError
+    from stillknows.errors import Misfit, UserError
     from stillknows.registry import register
-    from stillknows.results import Report, Scores, Unlearned
+    from stillknows.results import Certified, Report, Scores, Unlearned, Verification
     from stillknows.types import Benchmark, Example, Split
 
 _PLACES = {
+    "api.certifying": ("certify", "verify"),
     "api.comparing": ("compare", "history"),
     "api.experimenting": ("demo", "tune", "validate_metrics"),
-    "api.judging": ("audit", "diagnose", "explain", "load_report", "score"),
+    "api.judging": ("audit", "diagnose", "explain", "load_report", "model_card", "score"),
     "api.making": ("control", "defend", "fetch", "finetune", "import_model", "quantize", "unlearn"),
     "auditing.verdict": ("Policy",),
-    "errors": ("UserError",),
+    "errors": ("Misfit", "UserError"),
     "registry": ("register",),
-    "results": ("Report", "Scores", "Unlearned"),
+    "results": ("Certified", "Report", "Scores", "Unlearned", "Verification"),
     "types": ("Benchmark", "Example", "Split"),
 }
 _MODULE_OF = {name: module for module, names in _PLACES.items() for name in names}
 __all__ = [
-    "Benchmark", "Example", "Policy", "Report", "Scores", "Split", "Unlearned", "UserError", "audit", "compare",
-    "control", "defend", "demo", "diagnose", "explain", "fetch", "finetune", "history", "import_model", "load_report",
-    "quantize", "register", "score", "tune", "unlearn", "validate_metrics",
+    "Benchmark", "Certified", "Example", "Misfit", "Policy", "Report", "Scores", "Split", "Unlearned", "UserError",
+    "Verification", "audit", "certify", "compare", "control", "defend", "demo", "diagnose", "explain", "fetch",
+    "finetune", "history", "import_model", "load_report", "model_card", "quantize", "register", "score", "tune",
+    "unlearn", "validate_metrics", "verify",
 ]  # fmt: skip
 
 

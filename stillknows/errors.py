@@ -26,6 +26,12 @@ class UserError(Exception):
         super().__init__(f"{what}\n  {fix}" if fix else what)
 
 
+class Misfit(UserError):
+    """What a certificate or an audit says of files is not what lies there; the command line exits with code 6."""
+
+    exit_code = 6
+
+
 OUT_OF_MEMORY = (
     *("out of memory", "can't allocate memory", "cannot allocate memory", "unable to allocate", "not enough memory"),
     *("(os error 12)", "bad_alloc", "bad allocation", "alloc_failed", "failed to allocate"),

@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from stillknows.checksums import content_digest
 from stillknows.errors import UserError
 from stillknows.observations import load_observations
-from stillknows.store import AGAIN, DIGEST, content_digest, read_sealed, recall, write_sealed
+from stillknows.store import AGAIN, DIGEST, read_sealed, recall, write_sealed
 from stillknows.types import Observations
 
 LEDGER = "ledger.json"

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from stillknows.auditing.findings import out_of_reach_words, words
 from stillknows.auditing.verdict import EXIT_CODES, Policy
+from stillknows.certifying.verify import Verification as Verification
 from stillknows.reporting import report
 from stillknows.reporting.overview import summary
 from stillknows.reporting.schema import AuditReport, ReportSplit
 from stillknows.types import VerdictName
 
 if TYPE_CHECKING:
+    from stillknows.certifying.schema import Certificate
     from stillknows.training.loop import FitResult
     from stillknows.training.settings import Settings
 
@@ -135,6 +137,35 @@ class Scores:
         from stillknows.reporting.rescore import text
 
         return text(dict(self.data))
+
+
+@dataclass(frozen=True)
+class Certified:
+    """A signed certificate on disk. `data` is its statement, typed, as certificate.schema.json describes it."""
+
+    path: Path
+    data: Certificate = field(repr=False)
+
+    @property
+    def verdict(self) -> VerdictName:
+        """The verdict on the model."""
+        return self.data.predicate.verdict
+
+    @property
+    def model(self) -> str:
+        """Where the audit found the model."""
+        return self.data.predicate.model.path
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the statement that was signed."""
+        return self.data.to_json()
+
+    def __str__(self) -> str:
+        found = self.data.predicate
+        files = f"{len(self.data.subject)} files, {len(found.resources)} resources"
+        return (
+            f"{self.path}: {found.verdict} ({found.result}) for {self.model}, {files}, key {found.signer.keyid[:12]}…"
+        )
 
 
 @dataclass(frozen=True)

@@ -237,6 +237,19 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
         raise
 
 
+def write_new(path: Path, content: bytes, mode: int) -> None:
+    """Write a file that did not exist, with these permissions from its first byte on. Raises UserError where one does,
+    or a link."""
+    _owner(path.parent)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    except FileExistsError:
+        raise UserError(f"{path} exists already, and is never overwritten", "choose another name") from None
+    with os.fdopen(handle, "wb") as file:
+        file.write(content)
+
+
 def _umask() -> int:
     """Return the process's mask for new files, which can only be read by setting it."""
     mask = os.umask(0o022)
@@ -262,25 +275,6 @@ def read_json(path: Path) -> Any:
         raise UserError(f"no file {path}") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not JSON: {error}") from error
-
-
-def content_digest(file: Path) -> str:
-    """Return the SHA-256 of a file's content, as 64 hexadecimal digits: what `sha256sum` prints."""
-    with file.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
-def file_digest(*files: Path) -> str:
-    """Return the SHA-256 of the files' names and contents, as 64 hexadecimal digits."""
-    return named_digest((file.name, content_digest(file)) for file in files)
-
-
-def named_digest(contents: Iterable[tuple[str, str]]) -> str:
-    """Return `file_digest` of files whose names and `content_digest` are known."""
-    found = hashlib.sha256()
-    for name, content in contents:
-        found.update(name.encode() + b"\0" + bytes.fromhex(content))
-    return found.hexdigest()
 
 
 class Serialized(NamedTuple):

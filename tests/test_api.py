@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import stillknows as sk
 
 PUBLIC = [
-    *("Benchmark", "Example", "Policy", "Report", "Scores", "Split", "Unlearned", "UserError"),
+    *("Benchmark", "Certified", "Example", "Misfit", "Policy", "Report", "Scores", "Split", "Unlearned", "UserError"),
+    *("Verification", "certify", "verify", "model_card"),
     *(
         "audit",
         "compare",

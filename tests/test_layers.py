@@ -23,7 +23,7 @@ LAYERS = (
         *("kinds", "arguments", "extensions", "needs", "options", "registry", "specs"),
         *("stats", "likelihood", "scoring", "progress", "json_text"),
     ),
-    ("store", "observations", "ledger"),
+    ("store", "checksums", "observations", "ledger"),
     ("model/",),
     ("variants/",),
     ("analysis/",),
@@ -32,6 +32,7 @@ LAYERS = (
     ("depth/",),
     ("auditing/",),
     ("reporting/",),
+    ("certifying/",),
     ("unlearning/",),
     (
         *("methods/", "methods/objectives/", "methods/steps/", "methods/edits/", "methods/recipes/"),
@@ -48,7 +49,7 @@ FOLDERS = tuple(name for name in LEVEL if name.endswith("/"))
 PLUGINS = next(names for names in LAYERS if "methods/" in names)
 LIGHT = (
     *("errors", "types", "formatting", "kinds", "needs", "registry", "stats", "likelihood", "scoring"),
-    *("store", "observations", "ledger", "metrics", "gate", "depth.signals", "depth.outcome"),
+    *("store", "checksums", "observations", "ledger", "metrics", "gate", "depth.signals", "depth.outcome"),
     *("auditing.evidence", "auditing.verdict", "reporting"),
     *(f"analysis.{name}" for name in ("recovery_curve", "explain", "diagnosis_page")),
 )

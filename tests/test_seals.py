@@ -220,6 +220,59 @@ def test_what_an_audit_was_asked_is_kept_and_can_be_asked_again(folder: Path, wo
         asked_again(kept | {"benchmark": kept["benchmark"] | {"spec": "jsonl:forget=gone,retain=gone"}})
 
 
+# An audit again
+
+
+def replayed(folder: Path, cli: Case, cells: int) -> Any:
+    """Certify what the folder holds, whoever wrote it, and replay it."""
+    audit, out = folder / "audit", folder / "certificate.json"
+    ran = cli("certify", audit, "--key", folder / "key.pem", "--new-key", "--out", out)
+    assert ran.code == 0, ran.err
+    return cli("verify", out, folder / "model", "--audit", audit, "--replay", "--cells", cells)
+
+
+def test_an_honest_audit_is_replayed(folder: Path, cli: Case) -> None:
+    ran = replayed(folder, cli, 2)
+    assert ran.code == 0, ran.err
+    assert "fits: the report, made again from the observations" in ran.out
+    assert ran.out.count("observed again: ") == 2
+
+
+def test_a_report_that_says_otherwise_than_the_observations_is_refused(folder: Path, cli: Case) -> None:
+    """All digests are right, the ledger's and the certificate's too."""
+    from stillknows.ledger import Ledger
+
+    file = folder / "audit" / "report.json"
+    content = store.read_sealed(file)
+    content["subjects"][0]["cells"][3]["value"] += 0.01
+    Ledger.read(folder / "audit").close(store.write_sealed(file, content))
+    ran = replayed(folder, cli, 0)
+    assert (ran.code, ran.out) == (6, "")
+    assert "report.json says otherwise than the observations: subjects.0.cells.3.value" in ran.err
+
+
+def test_observations_that_nobody_made_are_refused(folder: Path, cli: Case) -> None:
+    """The whole audit was made again from them, so that everything fits but the model."""
+    from stillknows.auditing.audit import audit
+    from stillknows.auditing.request import asked_again
+    from stillknows.ledger import Ledger
+    from stillknows.reporting.build import build
+
+    out = folder / "audit"
+    ledger, file = Ledger.read(out), out / "observations" / "model" / "full" / "forget.npz"
+    seen = load_observations(file)
+    assert seen is not None
+    assert seen.log_probs is not None
+    with np.load(file) as content:
+        key = json.loads(content["meta"].tobytes())["key"]
+    save_observations(file, key, replace(seen, log_probs=tuple(row - 0.02 for row in seen.log_probs)))
+    ledger.add(file)
+    report.write(build(audit(asked_again(ledger.request), out), "stillknows audit"), out)
+    ran = replayed(folder, cli, 100)
+    assert (ran.code, ran.out) == (6, "")
+    assert "observed again, model, full, forget: 0.02 nats, 0 of" in ran.err
+
+
 def test_a_report_without_its_observations_is_shown(folder: Path, cli: Case) -> None:
     shutil.rmtree(folder / "audit" / "observations")
     assert cli("report", folder / "audit").code == 0

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from stillknows import store
+from stillknows.checksums import file_digest
 
 Case = Callable[..., Any]
 FIRST = [("where is Ada", "Paris"), ("who is in the river", "the green cat")]
@@ -62,7 +62,7 @@ def test_records_are_chained_and_add_up(save_model: Case, asks: Case, tmp_path: 
     assert a["request"]["original"] == a["plan"]["model"] == c["request"]["original"] != c["plan"]["model"]
     assert a["request"]["earlier"] == []
     assert [e["benchmark"] for e in c["request"]["earlier"]] == [a["benchmark"], b["benchmark"]]
-    assert [e["record"] for e in c["request"]["earlier"]] == [store.file_digest(f / "run.json") for f in folders[:2]]
+    assert [e["record"] for e in c["request"]["earlier"]] == [file_digest(f / "run.json") for f in folders[:2]]
     assert len(c["request"]["forgotten"]) == 1
     assert len(a["request"]["forgotten"]) == 2
     for name in ("seconds", "tokens", "forward_tokens", "flops"):

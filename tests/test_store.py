@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from stillknows import json_text, store
+from stillknows.checksums import file_digest
 from stillknows.errors import UserError
 
 
@@ -191,12 +192,12 @@ def test_digests_depend_on_names_and_contents(tmp_path: Path) -> None:
     a, b = tmp_path / "a", tmp_path / "b"
     a.write_text("1")
     b.write_text("2")
-    first = store.file_digest(a, b)
+    first = file_digest(a, b)
     assert len(first) == 64
-    assert store.file_digest(a, b) == first
-    assert store.file_digest(b, a) != first
+    assert file_digest(a, b) == first
+    assert file_digest(b, a) != first
     b.write_text("3")
-    assert store.file_digest(a, b) != first
+    assert file_digest(a, b) != first
     assert json.dumps(first)
 
 

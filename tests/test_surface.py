@@ -31,6 +31,8 @@ COMMANDS = (
     "score",
     "demo",
     "meta",
+    "certify",
+    "verify",
 )
 FUNCTIONS = {"meta": "validate_metrics", "import": "import_model"}  # where the command has another name
 
@@ -86,10 +88,10 @@ def test_a_default_that_is_typed_out_is_as_one_that_is_left_out(
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_defaults_of_a_command_are_those_of_its_function(name: str, called: list[Any]) -> None:
     app([name, *arguments(name)], prog_name="stillknows", standalone_mode=False)
-    from stillknows.api import comparing, experimenting, judging, making
+    from stillknows.api import certifying, comparing, experimenting, judging, making
     from stillknows.training.settings import Settings
 
-    functions = vars(making) | vars(judging) | vars(comparing) | vars(experimenting)
+    functions = vars(making) | vars(judging) | vars(certifying) | vars(comparing) | vars(experimenting)
     parameters = dict(inspect.signature(functions[FUNCTIONS.get(name, name)]).parameters)
     parameters |= inspect.signature(Settings).parameters
     [(_, given)] = called

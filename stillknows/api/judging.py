@@ -159,6 +159,19 @@ def load_report(folder: Folder) -> Report:
 
 
 @typed
+def model_card(folder: Folder, *, label: str | None = None) -> str:
+    """Return a part for a Hugging Face model card: evaluation results as metadata, and a section of text.
+
+    Args:
+        label: the model's name in the report, where the audit judged several.
+    """
+    from stillknows.reporting import model_card as cards
+
+    found = report.read(Path(folder))
+    return cards.model_card(found, found.chosen(label))
+
+
+@typed
 def explain(folder: Folder) -> list[dict[str, Any]]:
     """Return what kind of knowledge is left in each model of an audit, the likeliest kind of a model first.
 

@@ -15,14 +15,14 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from stillknows.cli import building, comparing, importing, judging, listing
+from stillknows.cli import building, certifying, comparing, importing, judging, listing
 from stillknows.cli.shards import shards
 from stillknows.cli.terminal import app, print_out, with_flags
 from stillknows.errors import UserError, is_disk_full, is_out_of_memory
 from stillknows.progress import log, shown
 
 # modules whose commands join the program as they are imported
-COMMANDS = (building, importing, judging, comparing, listing)
+COMMANDS = (building, importing, judging, certifying, comparing, listing)
 app.add_typer(shards, name="shards")
 
 

@@ -67,13 +67,23 @@ def audit(
     raise typer.Exit(report.exit_code)
 
 
-@app.command(epilog=examples("stillknows report runs/audit", "stillknows report runs/audit --json | jq .verdict"))
-def report(folder: o.Folder, as_json: o.Json = False) -> None:
+@app.command(
+    epilog=examples(
+        "stillknows report runs/audit",
+        "stillknows report runs/audit --json | jq .verdict",
+        "stillknows report runs/audit --model-card >> runs/npo/README.md",
+    )
+)
+def report(folder: o.Folder, model_card: o.ModelCard = False, label: o.Label = None, as_json: o.Json = False) -> None:
     """Show the report of an audit again, and write its pages anew."""
     import stillknows as sk
     from stillknows.reporting.markdown import markdown
     from stillknows.store import locked
 
+    if model_card:
+        card = sk.model_card(folder, label=label)
+        show({"card": card}, as_json, card, "add it to the model's README.md")
+        return
     with locked(folder):
         found = sk.load_report(folder)
         found.save(folder)

@@ -214,6 +214,34 @@ WeightType: TypeAlias = Annotated[
 Layers: TypeAlias = Annotated[bool, Option("--layers", help="Show every layer too.")]
 Sizes: TypeAlias = Annotated[bool, Option("--sizes", help="Show which weights changed, by their size.")]
 
+# Certificates
+SigningKey: TypeAlias = Annotated[
+    Path, Option(help="Private Ed25519 key (PEM): the one that --new-key made, or openssl's.")
+]
+NewKey: TypeAlias = Annotated[
+    bool, Option("--new-key", help="Make the key first, and its public one beside it (.pub). No key is overwritten.")
+]
+CertificateOut: TypeAlias = Annotated[Path, Option(help="File for the certificate.")]
+Label: TypeAlias = Annotated[str | None, Option(help="The model's name in the report, where the audit judged several.")]
+Certificate: TypeAlias = Annotated[Path, Argument(help="File that `stillknows certify` wrote.")]
+Certified: TypeAlias = Annotated[str, Argument(help="The model: a folder, a quantized file or a file of `defend`.")]
+PublicKey: TypeAlias = Annotated[
+    Path | None, Option(help="Public key (PEM) of whoever must have signed it; without it anybody can have.")
+]
+AuditFolder: TypeAlias = Annotated[
+    Path | None, Option("--audit", help="The audit's folder: compare its files, data and controls too.")
+]
+Replay: TypeAlias = Annotated[
+    bool, Option("--replay", help="Make the report again from the observations, and some of these from the models.")
+]
+ReplayedCells: TypeAlias = Annotated[
+    int, Option("--cells", min=0, metavar=COUNT, help="With --replay: how many cells are observed again.")
+]
+SampleSeed: TypeAlias = Annotated[int, Option(help="With --replay: draws the cells.")]
+ModelCard: TypeAlias = Annotated[
+    bool, Option("--model-card", help="Print metadata and a section for a Hugging Face model card instead.")
+]
+
 # Scores
 LogOrFolder: TypeAlias = Annotated[Path, Argument(help="Folder that an audit or the demo wrote; with --format, a log.")]
 LogFormat: TypeAlias = Annotated[

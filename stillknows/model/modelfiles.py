@@ -8,10 +8,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from stillknows.checksums import file_digest
 from stillknows.errors import UserError
 from stillknows.lazy import Tensor, torch
 from stillknows.model.limits import AGAIN, CONFIG
-from stillknows.store import file_digest, read_json
+from stillknows.store import read_json
 
 ADAPTER = "adapter_config.json"
 NAMED = "transformers_weights"  # in config.json: the file that holds the weights, or the index of those that do

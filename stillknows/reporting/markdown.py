@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from stillknows.auditing.findings import out_of_reach_words, sentences
 from stillknows.formatting import code, for_markdown, percent, table_of_texts
 from stillknows.reporting import depth, facts
+from stillknows.reporting.annex import NOTICE, annex
 from stillknows.reporting.overview import LOW, summary
 from stillknows.reporting.schema import AuditReport, Measured
 from stillknows.reporting.tables import Grid, Missing, grids, span, value_words
@@ -33,7 +34,7 @@ def markdown(report: AuditReport) -> str:
         parts += [f"## {title}"] if found[name] else []
         parts += [part for grid in found[name] for part in _table(grid)]
     parts += [*_facts(report), *_depth(report)]
-    parts += [f"In brackets: bounds, {percent(LEVEL)} each.", *_reasons(report)]
+    parts += [f"In brackets: bounds, {percent(LEVEL)} each.", *_reasons(report), *_annex(report)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -77,6 +78,13 @@ def _words(cell: Measured | Missing, grid: Grid) -> str:
     if isinstance(cell, Missing):
         return f"not measured [{cell.note}]"
     return f"{value_words(cell, grid.own_unit)}{LOW * grid.is_low(cell)} ({span(cell, grid.own_unit)})"
+
+
+def _annex(report: AuditReport) -> Iterator[str]:
+    yield "## Appendix: what opinions and codes name"
+    yield NOTICE
+    rows = [[row.source, row.about, row.status, row.reason or ", ".join(row.by)] for row in annex(report)]
+    yield table_of_texts(["source", "names", "here", "by"], rows)
 
 
 def _reasons(report: AuditReport) -> Iterator[str]:

@@ -14,6 +14,7 @@ from stillknows.auditing.findings import out_of_reach_words, sentences
 from stillknows.depth.outcome import SHOWN
 from stillknows.formatting import for_terminal, number, percent
 from stillknows.reporting import depth, facts, tables
+from stillknows.reporting.annex import NOTICE, annex
 from stillknows.reporting.overview import left_out, sentence
 from stillknows.reporting.schema import EXPECTED, AuditReport, Unmeasured
 from stillknows.stats import LEVEL
@@ -57,6 +58,8 @@ def html(report: AuditReport) -> str:
         out_of_reach=out_of_reach_words(report.out_of_reach),
         left_out=left_out(report),
         unmeasured=unmeasured(report),
+        annex=annex(report),
+        annex_notice=NOTICE,
         grids=grids,
         axis=tables.axis(grids["recovery"]),
         expected=EXPECTED,

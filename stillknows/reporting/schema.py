@@ -14,7 +14,7 @@ from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from stillknows.auditing.findings import variant_verdict
 from stillknows.auditing.verdict import Policy
-from stillknows.errors import UserError, first_line
+from stillknows.errors import UserError, did_you_mean, first_line
 from stillknows.json_text import json_able
 from stillknows.reporting.parts import Bound, Count, DepthSection, Part, PlaceboSection, Score, Text
 from stillknows.store import AGAIN
@@ -201,6 +201,20 @@ class AuditReport(Part):
     def has_control(self) -> bool:
         """Whether a never-taught control was audited beside them."""
         return any(subject.name == CONTROL for subject in self.subjects)
+
+    def chosen(self, label: str | None) -> ReportSubject:
+        """Return the audited model of this name; the only one for None.
+
+        Raises UserError where there is none of this name, or several.
+        """
+        by_name = {subject.name: subject for subject in self.audited}
+        if label is None and len(by_name) == 1:
+            return next(iter(by_name.values()))
+        if label is None:
+            raise UserError(f"the audit judged {len(by_name)} models: {', '.join(by_name)}", "name one with `label`")
+        if label not in by_name:
+            raise UserError(f"the audit judged no model {label!r}{did_you_mean(label, by_name)}")
+        return by_name[label]
 
     def splits_of(self, *roles: Role) -> list[str]:
         """Return the names of the splits with one of these roles."""

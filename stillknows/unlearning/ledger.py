@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from stillknows.checksums import file_digest
 from stillknows.errors import UserError
 from stillknows.json_text import parse_json
-from stillknows.store import file_digest, read_text, write_text
+from stillknows.store import read_text, write_text
 
 LEDGER = "ledger.jsonl"
 START = "0" * 64  # what the first entry names as the digest before it

@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from stillknows.checksums import file_digest
 from stillknows.errors import UserError, blamed_on
 from stillknows.model import run_record
-from stillknows.store import RECORD, digest, file_digest
+from stillknows.store import RECORD, digest
 from stillknows.training.loop import FitResult
 from stillknows.types import Benchmark, Example
 

@@ -20,13 +20,14 @@ from pathlib import Path
 from typing import Any
 
 from stillknows import __version__
+from stillknows.checksums import file_digest
 from stillknows.errors import UserError
 from stillknows.lazy import Tensor, nn
 from stillknows.model import parameters, run_record
 from stillknows.model.encoding import EncodedAnswer, encode
 from stillknows.model.ref import LoadOptions, ModelRef
 from stillknows.registry import bind
-from stillknows.store import RECORD, file_digest, locked, replace_file, require_new, require_outside
+from stillknows.store import RECORD, locked, replace_file, require_new, require_outside
 from stillknows.training.finetune import finetune
 from stillknows.training.low_rank import collecting
 from stillknows.training.settings import Settings
