@@ -82,7 +82,7 @@ def test_json_at_the_limits_is_read(tmp_path: Path) -> None:
 def test_what_others_wrote_is_parsed_in_one_place() -> None:
     """Modules that call json themselves read only what this package, or a library in memory, has just written."""
     own = {"store.py", "json_text.py", "analysis/recovery_curve.py", "model/packed/gguf_writer.py", "training/loop.py"}
-    own |= {"unlearning/sisa.py", "auditing/comparable.py", "model/chat.py", "model/chat_worker.py"}
+    own |= {"unlearning/ledger.py", "auditing/comparable.py", "model/chat.py", "model/chat_worker.py"}
     own |= {"specs.py"}  # a text in quotes, which is no object
     root = Path(store.__file__).parent
     found = {str(f.relative_to(root)) for f in root.rglob("*.py") if re.search(r"json\.loads?\(", f.read_text())}
