@@ -41,7 +41,7 @@ def _form(*required: str, optional: Collection[str] = (), levels: tuple[Level, .
 
 OWN_TOKENS = ("before_question", "after_question")  # ids of tokens that an attack puts there and gives a meaning
 OF_ATTACKS = (  # what one on the model is given besides
-    *("taught", "asked", "retain", "random", "ordinary", "original", "sibling"),
+    *("taught", "asked", "retain", "random", "ordinary", "original", "sibling", "adapter"),
     *OWN_TOKENS,
 )
 OBSERVED = tuple(field.name for field in fields(Observations))
@@ -84,7 +84,7 @@ NEEDS: Mapping[tuple[Kind, PluginRole | None], tuple[Needs, ...]] = {
     ("benchmark", None): (_form(),),
 }
 OPTIONS = {
-    "sibling": "checkpoint",
+    **dict.fromkeys(("sibling", "adapter"), "checkpoint"),
     **dict.fromkeys(OWN_TOKENS, "tokens"),
     "hidden": "layer",
     "hessian_II": "calibration",

@@ -58,7 +58,7 @@ class Plugin:
     for: "knowledge" of the true answer (0..1, higher knows more), "membership" in the training data (unbounded, higher
     is more likely a member) or "behaviour" (its docstring says). `reads` are the fields of Observations that a model
     metric reads. `whole` marks a format in which what becomes of a row may depend on any other, though scales are a
-    row's own. Of an attack, `budget` is the option of which 0 leaves everything as it is, and `judged_by` are the
+    row's own. Of an attack, `budget` is the option that leaves everything as it is at `unspent`, and `judged_by` are the
     metrics that its answers are judged by; None for those of the verdict, () where the answers stand in the prompt.
     `aliases` are earlier names, the oldest first: texts may still use them.
     """
@@ -74,6 +74,7 @@ class Plugin:
     reads: tuple[str, ...] = ()
     whole: bool = False
     budget: str | None = None
+    unspent: float = 0
     judged_by: tuple[str, ...] | None = None
     aliases: tuple[str, ...] = ()
 
@@ -149,8 +150,8 @@ class Bound:
 
     @property
     def costs(self) -> bool:
-        """Whether it does anything: not where its budget is 0."""
-        return self.plugin.budget is None or bool(self.options[self.plugin.budget])
+        """Whether it does anything: not where its budget is unspent."""
+        return self.plugin.budget is None or self.options[self.plugin.budget] != self.plugin.unspent
 
     def respelled(self, **changed: Any) -> str:
         """Return the spec of the same plug-in with some options changed; those that are as by default are not named."""
@@ -170,6 +171,7 @@ def register(
     reads: tuple[str, ...] = (),
     whole: bool = False,
     budget: str | None = None,
+    unspent: float = 0,
     judged_by: tuple[str, ...] | None = None,
     aliases: tuple[str, ...] = (),
 ) -> Callable[[F], F]:
@@ -189,7 +191,7 @@ def register(
         kinds.require_role(kind, role, f"the {kind} {name!r}")
         plugin = Plugin(
             kind, name, function, source, version, role=role, measures=measures, reads=reads, whole=whole,
-            budget=budget, judged_by=judged_by, aliases=aliases,
+            budget=budget, unspent=unspent, judged_by=judged_by, aliases=aliases,
         )  # fmt: skip
         _require_new(plugin)
         _check_parameters(plugin)

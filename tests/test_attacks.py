@@ -134,8 +134,9 @@ WITH_A_BUDGET = [name for name, plugin in plugins("transform", "attack").items()
 
 @pytest.mark.parametrize("name", WITH_A_BUDGET)
 def test_an_attack_that_costs_nothing_is_none(name: str, model: Any, make_items: Any) -> None:
-    budget = plugins("transform", "attack")[name].budget
-    variant, before = parse_variant(f"{name}:{budget}=0"), {n: p.clone() for n, p in model.named_parameters()}
+    plugin = plugins("transform", "attack")[name]
+    spec = f"{name}:{plugin.budget}={plugin.unspent:g}"
+    variant, before = parse_variant(spec), {n: p.clone() for n, p in model.named_parameters()}
     assert variant.decoding(Decoding()) == Decoding()
     assert variant.gates(("usual",)) == ("usual",)
     assert variant.worded(SPLIT, BENCHMARK, {"fact 0"}) == {"": SPLIT}

@@ -165,7 +165,7 @@ def test_every_transform_of_a_model_leaves_all_weights_as_they_were(name: str, m
     before = {key: p.clone() for key, p in model.named_parameters()}
     variant = parse_variant(name)._replace(ids_NL=torch.arange(64).reshape(4, 16) % 30)
     other = LlamaForCausalLM(model.config).eval()
-    others = {"original": other, "sibling": other, "ordinary": range(3, 30)}
+    others = {"original": other, "sibling": other, "adapter": Parts({}, before), "ordinary": range(3, 30)}
     with variant.applied(model, lambda link, need: others.get(need, make_items([3, 2]))):
         pass
     assert all(torch.equal(p, before[key]) for key, p in model.named_parameters())

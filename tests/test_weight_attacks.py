@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable, Collection
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
+from stillknows import store
 from stillknows.auditing.asking import Questions, Reader
 from stillknows.auditing.attack_inputs import InputFinder
+from stillknows.auditing.audit import audit
+from stillknows.auditing.plan import AuditConfig
 from stillknows.errors import UserError
+from stillknows.model import adapters
+from stillknows.model.adapters import WEIGHTS
 from stillknows.model.forward import answer_states, mean_probability, score_items
 from stillknows.model.layers import linears, output_layer
 from stillknows.model.ref import ModelRef
+from stillknows.types import CONTROL, ORIGINAL
 from stillknows.variants.secrets import holds, secrets
 from stillknows.variants.variant import parse_variant
 
@@ -282,6 +292,73 @@ def test_a_sibling_is_named_and_must_fit(inputs: InputFinder, world: Any, save_m
     with pytest.raises(UserError, match="is not a version of"):
         inputs.find(parse_variant(f"merge(checkpoint={save_model('small')})"))
     assert not inputs.find(parse_variant("merge(weight=0)")).models
+
+
+@pytest.fixture(scope="module")
+def detachable(steered: Hiding, world: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The hiding model's change, which is of rank 1, as an adapter on the original, in the files of peft."""
+    folder, name = tmp_path_factory.mktemp("adapter"), "model.layers.0.mlp.down_proj"
+    original = ModelRef.open(str(world.original)).load().model
+    change = steered.hiding.get_parameter(f"{name}.weight") - original.get_parameter(f"{name}.weight")
+    u, s, v = torch.linalg.svd(change)
+    factors = {"lora_B.weight": u[:, :1] * s[0], "lora_A.weight": v[:1]}
+    save_file({f"base_model.model.{name}.{k}": t.contiguous() for k, t in factors.items()}, folder / WEIGHTS)
+    settings = {"peft_type": "LORA", "r": 1, "lora_alpha": 1, "target_modules": ["down_proj"]}
+    store.write_json(folder / "adapter_config.json", settings | {"base_model_name_or_path": str(world.original)})
+    return folder
+
+
+def audited_with(world: Any, subject: Path, variants: str, out: Path) -> Any:
+    request = AuditConfig(
+        str(world.original), {"mine": str(subject)}, world.benchmark, str(world.control), variants, placebos=0
+    )
+    return audit(request, out)
+
+
+def test_what_an_adapter_hides_its_base_knows(detachable: Path, world: Any, tmp_path: Path) -> None:
+    """Its own adapter is taken off the subject; original and control, which are none, stay as they are."""
+    found = audited_with(world, detachable, "full,adapter,adapter(scale=1),adapter(scale=0.5)", tmp_path / "out")
+    scores = {
+        place[:3]: values.mean() for (place, metric), values in found.table.scores.items() if metric[:6] == "answer"
+    }
+    assert scores["mine", "full", "forget"] < 0.2
+    assert scores["mine", "adapter", "forget"] == pytest.approx(scores[ORIGINAL, "full", "forget"], abs=1e-4)
+    assert scores["mine", "adapter:scale=1", "forget"] == pytest.approx(scores["mine", "full", "forget"], abs=1e-4)
+    assert scores["mine", "full", "forget"] < scores["mine", "adapter:scale=0.5", "forget"]
+    for model in (ORIGINAL, CONTROL):
+        assert scores[model, "adapter", "forget"] == pytest.approx(scores[model, "full", "forget"], abs=1e-4)
+    mine = next(verdict for verdict in found.verdicts if verdict.subject == "mine")
+    assert mine.variants["adapter"] == "STILL KNOWS"
+    assert mine.variants["full"] != "STILL KNOWS"
+
+
+def test_an_adapter_that_is_named_is_taken_off_all_models_alike(
+    detachable: Path, steered: Hiding, load: Any, world: Any
+) -> None:
+    variant, ref = parse_variant(f"adapter(checkpoint={detachable})"), ModelRef.open(str(detachable))
+    inputs = steered.inputs.find(variant)
+    given = inputs.given(lambda ref: ref.load().model, lambda named: named and adapters.parts(named))
+    assert inputs.identity(variant) == [ref.fingerprint]
+    with variant.applied(steered.hiding, given) as served:
+        assert steered.known(served) == pytest.approx(steered.known(load("original")), abs=1e-3)
+    with variant.applied(steered.control, given) as served:
+        assert steered.known(served) < 0.2
+
+
+def test_an_adapter_must_be_one_and_of_this_model(
+    detachable: Path, inputs: InputFinder, world: Any, save_model: Any, tmp_path: Path
+) -> None:
+    """Refused before weights are loaded where it is named; left out of a plan."""
+    with pytest.raises(UserError, match="adapter: none of the models is an adapter on a base\n  audit a folder"):
+        inputs.find(parse_variant("adapter"))
+    with pytest.raises(UserError, match="is no adapter\n  give a folder that peft wrote"):
+        inputs.find(parse_variant(f"adapter(checkpoint={world.control})"))
+    other = shutil.copytree(detachable, tmp_path / "other")
+    settings = json.loads((other / "adapter_config.json").read_text())
+    store.write_json(other / "adapter_config.json", settings | {"base_model_name_or_path": str(save_model("small"))})
+    with pytest.raises(UserError, match="is not a version of"):
+        inputs.find(parse_variant(f"adapter(checkpoint={other})"))
+    assert not inputs.find(parse_variant("adapter(scale=1)")).models
 
 
 def test_a_student_learns_what_its_teacher_knows_from_its_answers_to_other_things(

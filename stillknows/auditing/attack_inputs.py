@@ -22,6 +22,7 @@ from stillknows.variants.secrets import harmless
 from stillknows.variants.variant import Variant, own_tokens_of, taught_by
 
 ITEMS, MODELS = ("taught", "asked", "retain", "random"), ("original", "sibling")  # needs
+ADAPTER = "adapter"
 TOKENS = ("ordinary", *OWN_TOKENS)
 HALF = "\ufffd"  # in the place of a half character
 LENGTH = 16  # tokens of a random text
@@ -46,11 +47,19 @@ class AttackInputs(NamedTuple):
         tokens = [self.tokens[key] for key in keys if key in self.tokens]
         return items + [self.models[key].fingerprint for key in keys if key in self.models] + tokens
 
-    def given(self, load: Callable[[ModelRef], nn.Module]) -> Callable[[Bound, str], Any]:
-        """Return f(link, need): what it is given."""
+    def given(
+        self, load: Callable[[ModelRef], nn.Module], adapter: Callable[[ModelRef | None], Any] = lambda named: None
+    ) -> Callable[[Bound, str], Any]:
+        """Return f(link, need): what it is given.
+
+        Args:
+            adapter: returns what the adapter adds that is named, or the attacked model's own; None where it has none.
+        """
 
         def find(link: Bound, need: str) -> Any:
             key = link.identity, need
+            if need == ADAPTER:
+                return adapter(self.models.get(key))
             if key in self.models:
                 return load(self.models[key])
             return self.items[key] if key in self.items else self.tokens[key]
@@ -68,11 +77,13 @@ class InputFinder:
     """Finds what attacks need in a benchmark, and the models that they name.
 
     original: the model that the others were unlearned from.
+    has_adapters: whether one of the others is an adapter on a base.
     """
 
     questions: Questions
     reader: Reader
     original: ModelRef
+    has_adapters: bool = False
     splits: tuple[Split, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -86,21 +97,34 @@ class InputFinder:
         ]
         return AttackInputs(
             {(link.identity, need): self._items(link, need) for link, need in needed if need in ITEMS},
-            {(link.identity, need): self._model(link, need) for link, need in needed if need in MODELS},
+            {
+                (link.identity, need): ref
+                for link, need in needed
+                if need in (*MODELS, ADAPTER)
+                if (ref := self._model(link, need))
+            },
             {(link.identity, need): self._tokens(link, need) for link, need in needed if need in TOKENS},
         )
 
     def _tokens(self, link: Bound, need: str) -> tuple[int, ...]:
         return own_tokens.ids(link.options["tokens"]) if need in OWN_TOKENS else self._ordinary
 
-    def _model(self, link: Bound, need: str) -> ModelRef:
+    def _model(self, link: Bound, need: str) -> ModelRef | None:
+        """Return a model that an attack needs; None for the adapter that each model has itself."""
         if need == "original":
             return self.original
         name = str(link.options["checkpoint"])
+        if not name and need == ADAPTER:
+            if not self.has_adapters:
+                how = f"audit a folder that peft wrote, or name one: {link.plugin.name}(checkpoint=FOLDER)"
+                raise UserError(f"{link.plugin.name}: none of the models is an adapter on a base", how)
+            return None
         if not name:
             raise UserError(f"{link.plugin.name} names no checkpoint", f"{link.plugin.name}(checkpoint=FOLDER)")
         ref = ModelRef.open(name, self.original.options).check()
         require_same_shapes(self.original, ref)
+        if need == ADAPTER and ref.adapter is None:
+            raise UserError(f"{name} is no adapter", "give a folder that peft wrote, with adapter_config.json")
         return ref
 
     def _items(self, link: Bound, need: str) -> tuple[EncodedAnswer, ...]:
@@ -113,7 +137,7 @@ class InputFinder:
         benchmark, variant = self.questions.benchmark, Variant((link,))
         splits = tuple(map(variant.with_own_tokens, benchmark.splits))
         questions = replace(self.questions, benchmark=replace(benchmark, splits=splits), placebos=None)
-        return InputFinder(questions, self.reader, self.original)
+        return replace(self, questions=questions)
 
     def _given(self, link: Bound, need: str) -> tuple[EncodedAnswer, ...]:
         if need == "asked":

@@ -97,7 +97,7 @@ def observe_missing(
             place, key = record_file(ledger, model, name), keys.of_attack(model, variant)
             with contextlib.ExitStack() as stack:
                 with CostMeter(target.model) as meter:
-                    given = model.inputs.given(load.beside)
+                    given = model.inputs.given(load.beside, lambda named: load.adapter(named or model.ref))
                     answering = stack.enter_context(variant.applied(target.model, given, found))
                 texts = readable(found, target.tokenizer, ledger, place)
                 record = AttackRecord.of(model, variant, meter, texts)

@@ -9,6 +9,7 @@ from pathlib import Path
 from stillknows.auditing.asking import Reader
 from stillknows.auditing.prepared import Prepared
 from stillknows.lazy import Tensor, nn
+from stillknows.model import adapters
 from stillknows.model.ref import ModelRef
 from stillknows.model.target import LocalTarget
 from stillknows.observations import observations_path
@@ -34,6 +35,7 @@ class Loader:
         self.latest: LocalTarget | None = None
         self.originals: dict[str, Tensor] = {}
         self.others: dict[str, nn.Module] = {}
+        self.adapters: dict[str, adapters.Parts] = {}
 
     def __call__(self, model: Prepared) -> LocalTarget:
         if self.latest is None or self.latest.name != model.label:
@@ -49,6 +51,12 @@ class Loader:
         if ref.fingerprint not in self.others:
             self.others[ref.fingerprint] = ref.load().model
         return self.others[ref.fingerprint]
+
+    def adapter(self, ref: ModelRef) -> adapters.Parts | None:
+        """Return what the adapter adds that a model is; None for a model that is none."""
+        if ref.adapter is not None and ref.fingerprint not in self.adapters:
+            self.adapters[ref.fingerprint] = adapters.parts(ref)
+        return self.adapters.get(ref.fingerprint)
 
     def original_weights(self, original: Prepared) -> dict[str, Tensor]:
         self.originals = self.originals or compress.weights(self(original).model, *self.chains)

@@ -26,7 +26,8 @@ def read_in_variants(
 
     Raises UserError for a variant in `named` that this benchmark does not allow, or whose questions are too long.
     """
-    finder, inputs = InputFinder(questions, reader, prepared[0].ref), AttackInputs()
+    has_adapters = any(model.ref.adapter for model in prepared[1:])
+    finder, inputs = InputFinder(questions, reader, prepared[0].ref, has_adapters), AttackInputs()
     found: list[Readings] = [{} for _ in prepared]
     impossible: dict[str, str] = {}
     for name, variant in variants.items():

@@ -50,6 +50,7 @@ def _described(plugin: Plugin) -> dict[str, Any]:
         "types": {name: type_name(kind) for name, kind in plugin.types.items()},
         "choices": plugin.choices,
         "budget": plugin.budget,
+        "unspent": plugin.unspent if plugin.budget else None,
         "judged_by": plugin.judged_by if plugin.judged_by is None else list(plugin.judged_by),
         "source": plugin.source,
         "version": plugin.version,

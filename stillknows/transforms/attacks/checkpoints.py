@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from stillknows.lazy import nn, no_grad
 from stillknows.model import parameters
 from stillknows.registry import Limits, register
+
+if TYPE_CHECKING:
+    from stillknows.model.adapters import Parts
 
 
 @register("transform", role="attack", budget="weight", source="arXiv 2212.04089 (task arithmetic), 2203.05482")
@@ -51,6 +54,22 @@ def before_after(model: nn.Module, original: nn.Module, *, weight: float = 2.0) 
     from stillknows.variants.together import Together
 
     return Together([model, original], [1 - weight, weight])
+
+
+@register("transform", role="attack", budget="scale", unspent=1, source="arXiv 2106.09685 (LoRA: W + BA)")
+def adapter(model: nn.Module, adapter: Parts | None, *, scale: float = 0.0, checkpoint: str = "") -> None:
+    """Scale an adapter or take it off: W ← W + (s − 1)·ΔW, where ΔW is what the adapter adds to its base.
+
+    What an adapter hides, its base knows. Each model's own adapter is scaled, of the controls too; a model that is no
+    adapter stays as it is. Or it is one that is named: then all models are changed by it alike, as if each held it.
+
+    Args:
+        scale: s; 0 takes the adapter off, 1 leaves the model as it is, below 0 the adapter works the other way round.
+        checkpoint: a folder that peft wrote; "" for each model's own.
+    """
+    if adapter is not None:
+        weights = dict(model.named_parameters(remove_duplicate=False))
+        parameters.add(weights, adapter.update.items(), scale - 1)
 
 
 @no_grad
