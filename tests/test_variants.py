@@ -16,6 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from stillknows import defaults
 from stillknows.auditing import calibration, plan
 from stillknows.errors import UserError
+from stillknows.model.adapters import Parts
 from stillknows.registry import plugins
 from stillknows.reporting import report
 from stillknows.transforms.compression import calibrated

@@ -319,7 +319,9 @@ def test_what_an_adapter_hides_its_base_knows(detachable: Path, world: Any, tmp_
     """Its own adapter is taken off the subject; original and control, which are none, stay as they are."""
     found = audited_with(world, detachable, "full,adapter,adapter(scale=1),adapter(scale=0.5)", tmp_path / "out")
     scores = {
-        place[:3]: values.mean() for (place, metric), values in found.table.scores.items() if metric[:6] == "answer"
+        place[:3]: values.mean()
+        for (place, metric), values in found.table.scores.items()
+        if metric == "answer_probability"
     }
     assert scores["mine", "full", "forget"] < 0.2
     assert scores["mine", "adapter", "forget"] == pytest.approx(scores[ORIGINAL, "full", "forget"], abs=1e-4)
