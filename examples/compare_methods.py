@@ -192,7 +192,7 @@ def choose_rates(out: Path, names: Sequence[str]) -> dict[str, float]:
 def audited(out: Path, seed: int, runs: Sequence[Run], formats: str) -> list[Json]:
     """Unlearn by these runs, unless that is done, audit the results and return a row for each."""
     models, benchmark = taught(out, seed), benchmark_of(seed)
-    request = audit.AuditConfig(str(models[ORIGINAL]), {}, benchmark, str(models[CONTROL]), formats, METRICS)
+    request = audit.AuditConfig(str(models[ORIGINAL]), {}, benchmark, (str(models[CONTROL]),), formats, METRICS)
     subjects = {
         run.name: sweep.unlearn_once(run, models[ORIGINAL], benchmark, out / "models" / run.name) for run in runs
     }

@@ -74,7 +74,7 @@ def measure(out: Path, seed: int) -> list[Row]:
         folders[name] = unlearn(models[ORIGINAL], forget, retain, out / "models" / name, seed, [])
     sample = sweep.sample(world.split("retain"))
     asked = Benchmark(world.spec, (*people, sample), world.template)
-    request = audit.AuditConfig(str(models[ORIGINAL]), {}, asked, str(models[CONTROL]), VARIANTS, METRICS)
+    request = audit.AuditConfig(str(models[ORIGINAL]), {}, asked, (str(models[CONTROL]),), VARIANTS, METRICS)
     result = sweep.audited(request, folders, out / "audit", f"python examples/many_requests.py --seed {seed}")
     return [
         row(subject, read_json(folders[subject["name"]] / RECORD)) for subject in result["subjects"][: len(folders)]

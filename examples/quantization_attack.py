@@ -25,7 +25,7 @@ from jinja2 import Environment, StrictUndefined
 
 from stillknows.analysis.recovery_curve import Curve
 from stillknows.auditing import audit
-from stillknows.auditing.verdict import Policy
+from stillknows.auditing.policy import Policy
 from stillknows.experiments import sweep, tiny_models
 from stillknows.experiments.sweep import Json, Run, spread, value
 from stillknows.formatting import markdown_table, number
@@ -161,7 +161,7 @@ def measure(subjects: Subjects, chosen: Sequence[Run], out: Path, seed: int, dev
     """Return the rows of one seed, earlier ones included; each model is audited as soon as it is made."""
     benchmark, folders = subjects.benchmark, {}
     request = audit.AuditConfig(
-        subjects.original, {}, benchmark, subjects.control, FORMATS, ROUGE, Policy(gates=(ROUGE,), utility=ROUGE),
+        subjects.original, {}, benchmark, (subjects.control,), FORMATS, ROUGE, Policy(gates=(ROUGE,), utility=ROUGE),
         device=device, figures=FIGURES,
     )  # fmt: skip
     for run in chosen:

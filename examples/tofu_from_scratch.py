@@ -80,7 +80,7 @@ def run(data: str, out: Path, seed: int) -> AuditReport:
             with build_once(out / label, asdict(request)) as folder:
                 if folder:
                     unlearn.unlearn(request, folder, overwrite=True)
-    request = audit.AuditConfig(str(out / "original"), subjects, benchmark, str(out / "control"), VARIANTS)
+    request = audit.AuditConfig(str(out / "original"), subjects, benchmark, (str(out / "control"),), VARIANTS)
     result = build(audit.audit(request, out), f"python examples/tofu_from_scratch.py --data TOFU --seed {seed}")
     return report.write(result, out)
 

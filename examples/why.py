@@ -130,7 +130,7 @@ def measure(out: Path, seed: int, storages: Sequence[str]) -> list[Json]:
     demo.train_both(pair, bind("benchmark", f"world:seed={seed}")(), replace(demo.TRAINING, seed=seed))
     benchmark, rows = benchmark_of(seed), []
     for group, runs, formats in (("key", key_runs, FORMATS), ("more", more_runs, PLAIN)):
-        request = audit.AuditConfig(str(pair[ORIGINAL]), {}, benchmark, str(pair[CONTROL]), formats, METRICS)
+        request = audit.AuditConfig(str(pair[ORIGINAL]), {}, benchmark, (str(pair[CONTROL]),), formats, METRICS)
         audits, subjects = out / f"{group}-s{seed}", {}
         for run in runs(seed, storages):
             subjects[run.name] = sweep.unlearn_once(run, pair[ORIGINAL], benchmark, models / run.name)

@@ -41,7 +41,8 @@ from torch.nn.functional import cross_entropy
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from perf.memory import forget_peak, peak
-from stillknows.auditing.evidence import CellKey, aggregate_cells, tabulate
+from stillknows.auditing.cells import aggregate_cells
+from stillknows.auditing.evidence import CellKey, tabulate
 from stillknows.auditing.observe import observe
 from stillknows.experiments.tiny_models import word_tokenizer
 from stillknows.likelihood import truth_ratio

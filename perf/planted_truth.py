@@ -76,7 +76,7 @@ def audited(folder: Path, benchmark: Benchmark, variants: str, seed: int) -> Aud
         teach(folder / n, benchmark, left, seed) for n, left in (("original", ""), ("control", "forget"))
     )
     subjects = {name: str(path) for name, path in models_of(folder, benchmark, original, seed).items()}
-    config = AuditConfig(str(original), subjects, benchmark, str(control), variants, placebos=0)
+    config = AuditConfig(str(original), subjects, benchmark, (str(control),), variants, placebos=0)
     return build(audit(config, folder / f"audit-{variants}"), f"stillknows audit … --variants {variants}")
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from stillknows.api.experimenting import demo, tune, validate_metrics
     from stillknows.api.judging import audit, diagnose, explain, load_report, model_card, score
     from stillknows.api.making import control, defend, fetch, finetune, import_model, quantize, unlearn
-    from stillknows.auditing.verdict import Policy
+    from stillknows.auditing.policy import Policy
     from stillknows.errors import Misfit, UserError
     from stillknows.registry import register
     from stillknows.results import Certified, Report, Scores, Unlearned, Verification

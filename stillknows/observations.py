@@ -16,10 +16,10 @@ from stillknows.store import DIGEST, replace_file, slug
 from stillknows.types import FULL, UNDEFENDED, Observations, Ragged
 
 OBSERVATIONS = "observations"  # the folder of an audit that holds them
-TEXTS = ("ids", "facts", "prompts", "answers", "generations", "samples", "wordings")
+TEXTS = ("ids", "facts", "prompts", "answers", "generations", "samples", "wordings", "placebos")
 ARRAYS = ("ends", "gradient_norms")
 RAGGED = ("log_probs", "hits", "entropies", "spreads", "paraphrase_log_probs", "lowered_log_probs")
-NESTED = ("wrong_log_probs", "placebo_log_probs")
+NESTED = ("wrong_log_probs", "placebo_log_probs", "placebo_hits")
 FORMAT = 3
 
 
@@ -95,8 +95,9 @@ def _read_observations(handle: IO[bytes], cache_key: str | None) -> Observations
         if {*file.files} != {"meta", *meta["arrays"]}:
             return None
         found: dict[str, Any] = {name: tuple(meta[name]) for name in TEXTS if name in meta}
-        if "samples" in found:
-            found["samples"] = tuple(None if texts is None else tuple(texts) for texts in found["samples"])
+        for name in ("samples", "placebos"):
+            if name in found:
+                found[name] = tuple(None if texts is None else tuple(texts) for texts in found[name])
         found |= {name: file[name] for name in ARRAYS if name in file}
         found |= {name: _ragged(file, name) for name in RAGGED if name in file}
         found |= {name: _nested(file, name) for name in NESTED if name in file}

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stillknows.auditing.findings import out_of_reach_words, words
-from stillknows.auditing.verdict import EXIT_CODES, Policy
+from stillknows.auditing.policy import Policy
+from stillknows.auditing.verdict import EXIT_CODES
 from stillknows.certifying.verify import Verification as Verification
 from stillknows.reporting import report
 from stillknows.reporting.overview import summary

@@ -32,8 +32,10 @@ def score(metric: Bound, seen: Observations, reference: Observations | None = No
         if value is None:
             raise NotMeasured(f"{field} were not observed")
         inputs[name] = _fixed(value)
-    broken = [bool(np.isnan(row).any()) for row in seen.log_probs or [()] * len(seen.ids)]
-    return np.where(broken, np.nan, _checked(metric, metric(**inputs), len(seen.ids)))
+    scores, rows = _checked(metric, metric(**inputs), len(seen.ids)), seen.log_probs or ()
+    if not rows or not np.isnan(np.concatenate(rows)).any():
+        return scores
+    return np.where([bool(np.isnan(row).any()) for row in rows], np.nan, scores)
 
 
 def _fixed(value: Any) -> Any:

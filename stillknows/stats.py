@@ -25,11 +25,13 @@ def bootstrap_counts(units: Sequence[str], seed: int = 0) -> Floats:
     Equal units and seeds give equal draws, so that what was observed on the same rows can be resampled as pairs.
     """
     _, unit = np.unique(np.asarray(units), return_inverse=True)
-    return _counts(int(unit.max()) + 1, seed)[:, unit]
+    return resampled_counts(int(unit.max()) + 1, seed)[:, unit]
 
 
-def _counts(n: int, seed: int) -> Floats:
-    """Return how often each of n units is drawn in each resample; small tables are made once and kept."""
+def resampled_counts(n: int, seed: int = 0) -> Floats:
+    """Return how often each of n units is drawn in each resample, [RESAMPLES, n]; small tables are kept."""
+    if n == 0:
+        return np.empty((RESAMPLES, 0))
     return _kept_counts(n, RESAMPLES, seed) if n <= SMALL else _count(n, RESAMPLES, seed)
 
 
@@ -60,7 +62,7 @@ def bootstrap(statistic: Callable[..., Floats], *columns: Floats, seed: int = 0)
     to rounding, where all units agree, which is why verdicts ask for an exact bound beside it.
     """
     n = len(columns[0])
-    counts = _counts(n, seed)
+    counts = resampled_counts(n, seed)
     with np.errstate(divide="ignore", invalid="ignore"):
         return statistic(*((counts @ column / n)[:, None] for column in columns))
 
@@ -120,6 +122,14 @@ def binomial_bounds(successes: int, trials: int, level: float) -> tuple[float, f
     test = binomtest(successes, trials, alternative="two-sided")
     interval = test.proportion_ci(confidence_level=2 * level - 1, method="exact")
     return float(interval.low), float(interval.high)
+
+
+def at_least(count: int, chances: Sequence[float]) -> float:
+    """Return how likely so many or more of independent events with these chances happen: 0..1."""
+    found = np.ones(1)
+    for chance in chances:
+        found = np.convolve(found, [1 - chance, chance])
+    return min(1.0, float(found[count:].sum()))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -27,7 +27,7 @@ WEIGHTS = "weights"  # in the place of a split: numbers that come from the weigh
 SUITE = "suite"  # in the place of a split: figures that a benchmark makes of several splits
 CHAT = "chat"  # in the place of a template: the tokenizer's own chat template
 PLACE = "{prompt}"  # of the question in a template
-ORIGINAL, CONTROL = "original", "control"  # names of the two controls in tables and reports
+ORIGINAL, CONTROL = "original", "control"  # names of controls in tables and reports; further ones: `labels`
 
 
 @dataclass(frozen=True)
@@ -170,8 +170,8 @@ class Observations:
     the natural log-probability of the true token, whether it was the most likely one, and the entropy and the standard
     deviation of ln p under the model's own distribution p at that place. The last token is the end of sequence where
     `ends[i]` is true. `paraphrase_log_probs` and `wrong_log_probs` are the same for the other answers to the prompt
-    (empty where there are none), `placebo_log_probs` for answers that could have been true, `lowered_log_probs` for the
-    answer in lower case. `generations[i]` is the greedy
+    (empty where there are none), `placebo_log_probs` and `placebo_hits` for the answers in `placebos[i]`, which could
+    have been true, `lowered_log_probs` for the answer in lower case. `generations[i]` is the greedy
     continuation of the prompt, `samples[i]` are sampled ones. `gradient_norms[i]` is |∇θ NLL| of the answer.
 
     `wordings[i]` names how an attack words the prompt; of a fact's wordings the one counts that shows most.
@@ -190,7 +190,9 @@ class Observations:
     ends: NDArray[np.bool_] | None = None
     paraphrase_log_probs: tuple[Floats, ...] | None = None
     wrong_log_probs: tuple[tuple[Floats, ...], ...] | None = None
+    placebos: tuple[tuple[str, ...], ...] | None = None
     placebo_log_probs: tuple[tuple[Floats, ...], ...] | None = None
+    placebo_hits: tuple[tuple[NDArray[np.bool_], ...], ...] | None = None
     lowered_log_probs: tuple[Floats, ...] | None = None
     gradient_norms: Floats | None = None
     generations: tuple[str | None, ...] | None = None
@@ -242,10 +244,14 @@ FindingKind = Literal[
     "no_retain_split",
     "too_few_facts",
     "fact_named",
+    "facts_suspicious",
+    "facts_untold",
+    "facts_need_control",
+    "facts_open",
     "facts_traced",
     "facts_together",
-    "facts_untestable",
     "facts_below",
+    "control_failed",
 ]
 Outcome = Literal["leak", "damage", "undecided", "pass", "note"]
 
@@ -256,7 +262,7 @@ class Finding:
 
     outcome: what it is for the verdict. "note" decides nothing; everything but "pass" and "note" excludes FORGOTTEN.
     variant, split, metric: where it was found; None where it concerns the model or the whole audit.
-    model: the model whose score is missing (`no_score`).
+    model: the model whose score is missing (`no_score`), or the control that is none (`control_failed`).
     value, low, high: a number with its one-sided bounds; a bound is None, or infinite, where there is none.
     threshold: what the bounds are compared with.
     p: of the hypothesis that at most `threshold` is kept, after Holm's correction; for `fact_named` and

@@ -49,7 +49,7 @@ def cells(folder: Path, seed: int = 0) -> list[dict[str, Any]]:
     original = str(folder / ORIGINAL)
     unlearn(UnlearnConfig(original, benchmark, "npo + nll", replace(UNLEARNING, seed=seed)), folder / "unlearned")
     subjects = {"unlearned": str(folder / "unlearned")}
-    config = AuditConfig(original, subjects, benchmark, str(folder / CONTROL), VARIANTS, metrics=METRICS)
+    config = AuditConfig(original, subjects, benchmark, (str(folder / CONTROL),), VARIANTS, metrics=METRICS)
     return [cell.to_json() for cell in audit(config, folder / "audit").cells]
 
 

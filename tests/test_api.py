@@ -162,7 +162,6 @@ def test_what_is_fine_tuned_answers(save_model: Any) -> None:
         (lambda m: sk.quantize(m, "nf4", out="x", devise="cpu"), "there is no option 'devise'; did you mean 'device'"),
         (lambda m: sk.diagnose(m, m, 4), "formats=4 is of the wrong type\n  give str or "),  # type: ignore[arg-type]
         (lambda m: sk.audit(m, original=m, benchmark=ROWS, figure=""), "no option 'figure'; did you mean 'figures'"),
-        (lambda m: sk.audit(m, original=m, controls=[m, m], benchmark=ROWS), "one control"),
         (lambda m: sk.finetune(m, "no_such_benchmark"), "no benchmark named 'no_such_benchmark'"),
         (lambda m: sk.load_report(m), "report.json"),
         (lambda m: sk.unlearn(m, f"jsonl:forget={twice(m)},retain={twice(m)}"), "twice.jsonl:1 gives 'answer' twice"),

@@ -313,7 +313,7 @@ def test_an_audit_with_attacks_resumes_and_treats_all_models_alike(
 ) -> None:
     variants = "full,int8,frame,sample(n=2),relearn(steps=2),int8+frame,gcg(steps=1),soft_prompt(steps=2)"
     request = AuditConfig(
-        str(world.original), {"mine": str(world.original)}, world.benchmark, str(world.control), variants, figures=""
+        str(world.original), {"mine": str(world.original)}, world.benchmark, (str(world.control),), variants, figures=""
     )
     made: list[tuple[str, list[tuple[str, ...]]]] = []
     applied = Variant.applied

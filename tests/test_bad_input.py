@@ -24,9 +24,10 @@ from transformers import AutoModelForCausalLM, BertConfig, BertForMaskedLM, T5Co
 
 from stillknows import cli as command_line
 from stillknows import store
-from stillknows.auditing import audit, collect, plan
+from stillknows.auditing import audit, collect
 from stillknows.errors import UserError
 from stillknows.experiments import tiny_models
+from stillknows.labels import labels
 from stillknows.model import layers, loading, modelfiles, run_record
 from stillknows.model.ref import ModelRef
 from stillknows.training import loop, objective_inputs
@@ -410,7 +411,7 @@ def test_the_original_is_no_control(
 
 def test_a_folder_named_like_a_control_gets_another_label(save_model: Case) -> None:
     folder = save_model("original")
-    assert plan.labels([str(folder), str(folder)]) == {"original-2": str(folder), "original-3": str(folder)}
+    assert labels([str(folder), str(folder)]) == {"audited-original": str(folder), "audited-original-2": str(folder)}
 
 
 # What is wrong with the items

@@ -24,10 +24,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from stillknows import progress, store
-from stillknows.auditing import harness, plan
+from stillknows.auditing import harness
 from stillknows.benchmarks import tofu
 from stillknows.experiments import tiny_models
 from stillknows.kinds import KINDS, LEVELS, RENAMED_LISTS, ROLES, Kind, listing
+from stillknows.labels import labels
 from stillknows.model.ref import ModelRef
 from stillknows.observations import load_observations
 from stillknows.registry import bind, plugins
@@ -321,13 +322,13 @@ def collapse(folder: Path) -> None:
 def test_the_original_still_knows(judges: Case, world: World) -> None:
     ran = judges(world.original)
     assert ran.code == 3, ran
-    assert ran.out.startswith("original-2 is STILL KNOWS.")
+    assert ran.out.startswith("audited-original is STILL KNOWS.")
 
 
 def test_the_control_has_forgotten(judges: Case, world: World, tmp_path: Path) -> None:
     ran = judges(world.control)
     assert ran.code == 0, ran
-    assert ran.out.startswith("control-2 is FORGOTTEN.")
+    assert ran.out.startswith("audited-control is FORGOTTEN.")
     assert str(tmp_path / "audit" / "report.html") in ran.err
 
 
@@ -359,8 +360,8 @@ def test_the_worst_of_several_models_gives_the_exit_code(judges: Case, world: Wo
     assert ran.code == 3
     result = json.loads((tmp_path / "audit" / "report.json").read_text())
     assert {s["name"]: s["verdict"] for s in result["subjects"]} == {
-        "control-2": "FORGOTTEN",
-        "original-2": "STILL KNOWS",
+        "audited-control": "FORGOTTEN",
+        "audited-original": "STILL KNOWS",
         "control": "FORGOTTEN",
         "original": "STILL KNOWS",
     }
@@ -667,4 +668,4 @@ def test_unlearning_a_world_is_seen_by_the_audit(cli: Case, judges: Case, world:
     assert kept["out"] < 0.7
     judged = next(s for s in result["subjects"] if s["name"] == "out")
     assert judged["run"] == json.loads((tmp_path / "out" / "run.json").read_text())
-    assert plan.labels([str(tmp_path / "out")]) == {"out": str(tmp_path / "out")}
+    assert labels([str(tmp_path / "out")]) == {"out": str(tmp_path / "out")}

@@ -320,7 +320,7 @@ def test_an_audit_measures_a_defence_in_a_chain_on_all_models_alike(world: Any, 
         str(world.original),
         {"mine": str(world.original)},
         world.benchmark,
-        str(world.control),
+        (str(world.control),),
         "full,input_filter+int8,thrust",
     )
     result = audit.audit(request, tmp_path / "audit")

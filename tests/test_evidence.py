@@ -9,19 +9,10 @@ import numpy as np
 import pytest
 
 from stillknows import stats
-from stillknows.auditing import evidence
-from stillknows.auditing.evidence import (
-    CellKey,
-    KnowledgeKept,
-    Table,
-    aggregate_cells,
-    cells,
-    compare,
-    mean,
-    recovery,
-    share,
-    tabulate,
-)
+from stillknows.auditing import comparing, evidence
+from stillknows.auditing.cells import aggregate_cells, cells
+from stillknows.auditing.comparing import KnowledgeKept, compare
+from stillknows.auditing.evidence import CellKey, Table, mean, recovery, share, tabulate
 from stillknows.errors import NotMeasured
 from stillknows.registry import Bound, Plugin, bind
 from stillknows.types import CONTROL, FULL, ORIGINAL, SUITE, Cell, Interval, Observations
@@ -156,12 +147,15 @@ def test_order_of_examples_changes_nothing() -> None:
 
 def test_without_a_control_nothing_is_compared() -> None:
     seen = {CellKey(name, FULL, "forget"): observe([0.5] * 4) for name in ("subject", ORIGINAL)}
-    assert compare(table(seen), HERE, PROBABILITY) == "there is no never-taught control"
+    assert (
+        compare(table(seen), HERE, PROBABILITY)
+        == "there is no never-taught control, and no placebos that could stand in for one"
+    )
 
 
 def test_an_original_that_does_not_know_is_a_failed_positive_control() -> None:
     found = compare(three([0.1] * 9, [0.2] * 9, [0.25] * 9), HERE, PROBABILITY)
-    assert found == "positive control failed: the original scores 0.25, the never-taught control 0.20"
+    assert found == "positive control failed: the original scores 0.25, the never-taught control scores 0.20"
 
 
 def test_an_original_that_knows_only_some_facts_may_still_serve() -> None:
@@ -263,7 +257,7 @@ def test_share_kept_of_the_published_table(variant: str, base: str, expected: fl
     scores = {(place, "score"): np.concatenate([method[variant] for method in PUBLISHED.values()])}
     for precision, target in TARGET.items():
         scores[CellKey(ORIGINAL, precision, "forget"), "score"] = np.tile(target, len(PUBLISHED))
-    found = measured(share(Table(scores, {"forget": "forget"}, False), place, "score", base))
+    found = measured(share(Table(scores, {"forget": "forget"}), place, "score", base))
     assert found.value == pytest.approx(expected, abs=5e-5)
     assert found.low < found.value < found.high
     assert found.n == 16
@@ -305,7 +299,7 @@ def test_intervals_cover_the_true_share() -> None:
 
 
 def test_thresholds_are_what_the_documents_say() -> None:
-    assert (stats.LEVEL, evidence.KNOWN_SHARE, evidence.MIN_GAP) == (0.95, 0.5, 0.1)
+    assert (stats.LEVEL, comparing.KNOWN_SHARE, evidence.MIN_GAP) == (0.95, 0.5, 0.1)
 
 
 def test_of_a_fact_in_several_wordings_the_worst_counts_and_examples_of_one_wording_are_averaged() -> None:
@@ -411,10 +405,10 @@ def test_a_benchmarks_figures_see_one_variant_of_subject_and_control() -> None:
 def test_a_lead_of_the_least_gap_itself_is_not_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     scores = {"subject": 0.5, CONTROL: 0.25, ORIGINAL: 0.75}
     rows = {(HERE._replace(model=model), PROBABILITY): np.full(4, score) for model, score in scores.items()}
-    found = Table(rows, {"forget": "forget"}, has_control=True)
-    monkeypatch.setattr(evidence, "MIN_GAP", 0.5)
+    found = Table(rows, {"forget": "forget"}, (CONTROL,))
+    monkeypatch.setattr(comparing, "MIN_GAP", 0.5)
     assert "positive control failed" in str(compare(found, HERE, PROBABILITY))
-    monkeypatch.setattr(evidence, "MIN_GAP", 0.499)
+    monkeypatch.setattr(comparing, "MIN_GAP", 0.499)
     assert measured(compare(found, HERE, PROBABILITY)).kept.value == 0.5
 
 

@@ -13,7 +13,7 @@ from conftest import SIZES, TEACHING
 
 from stillknows.auditing.collect import described
 from stillknows.auditing.evidence import CellKey
-from stillknows.auditing.fact_test import _belongs, candidate_scores, fact_test, readable_placebos
+from stillknows.auditing.fact_test import belongs, candidate_scores, fact_test, readable_placebos
 from stillknows.gate.candidate_scores import logit
 from stillknows.gate.candidates import Placebos
 from stillknows.model.encoding import encode_split
@@ -83,12 +83,13 @@ def test_single_facts_are_named_in_real_models_and_none_where_none_was_taught(to
     found, answers = observe_all(towns)
     everything = [f"Person{i}" for i in range(FORGET)]
     expected = {"original": everything, "control": [], "one": ["Person7"], "never": []}
-    for seen in (found, {place: value for place, value in found.items() if place.model != CONTROL}):
-        tests = {name: fact_test(seen, name, SPLITS, answers) for name in {place.model: 0 for place in seen}}
-        assert {name: [fact.fact for fact in test.named] for name, test in tests.items() if test} == {
-            name: expected[name] for name in tests
-        }
-        assert all(fact.found for fact in tests["never"].facts) or CONTROL in tests  # type: ignore[union-attr]
+    tests = {name: fact_test(found, name, SPLITS, answers) for name in expected}
+    assert {name: [fact.fact for fact in test.named] for name, test in tests.items() if test} == expected
+    for name in expected:  # of 24 towns each is guessed too often for a fact to be named without a control
+        alone = fact_test(found, name, SPLITS, answers, controls=())
+        assert alone is not None
+        assert not alone.named
+        assert all("placebos that it takes" in fact.untestable for fact in alone.facts)
 
 
 def test_an_audit_finds_the_one_fact_that_a_model_recites(towns: dict[str, Path], tmp_path: Path) -> None:
@@ -103,7 +104,7 @@ def test_an_audit_finds_the_one_fact_that_a_model_recites(towns: dict[str, Path]
         out=tmp_path / "audit",
     )
     assert found.verdicts["one"] == "STILL KNOWS"
-    assert found.verdicts["never"] == "UNDECIDED"  # twelve facts are too few to be FORGOTTEN by their share
+    assert found.verdicts["never"] == "FORGOTTEN"  # twelve facts are enough: each is told by itself
     assert [
         (r["subject"], r["detail"]) for r in found.reasons if r["kind"] == "fact_named" and r["subject"] == "one"
     ] == [("one", "Person7")]
@@ -171,8 +172,8 @@ def test_without_placebos_there_is_no_test() -> None:
 @pytest.mark.parametrize("control", [False, True])
 def test_placebos_that_are_not_alike_need_a_control(source: Any, control: bool) -> None:
     labels = (ORIGINAL, "m", *([CONTROL] if control else []))
-    places = {CellKey(label, "full", "forget"): seen("ab", 20) for label in labels}
-    answers = Placebos({("a", "yes"): ("no",) * 20, ("b", "yes"): ("no",) * 20}, {("a", "yes"): source})
+    places = {CellKey(label, "full", "forget"): seen("ab", 40) for label in labels}
+    answers = Placebos({("a", "yes"): ("no",) * 40, ("b", "yes"): ("no",) * 40}, {("a", "yes"): source})
     test = fact_test(places, "m", SPLITS, answers)
     assert test is not None
     assert bool(test.facts[0].untestable) == (source in ("wrong", "made-up names") and not control)
@@ -198,6 +199,6 @@ def test_observations_without_placebos_keep_their_key(tokenizer: Any) -> None:
 
 def test_a_variant_is_found_by_its_whole_name() -> None:
     says = "input_filter:says=No: never"
-    assert _belongs(says, says)
-    assert _belongs(f"{says}: polite", says)
-    assert not _belongs("frame: polite", "frame:style=lower")
+    assert belongs(says, says)
+    assert belongs(f"{says}: polite", says)
+    assert not belongs("frame: polite", "frame:style=lower")

@@ -20,7 +20,7 @@ ROOT = Path(stillknows.__file__).parent
 LAYERS = (
     ("__init__", "defaults", "errors", "lazy", "types", "formatting"),
     (
-        *("kinds", "arguments", "extensions", "needs", "options", "registry", "specs"),
+        *("labels", "kinds", "arguments", "extensions", "needs", "options", "registry", "specs"),
         *("stats", "likelihood", "scoring", "progress", "json_text"),
     ),
     ("store", "checksums", "observations", "ledger"),

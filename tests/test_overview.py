@@ -13,7 +13,7 @@ from stillknows.auditing import collect
 from stillknows.auditing.verdict import Policy
 from stillknows.experiments import demo
 from stillknows.reporting.overview import overview
-from stillknows.reporting.schema import EXPECTED, AuditReport, Measured, ReportSplit, ReportSubject, Unmeasured
+from stillknows.reporting.schema import AuditReport, Measured, ReportSplit, ReportSubject, Unmeasured, expected
 from stillknows.types import CONTROL, ORIGINAL
 
 LEAD = "answer_probability"
@@ -33,7 +33,7 @@ def made(
     subjects = tuple(
         ReportSubject.model_construct(
             name=name,
-            verdict=verdicts.get(name, EXPECTED.get(name, "UNDECIDED")),
+            verdict=verdicts.get(name, expected(name) or "UNDECIDED"),
             cells=tuple(cell(v, place, value) for v, cells in variants.items() for place, value in cells.items()),
         )
         for name, variants in scores.items()

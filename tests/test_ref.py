@@ -85,7 +85,7 @@ def test_an_audit_reads_each_models_files_once(
     folders = [save_model(name, seed=i) for i, name in enumerate(("original", "control", "subject"))]
     original, control, subject = map(str, folders)
     opened.clear()
-    audit(AuditConfig(original, {"s": subject}, BENCHMARK, control, "full,int8,bf16"), tmp_path / "out")
+    audit(AuditConfig(original, {"s": subject}, BENCHMARK, (control,), "full,int8,bf16"), tmp_path / "out")
     once = {"ModelRef.open", "ModelRef.check", "ModelRef.load", "finding.readable_files", "finding.require_weights"}
     once |= {"configuration.read", "configuration.skeleton", "configuration.end_tokens"}
     once |= {"loading.tokenizer", "loading.plain_model"}

@@ -19,7 +19,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from stillknows import store
-from stillknows.auditing import evidence
+from stillknows.auditing import comparing, evidence
 from stillknows.auditing.audit import Audit, AuditConfig
 from stillknows.auditing.evidence import CellKey
 from stillknows.auditing.verdict import Policy, judge
@@ -63,7 +63,7 @@ ROOT = Path(__file__).parents[1]
 FACTS = 40
 LEAKING = (7, 3, 21)  # the facts that "brittle" gives away most under int4, the worst first
 NASTY = "<script>alert('x')</script> & \"more\" | http://elsewhere.example"
-NO_CONTROL = "there is no never-taught control"
+NO_CONTROL = comparing.NO_CONTROL
 VARIANTS = (FULL, "bf16", "int4")
 SUBJECTS = {"clean": "runs/clean", "brittle": "runs/<b>brittle</b>", "broken": "runs/broken"}
 
@@ -113,7 +113,7 @@ def make_cells(table: evidence.Table, label: str) -> Iterator[Cell]:
                 yield Cell(*place, f"{metric}.share", evidence.share(table, place, metric))
                 continue
             yield Cell(*place, metric, evidence.mean(table, place, metric))
-            compared = evidence.compare(table, place, metric)
+            compared = comparing.compare(table, place, metric)
             kept, known = (compared, compared) if isinstance(compared, str) else (compared.kept, compared.known)
             yield Cell(*place, f"{metric}.kept", kept)
             yield Cell(*place, f"{metric}.known_facts", known)
@@ -137,7 +137,7 @@ def make_audit(*, control: bool = True) -> Audit:
         "runs/original",
         SUBJECTS,
         Benchmark("by-hand", splits),
-        "runs/control" if control else None,
+        ("runs/control",) if control else (),
         ",".join(VARIANTS),
         "answer_probability",
         policy,
@@ -526,7 +526,7 @@ def test_written_reports_can_be_read_and_are_the_same_bytes_twice(built: AuditRe
     assert report.html(report.read(tmp_path / "a")) == report.html(built)
 
 
-@pytest.mark.parametrize("content", [None, "not json", "[]", '{"schema_version": 3}'])
+@pytest.mark.parametrize("content", [None, "not json", "[]", '{"schema_version": 4}'])
 def test_reading_what_is_no_report_is_the_users_error(content: str | None, tmp_path: Path) -> None:
     if content is not None:
         (tmp_path / "report.json").write_text(content)

@@ -195,7 +195,7 @@ def test_the_auditor_says_forgotten_of_an_exact_deletion(world: Any, tmp_path: P
     sisa.merge(folder, tmp_path / "after")
     subjects = {name: str(tmp_path / name) for name in ("before", "after")}
     request = audit.AuditConfig(
-        str(world.original), subjects, world.benchmark, str(world.control), "full,int8,nf4",
+        str(world.original), subjects, world.benchmark, (str(world.control),), "full,int8,nf4",
         "answer_probability,extraction_strength",
     )  # fmt: skip
     verdicts = {v.subject: (v.name, v.findings) for v in audit.audit(request, tmp_path / "audit").verdicts}

@@ -276,10 +276,10 @@ def test_harmonic_mean_by_hand() -> None:
 
 def test_small_tables_of_draws_are_kept_and_large_ones_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stats, "SMALL", 5)
-    assert stats._counts(5, 0) is stats._counts(5, 0)
-    assert stats._counts(6, 0) is not stats._counts(6, 0)
-    assert (stats._counts(6, 3) == stats._kept_counts(6, stats.RESAMPLES, 3)).all()
-    assert not stats._counts(5, 0).flags.writeable
+    assert stats.resampled_counts(5, 0) is stats.resampled_counts(5, 0)
+    assert stats.resampled_counts(6, 0) is not stats.resampled_counts(6, 0)
+    assert (stats.resampled_counts(6, 3) == stats._kept_counts(6, stats.RESAMPLES, 3)).all()
+    assert not stats.resampled_counts(5, 0).flags.writeable
 
 
 def test_a_ratio_without_denominator_is_infinite_without_a_warning() -> None:

@@ -10,10 +10,13 @@ import numpy as np
 import pytest
 
 from stillknows import stats
-from stillknows.auditing import verdict as judging
-from stillknows.auditing.evidence import CellKey, KnowledgeKept, Table, tabulate
+from stillknows.auditing.comparing import KnowledgeKept
+from stillknows.auditing.evidence import CellKey, Table, tabulate
+from stillknows.auditing.facts import FactVerdicts
 from stillknows.auditing.findings import WORDS, deciding, out_of_reach_words, sentences, variant_verdict, words
-from stillknows.auditing.verdict import EXIT_CODES, Policy, judge, least_facts, out_of_reach
+from stillknows.auditing.knowledge import knowledge
+from stillknows.auditing.policy import Policy, least_facts
+from stillknows.auditing.verdict import EXIT_CODES, judge, out_of_reach
 from stillknows.errors import UserError
 from stillknows.gate.candidate_scores import CandidateScores
 from stillknows.gate.placebo import placebo_test
@@ -175,7 +178,8 @@ def test_a_fact_known_among_forty_is_not_passed() -> None:
     found = verdict([KNOWN] + [UNKNOWN] * 39)
     assert found.name == "UNDECIDED"
     assert known_at_most(found, 1, 40) == pytest.approx(0.113, abs=0.001)
-    assert verdict([KNOWN] + [UNKNOWN] * 59).name == "FORGOTTEN"
+    assert verdict([KNOWN] + [UNKNOWN] * 59).name == "UNDECIDED"
+    assert verdict([KNOWN] + [UNKNOWN] * 59, policy=Policy(recited=1)).name == "FORGOTTEN"
 
 
 def test_half_the_facts_known_is_a_leak() -> None:
@@ -294,7 +298,7 @@ def test_without_full_precision_a_pass_is_not_given_but_a_leak_is_told() -> None
 def test_without_a_retain_split_no_pass_is_given() -> None:
     models = controls() | {"subject": {FULL: ([UNKNOWN] * 40, [KNOWN] * 30)}}
     table = tabulated(models)
-    blind = Table(table.scores, {"forget": "forget"}, table.has_control)
+    blind = replace(table, roles={"forget": "forget"})
     found = judge(blind, "subject", [FULL], Policy())
     assert found.name == "UNDECIDED"
     assert "utility was not measured" in said(found)
@@ -334,7 +338,7 @@ def test_every_gate_must_pass() -> None:
     table = tabulated(models)
     leaking = dict(table.scores)
     leaking[CellKey("subject", FULL, "forget"), "extraction_strength"] = np.full(40, 0.8)
-    both = Table(leaking, table.roles, table.has_control)
+    both = replace(table, scores=leaking)
     assert judge(both, "subject", [FULL], Policy()).name == "STILL KNOWS"
     assert judge(both, "subject", [FULL], ONE_GATE).name == "FORGOTTEN"
 
@@ -386,7 +390,7 @@ def test_a_gate_that_could_not_be_compared_is_no_pass() -> None:
     table = tabulated(controls() | {"subject": {FULL: ([UNKNOWN] * 40, [KNOWN] * 30)}})
     blind = dict(table.scores)
     blind[CellKey(ORIGINAL, FULL, "forget"), "extraction_strength"] = np.full(40, UNKNOWN)
-    found = judge(Table(blind, table.roles, table.has_control), "subject", [FULL], Policy())
+    found = judge(replace(table, scores=blind), "subject", [FULL], Policy())
     assert found.name == "UNDECIDED"
     assert {f.metric: f.outcome for f in found.findings if f.kind == "knowledge_kept"} == {"answer_probability": "pass"}
     assert "not measured: extraction_strength on forget: positive control failed" in said(found)
@@ -405,7 +409,7 @@ def test_a_retain_split_that_cannot_be_measured_is_no_pass() -> None:
     scores = dict(table.scores)
     for model in ("subject", CONTROL, ORIGINAL):
         scores[CellKey(model, FULL, "more"), "answer_probability"] = np.zeros(30)
-    found = judge(Table(scores, {**table.roles, "more": "retain"}, table.has_control), "subject", [FULL], Policy())
+    found = judge(replace(table, scores=scores, roles={**table.roles, "more": "retain"}), "subject", [FULL], Policy())
     assert found.name == "UNDECIDED"
     assert said(found) == "full: utility was not measured on more: the original itself scores 0 here"
 
@@ -432,7 +436,9 @@ def test_nothing_compared_is_undecided_whatever_else_is_found() -> None:
 def test_the_policy_moves_the_thresholds() -> None:
     some = [KNOWN] * 12 + [UNKNOWN] * 28
     assert verdict(some).name == "STILL KNOWS"
-    assert verdict(some, policy=Policy(tolerance=0.5)).name == "FORGOTTEN"
+    assert verdict(some, policy=Policy(tolerance=0.5)).name == "UNDECIDED"
+    assert verdict(some, policy=Policy(tolerance=0.5, recited=11)).name == "UNDECIDED"
+    assert verdict(some, policy=Policy(tolerance=0.5, recited=12)).name == "FORGOTTEN"
     worse = [0.8 * KNOWN] * 30
     assert verdict([UNKNOWN] * 40, worse).name == "DAMAGED"
     assert verdict([UNKNOWN] * 40, worse, Policy(utility_floor=0.7)).name == "FORGOTTEN"
@@ -576,7 +582,7 @@ def test_a_guess_is_no_recited_fact_and_a_truth_that_stands_out_unsaid_is_a_trac
     assert kinds(guessed, "leak") == []
     traced = judged({FULL: [7]}, {})
     assert traced.name == "FORGOTTEN"
-    assert kinds(traced, "note") == ["facts_traced"]
+    assert kinds(traced, "note") == ["facts_traced", "facts_open"]
     assert "1 of 40 true answers stand out" in said(traced)
 
 
@@ -587,13 +593,13 @@ def test_truths_that_rank_high_or_low_together_are_traces(more: float, kind: str
     assert found.name == "FORGOTTEN"
 
 
-def test_untestable_facts_are_counted() -> None:
+def test_open_facts_are_counted() -> None:
     scores = placebo_scores((FULL,), {})
     few = replace(scores, candidates=np.arange(31) < np.where(np.arange(40) < 5, 4, 31)[:, None])
     table = tabulated(controls() | {"subject": {FULL: ([UNKNOWN] * 40, [KNOWN] * 30)}})
     told = judge(table, "subject", [FULL], Policy(), facts=placebo_test(few))
-    (note,) = (f for f in told.findings if f.kind == "facts_untestable")
-    assert (note.value, note.n, note.outcome) == (5, 40, "note")
+    (note,) = (f for f in told.findings if f.kind == "facts_open")
+    assert (note.value, note.n, note.outcome) == (40, 40, "note")  # without an original there is no power
 
 
 def test_whatever_is_out_of_reach_is_undecided_and_names_the_split() -> None:
@@ -618,8 +624,8 @@ def test_a_leak_under_attack_is_a_claim_of_its_own_for_the_subject() -> None:
 def test_bounds_at_the_tolerance_itself_pass() -> None:
     at = CellKey(CONTROL, FULL, "forget"), "answer_probability"
     for high, outcome in ((0.25, "pass"), (0.2501, "undecided")):
-        kept = KnowledgeKept(Interval(0.1, 0.0, high, 40), Interval(0.0, 0.0, high, 40), np.zeros(9))
-        found = list(judging._knowledge(tabulated(controls()), at, kept, None, Policy(tolerance=0.25)))
+        kept = KnowledgeKept(Interval(0.1, 0.0, high, 40), Interval(0.0, 0.0, high, 40), 1.0, 0, np.zeros(9))
+        found = list(knowledge(tabulated(controls()), at, kept, None, Policy(tolerance=0.25), FactVerdicts(())))
         assert [(f.kind, f.outcome) for f in found] == [("knowledge_kept", outcome), ("facts_known", outcome)]
 
 

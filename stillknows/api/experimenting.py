@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from stillknows import defaults
-from stillknows.api.inputs import Folder, Items, Model, benchmark_of, model_folder, only_control, settings_of
+from stillknows.api.inputs import Folder, Items, Model, benchmark_of, model_folder, settings_of
 from stillknows.arguments import typed
 from stillknows.results import Report
 from stillknows.specs import Specs
@@ -56,7 +56,7 @@ def tune(
     folder, chosen = model_folder(model), settings_of(settings)
     config = tuning.TuneConfig(
         UnlearnConfig(folder, asked, method, chosen, device=device),
-        AuditConfig(folder, {}, asked, only_control(controls), variants, metrics, device=device),
+        AuditConfig(folder, {}, asked, tuple(map(model_folder, controls)), variants, metrics, device=device),
         tuple(tuning.parse_range(text, method) for text in search),
         trials,
         least_retained,

@@ -47,13 +47,6 @@ def model_folder(model: Model) -> str:
     return str(folder)
 
 
-def only_control(controls: Sequence[Model]) -> str | None:
-    """Return the folder of the one control that models are compared with, None without one."""
-    if len(controls) > 1:
-        raise UserError("models are compared with one control", "give one in `controls`")
-    return model_folder(controls[0]) if controls else None
-
-
 def benchmark_of(
     what: Items,
     *,

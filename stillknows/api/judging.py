@@ -14,14 +14,13 @@ from stillknows.api.inputs import (
     Model,
     benchmark_of,
     model_folder,
-    only_control,
     path_of,
     result_folder,
 )
 from stillknows.arguments import typed
-from stillknows.auditing.plan import labels
-from stillknows.auditing.verdict import Policy
+from stillknows.auditing.policy import Policy
 from stillknows.errors import UserError
+from stillknows.labels import labels
 from stillknows.reporting import report
 from stillknows.reporting.build import build
 from stillknows.results import Report, Scores
@@ -61,8 +60,8 @@ def audit(
     Args:
         models: what to judge; saved defences and quantized files too.
         original: the model before unlearning, which must show the knowledge.
-        controls: a model that was never taught the forget split; without one nothing is decided but that a recited fact
-            is a leak.
+        controls: models that were never taught the forget split, best three. Without one, answers that could have been
+            true have to stand in for them.
         variants, metrics: what is done to the models, and what is measured; default variants that do not fit the model
             are left out.
         figures: published figures; those that the benchmark is published with when None.
@@ -82,7 +81,7 @@ def audit(
         raise UserError("no model to audit is given", "name one: audit(model, original=…, benchmark=…)")
     config = auditing.AuditConfig(
         model_folder(original), labels([model_folder(model) for model in models]),
-        benchmark_of(benchmark, data=data, template=template), only_control(controls), variants, metrics,
+        benchmark_of(benchmark, data=data, template=template), tuple(map(model_folder, controls)), variants, metrics,
         policy or Policy(), long_items, device, allow_pickle, trust_remote_code, figures, tasks,
         path_of(task_folder), task_limit, path_of(calibration), placebos, path_of(placebo_file), depth,
     )  # fmt: skip

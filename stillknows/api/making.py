@@ -21,7 +21,7 @@ from stillknows.api.inputs import (
     settings_of,
 )
 from stillknows.arguments import typed
-from stillknows.auditing.verdict import Policy
+from stillknows.auditing.policy import Policy
 from stillknows.errors import UserError
 from stillknows.progress import warn
 from stillknows.results import Unlearned

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from stillknows.auditing import evidence
 from stillknows.auditing.attack_record import AttackRecord
+from stillknows.auditing.cells import aggregate_cells
+from stillknows.auditing.cells import cells as make_cells
 from stillknows.auditing.collect import Keys, collected, missing, observe_missing, recorded
+from stillknows.auditing.controls import failing_controls
 from stillknows.auditing.depth import depths, require_full
 from stillknows.auditing.evidence import CellKey, Table
-from stillknows.auditing.fact_test import fact_test
+from stillknows.auditing.fact_test import fact_test, need_control
 from stillknows.auditing.findings import out_of_reach_words
 from stillknows.auditing.forecast import Forecast
 from stillknows.auditing.general import general
@@ -67,7 +70,7 @@ def _audit(request: AuditConfig, out: Path) -> Audit:
     prepared, reader, variants, left_out, metrics, figures, suite, placebos = plan(request, out)
     if request.depth:
         require_full(variants)
-    obstacles = out_of_reach(request.benchmark, variants, request.control is not None, request.policy)
+    obstacles = out_of_reach(request.benchmark, variants, bool(request.controls), request.policy, placebos)
     if obstacles:
         warn(out_of_reach_words(obstacles))
     run_records = {model.label: run_record.read(model.ref.path) for model in prepared}
@@ -87,15 +90,25 @@ def _audit(request: AuditConfig, out: Path) -> Audit:
             measured += general(load, model, formats, suite, request, ledger)
     deep = depths(load, prepared, request.benchmark, ledger) if request.depth else {}
     observations = {place: seen for p in prepared for place, seen in collected(p, variants, keys, ledger).items()}
-    table = evidence.tabulate(observations, metrics, {s.name: s.role for s in request.benchmark.splits})
+    gates = {g for v in variants.values() for g in v.gates(request.policy.gates)} | {*request.policy.gates}
+    roles = {s.name: s.role for s in request.benchmark.splits}
+    unlike = need_control(placebos) if placebos else {}
+    table = evidence.tabulate(observations, metrics, roles, gates=gates, need_control=unlike)
+    failing = failing_controls(table, observations, placebos, request.policy)
+    table = replace(table, controls=tuple(control for control in table.controls if control not in failing))
+    for control, why in failing.items():
+        warn(f"{control} is left out, since it is no never-taught control: {why}")
     labels = [model.label for model in prepared]
-    cells = [cell for label in labels for cell in evidence.cells(table, label, variants, metrics)]
-    cells += [cell for label in labels for cell in evidence.aggregate_cells(observations, label, deployments, figures)]
-    forget = [s.name for s in request.benchmark.splits if s.role == "forget"]
-    tests = {label: placebos and fact_test(observations, label, forget, placebos) for label in labels}
+    cells = [cell for label in labels for cell in make_cells(table, label, variants, metrics)]
+    cells += [cell for label in labels for cell in aggregate_cells(observations, label, deployments, figures)]
+    tests = {
+        label: placebos and fact_test(observations, label, table.forget_splits, placebos, table.controls)
+        for label in labels
+    }
     facts = {label: test for label, test in tests.items() if test}
+    dropped = [Finding("control_failed", "note", model=label, detail=why) for label, why in failing.items()]
     verdicts = tuple(
-        _judged(table, model, prepared[0], variants, request, facts.get(model.label)) for model in prepared
+        _judged(table, model, prepared[0], variants, request, facts.get(model.label), dropped) for model in prepared
     )
     return Audit(
         request,
@@ -131,12 +144,13 @@ def _judged(
     variants: Mapping[str, Variant],
     request: AuditConfig,
     facts: PlaceboTest | None,
+    dropped: Sequence[Finding],
 ) -> Verdict:
     """Return the verdict, which says first if something but the weights was changed."""
     attacks = {name: v.gates(request.policy.gates) for name, v in variants.items() if v.role == "attack"}
     verdict = judge(table, model.label, list(variants), request.policy, attacks, facts)
     notes = (Finding("served_differently", "note", detail=note) for note in model.notes)
-    verdict = replace(verdict, findings=(*verdict.findings, *notes))
+    verdict = replace(verdict, findings=(*verdict.findings, *dropped, *notes))
     if model.defence is None:
         return verdict
     whose = "the original's" if model.fingerprint == original.fingerprint else f"those of {model.ref.name}"

@@ -13,6 +13,7 @@ from stillknows.depth.outcome import Depth, judged
 from stillknows.depth.states import HookCache, hook_cache, only_answer
 from stillknows.errors import UserError
 from stillknows.formatting import number
+from stillknows.labels import is_control
 from stillknows.ledger import Ledger
 from stillknows.model.encoding import EncodedAnswer, EncodedItem
 from stillknows.model.layers import blocks
@@ -94,7 +95,7 @@ def depths(load: Loader, prepared: Sequence[Prepared], benchmark: Benchmark, led
             saved[label] = write_sealed(path, {"key": key, **depth.to_json()})
             ledger.add(path)
     found = {label: Depth.from_json(content) for label, content in saved.items() if content is not None}
-    return judged(found, [label for label in found if label == CONTROL])
+    return judged(found, [label for label in found if is_control(label)])
 
 
 def _measured(

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from stillknows.auditing.evidence import CellKey, Table, is_known
+from stillknows.auditing.evidence import CellKey
 from stillknows.gate.candidate_scores import CandidateScores, logit
 from stillknows.gate.candidates import NEED_CONTROL, Placebos, placebos, read_placebos
-from stillknows.gate.placebo import Diffuse, PlaceboTest, placebo_test
+from stillknows.gate.placebo import ALPHA, ALPHA_ALONE, PlaceboTest, placebo_test
+from stillknows.labels import is_control
 from stillknows.likelihood import mean_log_probs
-from stillknows.types import CONTROL, ORIGINAL, Benchmark, Finding, FindingKind, Floats, Observations
+from stillknows.types import ORIGINAL, Benchmark, Floats, Observations
 
 SEPARATOR = ": "  # between the name of a variant and that of an attack's wording
 
@@ -41,71 +42,37 @@ def readable_placebos(
 
 
 def fact_test(
-    observations: Mapping[CellKey, Observations], subject: str, splits: Sequence[str], answers: Placebos
+    observations: Mapping[CellKey, Observations],
+    subject: str,
+    splits: Sequence[str],
+    answers: Placebos,
+    controls: Sequence[str] | None = None,
 ) -> PlaceboTest | None:
     """Test which facts a model knows, by its answers on the splits to forget; None where no placebos were observed.
 
-    What a never-taught control finds likely as well is taken away, and the original's scores measure the power.
-    Without a control facts are untestable whose placebos come from a source in NEED_CONTROL.
+    What the never-taught `controls` (None: all that were observed) find likely as well is taken away, and the
+    original's scores measure the power. Without a control facts are untestable whose placebos come from a source in
+    NEED_CONTROL.
     """
-    models = [CONTROL] if any(place.model == CONTROL for place in observations) else []
-    scores = {model: candidate_scores(observations, model, splits) for model in (subject, ORIGINAL, *models)}
-    mine, original = scores[subject], scores[ORIGINAL]
-    controls = [found for model in models if (found := scores[model]) is not None]
+    if controls is None:
+        controls = [*dict.fromkeys(place.model for place in observations if is_control(place.model))]
+    mine, original, *others = (
+        candidate_scores(observations, model, splits) for model in (subject, ORIGINAL, *controls)
+    )
     if mine is None or original is None:
         return None
-    reasons = {} if controls else _need_control(answers)
-    return placebo_test(mine, controls, original, excluded=reasons)
+    reasons = {} if controls else need_control(answers)
+    alpha = ALPHA if controls else ALPHA_ALONE
+    return placebo_test(mine, [found for found in others if found], original, excluded=reasons, alpha=alpha)
 
 
-def _need_control(answers: Placebos) -> dict[str, str]:
+def need_control(answers: Placebos) -> dict[str, str]:
+    """Return the facts whose placebos say nothing without a control, and why."""
     return {
         fact: f"its placebos ({source}) need a never-taught control"
         for (fact, _), source in answers.sources.items()
         if source in NEED_CONTROL
     }
-
-
-def recited(table: Table, place: CellKey, gates: Sequence[str]) -> frozenset[str]:
-    """Return the facts that count as known to a model in one variant on one split, by some gate; without a control its
-    score is taken to be 0."""
-    found: set[str] = set()
-    for gate in gates:
-        s, o = (table.get(model, place.variant, place.split, gate) for model in (place.model, ORIGINAL))
-        c = table.get(CONTROL, place.variant, place.split, gate) if table.has_control else np.zeros_like(o)
-        found |= {fact for fact, known in zip(table.facts[place], is_known(s, c, o), strict=True) if known}
-    return frozenset(found)
-
-
-def fact_leaks(test: PlaceboTest, variant: str, answered: Collection[str]) -> Iterator[Finding]:
-    """Yield the facts that a model recites in one variant: `answered` there, and named by the test there."""
-    for fact in test.named:
-        if fact.fact in answered and any(_belongs(name, variant) for name in fact.variants):
-            yield Finding(
-                "fact_named", "leak", variant, threshold=test.alpha, p=fact.p, n=fact.placebos, detail=fact.fact
-            )
-
-
-def fact_notes(test: PlaceboTest, leaks: Collection[Finding]) -> Iterator[Finding]:
-    """Yield what the test says of a model in general: traces of knowledge that it does not recite, alone and together,
-    how much the test cannot tell, and whether truths lie below guesses.
-
-    Args:
-        leaks: what `fact_leaks` has found in all variants.
-    """
-    traces = {fact.fact for fact in test.named} - {leak.detail for leak in leaks}
-    if traces:
-        yield Finding("facts_traced", "note", value=len(traces), n=len(test.facts), threshold=test.alpha)
-    tests: tuple[tuple[FindingKind, Diffuse | None, bool], ...] = (
-        ("facts_together", test.diffuse, test.is_diffuse),
-        ("facts_below", test.below, test.is_pushed_below),
-    )
-    for kind, together, holds in tests:
-        if together is not None and holds:
-            mean_rank, p, facts = together
-            yield Finding(kind, "note", value=mean_rank, threshold=test.diffuse_alpha, p=p, n=facts)
-    if test.untestable:
-        yield Finding("facts_untestable", "note", value=len(test.untestable), n=len(test.facts))
 
 
 class _Item(NamedTuple):
@@ -136,7 +103,7 @@ def candidate_scores(
     return _tabulated(compared) if items else None
 
 
-def _belongs(name: str, variant: str) -> bool:
+def belongs(name: str, variant: str) -> bool:
     """Tell whether a name in candidate scores is a variant's, alone or with a wording behind it."""
     return name == variant or name.startswith(f"{variant}{SEPARATOR}")
 

@@ -94,8 +94,21 @@ def _facts_together(f: Finding) -> str:
     return f"a trace of knowledge: {_rank(f, 'beat')}"
 
 
-def _facts_untestable(f: Finding) -> str:
-    return f"{f.value or 0:g} of {f.n} facts would not be named even if they were known as before"
+def _facts_open(f: Finding) -> str:
+    return f"nothing can be said of {f.value or 0:g} of {f.n} facts, of the first since {f.detail}"
+
+
+def _facts_suspicious(f: Finding) -> str:
+    return f"{f.value or 0:g} of {f.n} facts seem to be known, in guesses with p = {f.p or 0:.2g}: {f.detail}"
+
+
+def _facts_untold(f: Finding) -> str:
+    told = f"it can tell {percent(f.value or 0)} of the facts that the original knows"
+    return f"{_gate(f)}: {told}, of {percent(f.threshold or 0)} that it takes"
+
+
+def _facts_need_control(f: Finding) -> str:
+    return f"{_gate(f)}: {f.value or 0:g} of {f.n} facts have no placebos, and there is no never-taught control"
 
 
 def _facts_below(f: Finding) -> str:
@@ -136,12 +149,16 @@ WORDS: Mapping[FindingKind, Callable[[Finding], str]] = {
     "full_not_measured": lambda f: "full precision is not measured",
     "weights_unchanged": lambda f: str(f.detail),
     "served_differently": lambda f: str(f.detail),
-    "no_control": lambda f: "there is no never-taught control",
+    "no_control": lambda f: f"there is no never-taught control{f'; {f.detail}' if f.detail else ''}",
     "no_retain_split": lambda f: "there is no retain split, so that damage cannot be excluded",
     "too_few_facts": _too_few_facts,
     "fact_named": _fact_named,
     "facts_traced": _facts_traced,
     "facts_together": _facts_together,
-    "facts_untestable": _facts_untestable,
+    "facts_suspicious": _facts_suspicious,
+    "facts_untold": _facts_untold,
+    "facts_need_control": _facts_need_control,
+    "facts_open": _facts_open,
     "facts_below": _facts_below,
+    "control_failed": lambda f: f"{f.model} is left out, since it is no never-taught control: {f.detail}",
 }

@@ -15,7 +15,7 @@ from stillknows.model.target import LocalTarget
 from stillknows.observations import observations_path
 from stillknows.variants import compress
 
-OBSERVATIONS_VERSION = 3  # raise when observe() or its inputs change their meaning
+OBSERVATIONS_VERSION = 4  # raise when observe() or its inputs change their meaning
 
 
 def observations_file(out: Path, model: Prepared, variant: str, split: str) -> Path:

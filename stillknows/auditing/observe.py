@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -14,9 +14,8 @@ from stillknows.model.target import Target
 from stillknows.types import Decoding, Floats, Observations
 
 EXTRA_TOKENS = 8  # tokens that a generation may be longer than the true answer, where the split sets no limit
-OPTIONAL = frozenset(  # observed if asked for
-    {"generations", "samples", "lowered_log_probs", "placebo_log_probs", "gradient_norms"}
-)
+PLACEBOS = frozenset({"placebos", "placebo_log_probs", "placebo_hits"})  # observed together
+OPTIONAL = PLACEBOS | {"generations", "samples", "lowered_log_probs", "gradient_norms"}  # observed if asked for
 AnswerSlot = tuple[int, str, int]  # which item, which of its answers (see `_answers`), number
 
 
@@ -33,8 +32,7 @@ def observe(
     item in a hundred is measured alone besides; UserError where that gives other numbers.
     `fields` names what is observed besides: "generations", "samples" and "gradient_norms" cost a generation, several
     generations and a backward pass per item; "lowered_log_probs" needs the items' answers in lower case,
-    "placebo_log_probs" their placebos. Items
-    without a prompt are not continued.
+    PLACEBOS their placebos. Items without a prompt are not continued.
     """
     decoding, scores = decoding or Decoding(), _score(target, items)
     own = [scores[i, "answer", 0] for i in range(len(items))]
@@ -54,7 +52,7 @@ def observe(
         ends=np.array([item.answer.ends for item in items]),
         paraphrase_log_probs=_of_kind(scores, "paraphrase", len(items)),
         wrong_log_probs=_several_of_kind(scores, "wrong", items),
-        placebo_log_probs=_several_of_kind(scores, "placebos", items) if "placebo_log_probs" in fields else None,
+        **_placebos(scores, items) if PLACEBOS & set(fields) else {},
         lowered_log_probs=_of_kind(scores, "lowered", len(items)) if items[0].lowered else None,
         gradient_norms=norms,
         generations=texts,
@@ -95,6 +93,18 @@ def _several_of_kind(
         tuple(_floats(scores[i, kind, k].log_probs) for k in range(len(getattr(item, kind))))
         for i, item in enumerate(items)
     )
+
+
+def _placebos(scores: Mapping[AnswerSlot, ItemScores], items: Sequence[EncodedItem]) -> dict[str, Any]:
+    """Return what is observed of the items' placebos: their texts, log-probabilities and hits."""
+    hits = (
+        tuple(scores[i, "placebos", k].hits.numpy() for k in range(len(item.placebos))) for i, item in enumerate(items)
+    )
+    return {
+        "placebos": tuple(tuple(one.example.answer for one in item.placebos) for item in items),
+        "placebo_log_probs": _several_of_kind(scores, "placebos", items),
+        "placebo_hits": tuple(hits),
+    }
 
 
 def _floats(values: Tensor) -> Floats:

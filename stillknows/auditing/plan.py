@@ -12,19 +12,29 @@ from stillknows.auditing import comparable, harness
 from stillknows.auditing.asking import Questions, Reader
 from stillknows.auditing.calibration import calibration_tokens
 from stillknows.auditing.fact_test import readable_placebos
-from stillknows.auditing.observe import OPTIONAL
+from stillknows.auditing.facts import ENOUGH_TOLD
+from stillknows.auditing.observe import OPTIONAL, PLACEBOS
+from stillknows.auditing.policy import Policy, least_facts
 from stillknows.auditing.prepared import Prepared
 from stillknows.auditing.readings import read_in_variants
-from stillknows.auditing.verdict import Policy, least_facts
+from stillknows.auditing.verdict import with_placebos
 from stillknows.errors import UserError, first_line
 from stillknows.gate.candidates import Placebos
+from stillknows.labels import control_labels, is_control, is_reference
 from stillknows.model.encoding import LongItems
 from stillknows.model.ref import LoadOptions, ModelRef, require_same_shapes
 from stillknows.progress import log, warn
 from stillknows.registry import Bound, bind, bind_all
 from stillknows.specs import Specs, spelled
 from stillknows.store import read_text, require_outside
-from stillknows.types import CONTROL, FULL, ORIGINAL, SUITE, UNDEFENDED, WEIGHTS, Benchmark
+from stillknows.types import (
+    FULL,
+    ORIGINAL,
+    SUITE,
+    UNDEFENDED,
+    WEIGHTS,
+    Benchmark,
+)
 from stillknows.variants import defences, fitting
 from stillknows.variants.defences import Defence
 from stillknows.variants.variant import Variant, expand, parse_variant
@@ -37,7 +47,7 @@ class AuditConfig:
     original: str
     subjects: Mapping[str, str]
     benchmark: Benchmark
-    control: str | None = None
+    controls: tuple[str, ...] = ()  # models that were never taught the forget split
     variants: Specs = defaults.VARIANTS  # the default ones as far as the models allow
     metrics: Specs = defaults.METRICS
     policy: Policy = field(default_factory=Policy)
@@ -64,8 +74,8 @@ class AuditConfig:
     @property
     def models(self) -> dict[str, str]:
         """All models by label, the controls first: the same pipeline serves them all."""
-        control = {CONTROL: self.control} if self.control else {}
-        return {ORIGINAL: self.original} | control | dict(self.subjects)
+        controls = zip(control_labels(len(self.controls)), self.controls, strict=True)
+        return {ORIGINAL: self.original} | dict(controls) | dict(self.subjects)
 
 
 class LeftOut(NamedTuple):
@@ -100,11 +110,11 @@ def plan(request: AuditConfig, out: Path) -> Plan:
     fields = _fields(request, [*metrics.values(), *figures.values()])
     prepared, reader, questions = _prepare(request, fields, own_defences, refs)
     _check_models(prepared)
-    subjects = [model for model in prepared if model.label not in (ORIGINAL, CONTROL)]
+    subjects = [model for model in prepared if not is_reference(model.label)]
     if request.variants == spelled(defaults.VARIANTS) and subjects and all(model.ref.packing for model in subjects):
         named, wanted_variants = expand(FULL)
         log("quantized files are measured as they are; `variants` names what is done to them, and to the controls, too")
-    variants, left_out = _fitted(request, prepared[0], wanted_variants, named)
+    variants, left_out = _fitted(request, prepared[0], wanted_variants, named, questions.placebos)
     if own_defences:
         variants[UNDEFENDED] = parse_variant(FULL)._replace(defended=False)
     prepared, impossible = read_in_variants(prepared, variants, named, questions, reader)
@@ -115,19 +125,6 @@ def plan(request: AuditConfig, out: Path) -> Plan:
     }
     metrics |= {gate: metric for gate, metric in judging.items() if gate not in metrics}
     return Plan(prepared, reader, variants, left_out, metrics, figures, _suite(request), questions.placebos)
-
-
-def labels(names: Sequence[str]) -> dict[str, str]:
-    """Name models after their folders, with a number where two are alike or one is called like a control."""
-    found: dict[str, str] = {}
-    for name in names:
-        base = Path(name).resolve().name if Path(name).exists() else name.rsplit("/", 1)[-1]
-        label = base = base.removesuffix(".json")
-        count = 2
-        while label in found or label in (ORIGINAL, CONTROL):
-            label, count = f"{base}-{count}", count + 1
-        found[label] = name
-    return found
 
 
 def _check_request(request: AuditConfig, metrics: Mapping[str, Bound]) -> None:
@@ -142,7 +139,7 @@ def _check_request(request: AuditConfig, metrics: Mapping[str, Bound]) -> None:
     if request.tasks and any(defences.read(Path(name)) for name in request.subjects.values()):
         raise UserError("general tasks would not be asked through a defence", "leave out `tasks`")
     for label in request.subjects:
-        if label in (ORIGINAL, CONTROL):
+        if is_reference(label):
             raise UserError(f"a model named {label!r} would be taken for the {label}", "rename its folder")
     if request.calibration is not None:
         read_text(request.calibration)
@@ -158,7 +155,7 @@ def _check_models(prepared: Sequence[Prepared]) -> None:
     for model in prepared[1:]:
         require_same_shapes(original.ref, model.ref)
         comparable.require_same_settings(original.ref, model.ref)
-        if model.label == CONTROL and model.fingerprint == original.fingerprint:
+        if is_control(model.label) and model.fingerprint == original.fingerprint:
             raise UserError(
                 f"{original.ref.name} and {model.ref.name} are the same model, given as original and as control",
                 "the control must never have been taught the forget split; leave out `controls` if there is none",
@@ -171,7 +168,7 @@ def _fields(request: AuditConfig, measures: Sequence[Bound]) -> dict[str, frozen
     What is to be forgotten is always continued, for a reader to see; everything else only where it is read.
     """
     read = OPTIONAL & {name for measure in measures for name in measure.plugin.fields}
-    forget = read | {"generations"} | ({"placebo_log_probs"} if request.placebos else set())
+    forget = read | {"generations"} | (PLACEBOS if request.placebos else frozenset())
     return {s.name: forget if s.role == "forget" else read for s in request.benchmark.splits}
 
 
@@ -206,7 +203,7 @@ def _prepare(
         tokens=min(ref.vocabulary_size for ref in refs.values()),
         lowered=frozenset(name for name, read in fields.items() if "lowered_log_probs" in read),
     )
-    if any("placebo_log_probs" in read for read in fields.values()):
+    if any(PLACEBOS & read for read in fields.values()):
         questions = replace(
             questions,
             placebos=readable_placebos(
@@ -233,7 +230,11 @@ def _prepare(
 
 
 def _fitted(
-    request: AuditConfig, original: Prepared, wanted: Mapping[str, Variant], named: frozenset[str]
+    request: AuditConfig,
+    original: Prepared,
+    wanted: Mapping[str, Variant],
+    named: frozenset[str],
+    answers: Placebos | None,
 ) -> tuple[dict[str, Variant], tuple[LeftOut, ...]]:
     """Check every variant's formats against the model's layers and give them the calibration tokens that they need.
 
@@ -248,7 +249,7 @@ def _fitted(
     for name, variant in wanted.items():
         try:
             if name not in named:
-                _require_decidable(variant, request)
+                _require_decidable(variant, request, answers)
             formats = "+".join(link.spec for link in variant.chain) or name
             fitted = variant.with_formats(fitting.fitted(skeleton, variant.chain, formats, exact=name in named)[1])
             new_name = name if fitted == variant else fitted.spec
@@ -260,15 +261,16 @@ def _fitted(
     return variants, tuple(left_out)
 
 
-def _require_decidable(variant: Variant, request: AuditConfig) -> None:
-    """Raise UserError for a variant that teaches facts where too few are left to be asked to find one forgotten."""
+def _require_decidable(variant: Variant, request: AuditConfig, answers: Placebos | None) -> None:
+    """Raise UserError for a variant that teaches facts where too few are left to be asked to find one forgotten, and
+    too few of these have placebos to be judged one by one."""
     if not variant.teaches:
         return
     splits, least = [s for s in request.benchmark.splits if s.role == "forget"], least_facts(request.policy.tolerance)
     taught = variant.taught_facts(splits)
     for split in splits:
         left = len({e.fact for e in split.examples} - taught)
-        if left < least:
+        if left < least and with_placebos(split, answers, bool(request.controls)) < ENOUGH_TOLD:
             what = f"it teaches facts and leaves {left} of the {split.name} split to be asked, fewer than {least}"
             raise UserError(what, "name it, to try it all the same")
 

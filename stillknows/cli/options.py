@@ -46,7 +46,7 @@ Before: TypeAlias = Annotated[str, Argument(help="The model before unlearning: a
 After: TypeAlias = Annotated[str, Argument(help="The model made of it.")]
 Original: TypeAlias = Annotated[str, Option(help="The model before unlearning: it must show the knowledge.")]
 Controls: TypeAlias = Annotated[
-    list[str] | None, Option("--control", help=f"{_UNTAUGHT}; without it only recited facts are decided.")
+    list[str] | None, Option("--control", help=f"{_UNTAUGHT}; best three: repeat the option.")
 ]
 OneControl: TypeAlias = Annotated[list[str], Option("--control", help=f"{_UNTAUGHT}.")]
 

@@ -63,7 +63,7 @@ def run_demo(out: Path, seed: int, command: str) -> AuditReport:
                     unlearn.unlearn(request, folder, overwrite=True)
         request = audit.AuditConfig(
             original=str(subjects[ORIGINAL]),
-            control=str(subjects[CONTROL]),
+            controls=(str(subjects[CONTROL]),),
             subjects={name: str(subjects[name]) for name in SUBJECTS},
             benchmark=benchmark,
             variants=VARIANTS,

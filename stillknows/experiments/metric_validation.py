@@ -21,8 +21,8 @@ from stillknows.auditing.collect import Keys, collected, missing, observe_missin
 from stillknows.auditing.forecast import Forecast
 from stillknows.auditing.loader import Loader
 from stillknows.auditing.observe import OPTIONAL
+from stillknows.auditing.policy import Policy
 from stillknows.auditing.prepared import Prepared
-from stillknows.auditing.verdict import Policy
 from stillknows.errors import UserError
 from stillknows.experiments.known_models import (
     FEW_ONE_IN,

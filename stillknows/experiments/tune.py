@@ -106,7 +106,7 @@ def tune(request: TuneConfig, out: Path, *, overwrite: bool = False) -> Json:
     Raises UserError: no control, Optuna missing, an `out` that holds another search (unless `overwrite`).
     """
     _require_optuna()
-    if request.audit.control is None:
+    if not request.audit.controls:
         raise UserError("a search needs a never-taught control to judge by", "give one with `controls`")
     with locked(out):
         done = _done(request, out, overwrite)

@@ -92,7 +92,7 @@ def score_items(
     What several items begin with is read once where that saves much; the numbers are the same but for rounding.
 
     Args:
-        with_distribution: the items that need more than log-probabilities; None for all.
+        with_distribution: the items that need entropies and spreads; None for all.
     """
     flags = [with_distribution is None or i in with_distribution for i in range(len(items))]
     tokens, limit = batch_tokens(model), shared_limit(model)

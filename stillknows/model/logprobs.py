@@ -89,7 +89,7 @@ def token_scores(
     """Return what likelihood metrics need to know about each token, in one pass over the vocabulary.
 
     Args:
-        with_distribution_T: bool, which tokens need more than ln p; elsewhere hits are false, the others NaN.
+        with_distribution_T: bool, which tokens need their distribution's entropy and spread; NaN elsewhere.
     """
     with_distribution_T = (
         torch.ones_like(targets_T, dtype=torch.bool) if with_distribution_T is None else with_distribution_T
@@ -99,9 +99,9 @@ def token_scores(
         log_probs_CV = output_layer(hidden_CD).float().log_softmax(-1)
         found_4C = log_probs_CV.new_full((4, len(targets_C)), torch.nan)
         found_4C[0] = log_probs_CV.gather(-1, targets_C[:, None]).squeeze(-1)
+        found_4C[1] = (log_probs_CV.argmax(-1) == targets_C).float()
         if not bool(chosen_C.all()):
             log_probs_CV = log_probs_CV[chosen_C]
-        found_4C[1, chosen_C] = (log_probs_CV.argmax(-1) == targets_C[chosen_C]).float()
         probs_CV = log_probs_CV.exp()
         log_probs_CV.clamp_(min=MIN_LOG_PROB)
         entropies_C = -torch.einsum("cv,cv->c", probs_CV, log_probs_CV)

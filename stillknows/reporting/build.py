@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 from stillknows import __version__
 from stillknows.gate.placebo import PlaceboTest
+from stillknows.labels import is_reference
 from stillknows.observations import observations_digest
 from stillknows.reporting.leaked import exposed, leaks
-from stillknows.reporting.schema import EXPECTED, SCHEMA_VERSION, AuditReport, Json, lead_of, parsed, worst
+from stillknows.reporting.schema import SCHEMA_VERSION, AuditReport, Json, lead_of, parsed, worst
 from stillknows.specs import spelled
 from stillknows.types import Cell, Verdict
 
@@ -22,7 +23,7 @@ def build(audit: Audit, command: str) -> AuditReport:
     request = audit.request
     metrics = spelled(request.metrics)
     lead = lead_of(metrics, request.policy.gates)
-    verdicts = sorted(audit.verdicts, key=lambda verdict: verdict.subject in EXPECTED)
+    verdicts = sorted(audit.verdicts, key=lambda verdict: is_reference(verdict.subject))
     content = {
         "schema_version": SCHEMA_VERSION,
         "stillknows": __version__,
@@ -58,8 +59,8 @@ def _subject(audit: Audit, verdict: Verdict, lead: str) -> Json:
         "observations": _digests(audit, label),
         "cells": [_cell(cell) for cell in audit.cells if cell.subject == label],
         "run": audit.records[label],
-        "leaks": [] if label in EXPECTED else leaks(audit, label, lead),
-        "exposed": [] if label in EXPECTED else exposed(audit, verdict, lead),
+        "leaks": [] if is_reference(label) else leaks(audit, label, lead),
+        "exposed": [] if is_reference(label) else exposed(audit, verdict, lead),
         "attacks": {variant: asdict(record) for variant, record in audit.attacks.get(label, {}).items()},
         "facts": _facts(audit.facts.get(label)),
         "depth": audit.depth[label].to_json() if label in audit.depth else None,

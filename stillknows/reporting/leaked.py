@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stillknows.auditing.evidence import CellKey, is_known
+from stillknows.auditing.comparing import scored
+from stillknows.auditing.evidence import CellKey
 from stillknows.reporting.schema import NUM_LEAKS, Json
-from stillknows.types import CONTROL, FULL, ORIGINAL, Finding, Interval, Verdict
+from stillknows.types import FULL, ORIGINAL, Finding, Interval, Verdict
 from stillknows.variants.secrets import holds
 
 if TYPE_CHECKING:
@@ -60,18 +61,19 @@ def _score(audit: Audit, place: CellKey, model: str, metric: str) -> np.ndarray:
 
 
 def _gains(audit: Audit, place: CellKey, metric: str) -> np.ndarray:
-    """Return how much more a model knows of each fact than the control; than nothing where there is none."""
-    return audit.table.scores[place, metric] - (_score(audit, place, CONTROL, metric) if audit.table.has_control else 0)
+    """Return how much more a model knows of each fact than the controls, and than of its placebos."""
+    return scored(audit.table, place, metric).gap_s
 
 
 def _fact(audit: Audit, place: CellKey, metric: str, fact: int) -> Json:
     """Return what was asked and answered about a fact (its place in the table), and its scores."""
-    s, c, o = (_score(audit, place, model, metric) for model in (place.model, CONTROL, ORIGINAL))
+    s, o, *guesses = (_score(audit, place, model, metric) for model in (place.model, ORIGINAL, *audit.table.controls))
+    c = np.mean(guesses, axis=0) if guesses else np.full_like(s, np.nan)
     full = audit.table.scores.get((place._replace(variant=FULL), metric), np.empty(0))
     full = full if len(full) == len(s) else np.full_like(s, np.nan)  # an attack that teaches asks for fewer facts
     scores = {"original": o[fact], "control": c[fact], "full": full[fact], "variant": s[fact]}
-    known = is_known(s, np.nan_to_num(c), o)
-    return {**_texts(audit, place, fact), "scores": scores, "known": bool(known[fact])}
+    known = bool(scored(audit.table, place, metric).known[fact])
+    return {**_texts(audit, place, fact), "scores": scores, "known": known}
 
 
 def _texts(audit: Audit, place: CellKey, fact: int) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from stillknows.auditing.evidence import MIN_GAP
 from stillknows.formatting import for_markdown, number, table_of_texts
-from stillknows.reporting.schema import EXPECTED, AuditReport, Measured, ReportSubject, Unmeasured
+from stillknows.reporting.schema import AuditReport, Measured, ReportSubject, Unmeasured, expected
 from stillknows.types import FULL, ORIGINAL, UNDEFENDED
 
 SCREEN = 80  # columns of a terminal
@@ -52,11 +52,11 @@ def _defended(report: AuditReport) -> list[str]:
 def overview(report: AuditReport) -> list[str]:
     """Return paragraphs of Markdown: what a cell holds, tables of variants × models, and notes.
 
-    A cell shows the knowledge kept by the report's first metric; its score as it is where no control was audited.
+    A cell shows the knowledge kept by the report's first metric; its score as it is where nothing could be compared.
     """
-    has_control, lead = report.has_control, report.lead
-    shown = [s for s in report.subjects if not s.is_control or (s.name == ORIGINAL and not has_control)]
-    metric, notes = f"{lead}.kept" if has_control else lead, []
+    lead, compared = report.lead, report.is_compared
+    shown = [s for s in report.subjects if not s.is_control or (s.name == ORIGINAL and not compared)]
+    metric, notes = f"{lead}.kept" if compared else lead, []
     first = ["variant", "verdict", *report.variants]
     columns = [
         [s.name, s.verdict, *(_cell(report, s, variant, metric, notes) for variant in report.variants)] for s in shown
@@ -66,7 +66,7 @@ def overview(report: AuditReport) -> list[str]:
         _legend(report),
         *tables,
         *(f"[{i}] not measured: {for_markdown(note)}" for i, note in enumerate(notes, 1)),
-        *(_controls(report) if has_control else _blind(report)),
+        *(_controls(report) if compared else _blind(report)),
     ]
 
 
@@ -92,7 +92,7 @@ def _header_and_rows(columns: Sequence[Sequence[str]]) -> tuple[list[str], list[
 def _legend(report: AuditReport) -> str:
     policy, lead, splits = report.policy, report.lead, report.splits_of("forget")
     which = f" (the highest of {', '.join(splits)})" if len(splits) > 1 else ""
-    if report.has_control:
+    if report.is_compared:
         lines = [
             f"Knowledge kept / utility, by {lead}{which}.",
             "Knowledge kept: 0 as never taught, 1 as the original.",
@@ -145,7 +145,7 @@ def _controls(report: AuditReport) -> list[str]:
     """Say what verdicts the controls have, and where these are not as they should be."""
     found = {subject.name: subject.verdict for subject in report.subjects if subject.is_control}
     words = [
-        f"{name} {verdict}" + (f" (should be {EXPECTED[name]})" if verdict != EXPECTED[name] else "")
+        f"{name} {verdict}" + (f" (should be {expected(name)})" if verdict != expected(name) else "")
         for name, verdict in found.items()
     ]
     return [f"Controls: {', '.join(words)}."]

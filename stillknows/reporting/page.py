@@ -9,14 +9,15 @@ from typing import NamedTuple
 
 from jinja2 import Environment, StrictUndefined
 
-from stillknows.auditing.evidence import KNOWN_SHARE, MIN_GAP
+from stillknows.auditing.comparing import KNOWN_SHARE
+from stillknows.auditing.evidence import MIN_GAP
 from stillknows.auditing.findings import out_of_reach_words, sentences
 from stillknows.depth.outcome import SHOWN
 from stillknows.formatting import for_terminal, number, percent
 from stillknows.reporting import depth, facts, tables
 from stillknows.reporting.annex import NOTICE, annex
 from stillknows.reporting.overview import left_out, sentence
-from stillknows.reporting.schema import EXPECTED, AuditReport, Unmeasured
+from stillknows.reporting.schema import AuditReport, Unmeasured, expected
 from stillknows.stats import LEVEL
 from stillknows.types import FULL
 
@@ -62,7 +63,7 @@ def html(report: AuditReport) -> str:
         annex_notice=NOTICE,
         grids=grids,
         axis=tables.axis(grids["recovery"]),
-        expected=EXPECTED,
+        expected=expected,
         level=LEVEL,
         known_share=KNOWN_SHARE,
         least_gap=MIN_GAP,

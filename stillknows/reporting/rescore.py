@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from stillknows.auditing import evidence
+from stillknows.auditing.cells import aggregate_cells
 from stillknows.auditing.evidence import CellKey
 from stillknows.errors import UserError
 from stillknows.json_text import json_able
@@ -73,7 +74,7 @@ def saved(folder: Path, metrics: Specs, figures: Specs = ()) -> Json:
     cells = [Cell(*place, name, evidence.mean(table, place, name)) for place in observations for name in scored]
     for model in dict.fromkeys(place.model for place in observations):
         variants = dict.fromkeys(place.variant for place in observations if place.model == model)
-        cells += evidence.aggregate_cells(observations, model, variants, suites)
+        cells += aggregate_cells(observations, model, variants, suites)
     return {"cells": [json_able(cell.to_json()) for cell in cells], "warnings": []}
 
 

@@ -13,20 +13,20 @@ from typing import Annotated, Any
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from stillknows.auditing.findings import variant_verdict
-from stillknows.auditing.verdict import Policy
+from stillknows.auditing.policy import Policy
 from stillknows.errors import UserError, did_you_mean, first_line
 from stillknows.json_text import json_able
+from stillknows.labels import is_control, is_reference
 from stillknows.reporting.parts import Bound, Count, DepthSection, Part, PlaceboSection, Score, Text
 from stillknows.store import AGAIN
-from stillknows.types import CONTROL, ORIGINAL, Finding, Role, VerdictName
+from stillknows.types import ORIGINAL, Finding, Role, VerdictName
 
 Json = dict[str, Any]
 SCHEMA = "report.schema.json"
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 NUM_LEAKS = 10
 LEAD = "answer_probability"
 SEVERITY: tuple[VerdictName, ...] = ("FORGOTTEN", "UNDECIDED", "DAMAGED", "HIDDEN", "STILL KNOWS")
-EXPECTED: Mapping[str, VerdictName] = {ORIGINAL: "STILL KNOWS", CONTROL: "FORGOTTEN"}
 
 
 class ReportSplit(Part):
@@ -116,7 +116,7 @@ class ReportSubject(Part):
     """Everything about one model."""
 
     name: str
-    """The model's label; "original" and "control" are the controls."""
+    """The model's label; "original", "control", "control-2", … are what the others are compared with."""
     path: str
     """Folder, .gguf file or hub name."""
     quantized: str | None
@@ -146,7 +146,7 @@ class ReportSubject(Part):
 
     @property
     def is_control(self) -> bool:
-        return self.name in EXPECTED
+        return is_reference(self.name)
 
     @cached_property
     def by_place(self) -> dict[tuple[str, str, str], Measured | Unmeasured]:
@@ -200,7 +200,14 @@ class AuditReport(Part):
     @property
     def has_control(self) -> bool:
         """Whether a never-taught control was audited beside them."""
-        return any(subject.name == CONTROL for subject in self.subjects)
+        return any(is_control(subject.name) for subject in self.subjects)
+
+    @property
+    def is_compared(self) -> bool:
+        """Whether models are compared with a control, or with placebos that stand in for one."""
+        cells = (cell for subject in self.subjects for cell in subject.cells)
+        measured = any(isinstance(cell, Measured) and cell.metric == f"{self.lead}.kept" for cell in cells)
+        return measured or self.has_control
 
     def chosen(self, label: str | None) -> ReportSubject:
         """Return the audited model of this name; the only one for None.
@@ -240,6 +247,13 @@ class AuditReport(Part):
         return self
 
 
+def expected(name: str) -> VerdictName | None:
+    """Return the verdict that an original, or a never-taught control, should have; None for a model that is audited."""
+    if not is_reference(name):
+        return None
+    return "STILL KNOWS" if name == ORIGINAL else "FORGOTTEN"
+
+
 def lead_of(metrics: Sequence[str], gates: Sequence[str]) -> str:
     """Return the metric that is shown first: the one that a reader grasps at once where it was measured."""
     return LEAD if LEAD in metrics else gates[0]
@@ -247,7 +261,7 @@ def lead_of(metrics: Sequence[str], gates: Sequence[str]) -> str:
 
 def worst(verdicts: Iterable[tuple[str, VerdictName]]) -> VerdictName:
     """Return the worst of (model, verdict) pairs without the controls; UNDECIDED without any."""
-    judged: list[VerdictName] = [verdict for name, verdict in verdicts if name not in EXPECTED]
+    judged: list[VerdictName] = [verdict for name, verdict in verdicts if not is_reference(name)]
     return max(judged, key=SEVERITY.index) if judged else "UNDECIDED"
 
 

@@ -79,7 +79,7 @@ def _standing(audit: AuditFolder, subject: ReportSubject) -> ModelStanding:
     found, policy = audit.report, audit.report.policy
     told = {finding.variant for finding in subject.findings if finding.kind == "answer_told"}
     forget = [(variant, split) for variant in found.variants for split in found.splits_of("forget")]
-    suffix = ".kept" if found.has_control else ""
+    suffix = ".kept" if found.is_compared else ""
     kept = _measured(
         subject.by_place.get((variant, split, f"{gate}{suffix}"))
         for variant, split in forget
@@ -93,7 +93,7 @@ def _standing(audit: AuditFolder, subject: ReportSubject) -> ModelStanding:
     )
     most = max(kept, key=lambda cell: cell.value, default=None)
     least = min(retained, key=lambda cell: cell.value, default=None)
-    return ModelStanding(audit.name, subject.name, subject.verdict, most, least, not found.has_control)
+    return ModelStanding(audit.name, subject.name, subject.verdict, most, least, not found.is_compared)
 
 
 def _measured(cells: Iterator[Measured | Unmeasured | None]) -> list[Measured]:

@@ -76,7 +76,7 @@ def grids(report: AuditReport) -> dict[str, list[Grid]]:
     gates = dict.fromkeys([lead, *policy.gates])
     return {
         "kept": [_grid(report, f"{gate}.kept", split) for gate in gates for split in forget],
-        "raw": [] if report.has_control else [_grid(report, lead, split) for split in forget],
+        "raw": [] if report.is_compared else [_grid(report, lead, split) for split in forget],
         "utility": [
             _grid(report, f"{policy.utility}.share", split)._replace(floor=floors[split])
             for split in report.splits_of(*RETAINED_ROLES)
