@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ import pytest
 from stillknows import store
 from stillknows.auditing import evidence
 from stillknows.auditing.evidence import CellKey
+from stillknows.auditing.policy import Policy
 from stillknows.errors import UserError
+from stillknows.json_text import json_able
 from stillknows.ledger import Ledger
 from stillknows.observations import load_observations, observations_digest, save_observations
 from stillknows.registry import bind
@@ -128,11 +131,10 @@ def write_report(folder: Path, variant: str) -> None:
         "out_of_reach": [],
         "metrics": ["answer_probability"],
         "placebos": {},
-        "policy": {"tolerance": 0.1, "utility_floor": 0.9, "alpha": 0.05, "gates": ["answer_probability"]},
+        "policy": json_able(asdict(Policy(gates=("answer_probability",)))),
         "subjects": [subject | {"name": model, "observations": digest} for model, digest in digests.items()],
         "repeat": {"command": "", "versions": {}},
     }
-    content["policy"]["utility"] = "answer_probability"
     ledger = Ledger(folder)
     for file in files.values():
         ledger.add(file)

@@ -32,6 +32,7 @@ from stillknows.ledger import Ledger
 from stillknows.model import run_record
 from stillknows.model.ref import ModelRef
 from stillknows.progress import warn
+from stillknows.registry import Bound
 from stillknows.store import locked
 from stillknows.types import ORIGINAL, UNDEFENDED, Cell, Finding, Observations, Verdict
 from stillknows.variants.variant import Variant
@@ -90,14 +91,7 @@ def _audit(request: AuditConfig, out: Path) -> Audit:
             measured += general(load, model, formats, suite, request, ledger)
     deep = depths(load, prepared, request.benchmark, ledger) if request.depth else {}
     observations = {place: seen for p in prepared for place, seen in collected(p, variants, keys, ledger).items()}
-    gates = {g for v in variants.values() for g in v.gates(request.policy.gates)} | {*request.policy.gates}
-    roles = {s.name: s.role for s in request.benchmark.splits}
-    unlike = need_control(placebos) if placebos else {}
-    table = evidence.tabulate(observations, metrics, roles, gates=gates, need_control=unlike)
-    failing = failing_controls(table, observations, placebos, request.policy)
-    table = replace(table, controls=tuple(control for control in table.controls if control not in failing))
-    for control, why in failing.items():
-        warn(f"{control} is left out, since it is no never-taught control: {why}")
+    table, failing = _tabulated(observations, metrics, variants, request, placebos)
     labels = [model.label for model in prepared]
     cells = [cell for label in labels for cell in make_cells(table, label, variants, metrics)]
     cells += [cell for label in labels for cell in aggregate_cells(observations, label, deployments, figures)]
@@ -135,6 +129,24 @@ def _attacks(model: Prepared, variants: Mapping[str, Variant], keys: Keys, ledge
     attacks = {name: variant for name, variant in variants.items() if variant.role == "attack"}
     records = {name: recorded(model, name, variant, keys, ledger) for name, variant in attacks.items()}
     return {name: record for name, record in records.items() if record}
+
+
+def _tabulated(
+    observations: Mapping[CellKey, Observations],
+    metrics: Mapping[str, Bound],
+    variants: Mapping[str, Variant],
+    request: AuditConfig,
+    placebos: Placebos | None,
+) -> tuple[Table, dict[str, str]]:
+    """Return the scores of all models, with the controls that are ones, and why the others are none."""
+    gates = {g for v in variants.values() for g in v.gates(request.policy.gates)} | {*request.policy.gates}
+    roles = {s.name: s.role for s in request.benchmark.splits}
+    unlike = need_control(placebos) if placebos else {}
+    table = evidence.tabulate(observations, metrics, roles, gates=gates, need_control=unlike)
+    failing = failing_controls(table, observations, placebos, request.policy)
+    for control, why in failing.items():
+        warn(f"{control} is left out, since it is no never-taught control: {why}")
+    return replace(table, controls=tuple(label for label in table.controls if label not in failing)), failing
 
 
 def _judged(

@@ -68,6 +68,8 @@ class AuditConfig:
         """Keep lists as tuples of specs, however they are given. Raises UserError for text that is no list of them."""
         figures = self.benchmark.figures if self.figures is None else self.figures
         lists = {"variants": self.variants, "metrics": self.metrics, "figures": figures, "tasks": self.tasks}
+        one = (self.controls,) if isinstance(self.controls, str) else self.controls
+        object.__setattr__(self, "controls", tuple(one or ()))
         for name, given in lists.items():
             object.__setattr__(self, name, spelled(given))
 
