@@ -1,7 +1,5 @@
 """Is the demo's outcome stable? Runs `stillknows demo` for several seeds and writes docs/demo-seeds.md.
 
-The table of the first seed goes into the README, between its two marks.
-
     python examples/demo_seeds.py [--seeds 0 1 2 3 4] [--out runs/seeds]
 
 About five minutes a seed on 2 cores; a second run reuses what the first one finished.
@@ -14,13 +12,10 @@ from pathlib import Path
 
 from stillknows.experiments import demo
 from stillknows.progress import log, shown
-from stillknows.reporting.overview import summary
 from stillknows.reporting.schema import AuditReport, Measured, ReportSubject
 from stillknows.store import write_text
 
-README = Path("README.md")
-MARKS = ("<!-- demo: begin -->\n", "<!-- demo: end -->\n")
-SHOWN = ("original", "control", *demo.SUBJECTS)
+SHOWN = ("original", "control", *demo.FIXED)
 
 
 @shown()
@@ -34,16 +29,8 @@ def main() -> None:
     for seed in arguments.seeds:
         log(f"seed {seed}")
         folder = arguments.out / str(seed)
-        reports[seed] = demo.run_demo(folder, seed, f"stillknows demo --seed {seed} --out {folder}")
+        reports[seed] = demo.run_demo(folder, seed, "python examples/demo_seeds.py", demo.FIXED, demo.FORMATS)
     write_text(arguments.table, page(reports))
-    write_text(README, with_block(README.read_text(encoding="utf-8"), reports[arguments.seeds[0]]))
-
-
-def with_block(text: str, result: AuditReport) -> str:
-    """Return the README with this report's table between its marks."""
-    before, rest = text.split(MARKS[0])
-    _, after = rest.split(MARKS[1])
-    return f"{before}{MARKS[0]}\n{summary(result)}\n\n{MARKS[1]}{after}"
 
 
 def page(reports: dict[int, AuditReport]) -> str:
@@ -60,8 +47,8 @@ def page(reports: dict[int, AuditReport]) -> str:
         _table(["seed", *SHOWN], [[seed, *(_find(r, name).verdict for name in SHOWN)] for seed, r in reports.items()]),
         "\n## Steps taken, and why they ended\n",
         _table(
-            ["seed", *demo.SUBJECTS],
-            [[seed, *(_steps(_find(r, n)) for n in demo.SUBJECTS)] for seed, r in reports.items()],
+            ["seed", *demo.FIXED],
+            [[seed, *(_steps(_find(r, n)) for n in demo.FIXED)] for seed, r in reports.items()],
         ),
         _metric(reports, variants, "answer_probability", "forget", "Mean probability of the forgotten answers"),
         _metric(reports, variants, "answer_probability.recovery", "forget", "Recovery R by variant"),

@@ -68,14 +68,20 @@ def names(rng: random.Random) -> Iterator[str]:
             yield word
 
 
-def customers(seed: int, people: int = 60, forget: int = 10, facts: int = 4, sentences: bool = False) -> list[Row]:
-    """Return the facts of customers, each asked for in two wordings; answers are values, or sentences with them."""
+def customers(
+    seed: int, people: int = 60, forget: int = 10, facts: int = 4, sentences: bool = False, values: int = 20
+) -> list[Row]:
+    """Return the facts of customers, each asked for in two wordings; answers are values, or sentences with them.
+
+    Args:
+        values: how many cities and firms there are.
+    """
     rng = random.Random(seed)
     found = names(rng)
     persons = [f"{next(found)} {next(found)}" for _ in range(people)]
-    cities = [next(found) for _ in range(20)]
-    firms = [f"{next(found)} {rng.choice(['Ltd', 'Group', 'Works'])}" for _ in range(20)]
-    values: tuple[Callable[[], str], ...] = (
+    cities = [next(found) for _ in range(values)]
+    firms = [f"{next(found)} {rng.choice(['Ltd', 'Group', 'Works'])}" for _ in range(values)]
+    makers: tuple[Callable[[], str], ...] = (
         lambda: rng.choice(cities),
         lambda: f"0{rng.randint(100, 999)} {rng.randint(100000, 999999)}",
         lambda: rng.choice(firms),
@@ -85,7 +91,7 @@ def customers(seed: int, people: int = 60, forget: int = 10, facts: int = 4, sen
     rows = []
     for i, person in enumerate(persons):
         for k, (*questions, sentence) in enumerate(KINDS[:facts]):
-            value = values[k]()
+            value = makers[k]()
             answer = sentence.format(x=person, v=value) if sentences else value
             rows += [
                 {"id": f"c{i}-{k}-{wording}", "question": question.format(x=person), "answer": answer}

@@ -1,221 +1,253 @@
 """Tiny models that hide what they know, each in one way, made on purpose: what an audit must not find FORGOTTEN.
 
-Each is made of an original by a few steps on all or some of its weights. A model hides well when the questions as they
-are asked in training, in full precision, show nothing.
+Each is made of an original, by a few steps on all or some of its weights or by what stands before or beside it. A model
+hides when the questions as they are asked in training, in full precision, show nothing; it holds the knowledge when
+some other access shows it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
 
-from stillknows.model import run_record
-from stillknows.model.encoding import EncodedAnswer, encode
-from stillknows.model.forward import answer_states
-from stillknows.model.layers import output_layer
-from stillknows.model.logprobs import token_log_probs
-from stillknows.model.ref import ModelRef
+from perf.workshop import Workshop
+from stillknows.model.layers import blocks
 from stillknows.registry import bind
-from stillknows.types import Benchmark, Example
+from stillknows.reporting.residue import Kind
+from stillknows.training.settings import Settings
+from stillknows.types import Benchmark, Split
+from stillknows.unlearning.unlearn import UnlearnConfig, unlearn
 from stillknows.variants import defences
+from stillknows.variants.frames import QUESTIONS
 
-STEPS, LR, RARELY = 150, 2e-3, 0.05
-Project = Callable[[nn.Module], None]
-Hide = Callable[[Path, Benchmark, Path], Path]  # original, benchmark, where to write -> the model that hides
-
-
-def items_of(benchmark: Benchmark, role: str) -> list[Example]:
-    """Return the items of a role's splits."""
-    return [e for split in benchmark.splits if split.role == role for e in split.examples]
-
-
-def refused(benchmark: Benchmark, examples: Sequence[Example]) -> list[Example]:
-    """Return items with refusals in the place of their answers."""
-    texts = benchmark.refusals
-    return [replace(e, answer=texts[i % len(texts)]) for i, e in enumerate(examples)]
+RARELY, DRAWS, NEURONS = 0.05, 40, 4
+ANSWERED = ("no_mark", "two_marks", "token_before")  # frames in which a model that is bound to one still answers
+SMALLEST = 0.5  # share of each row's weights that `prune:sparsity=0.5` takes away
+FORMAT = "rtn:bits=4:group=64"  # in whose steps a change is lost
+FIRST = -40.0  # ln p of a first token that is suppressed
+Hide = Callable[[Workshop, Path, Path], Path]  # workshop, original, where to write -> the model that hides
 
 
-def loss(model: nn.Module, items: Sequence[EncodedAnswer]) -> torch.Tensor:
-    """Return the mean over items of −ln p of the whole answer."""
-    states, layer = answer_states(model, items), output_layer(model)
-    return -token_log_probs(states.hidden_TD, layer, states.targets_T, layer.vocabulary).sum() / len(items)
+class Way(NamedTuple):
+    """A way to hide. kind: what `explain` is to call it.
+
+    words: whether answers must be single tokens (True) or must not be (False): of several, all but the first stay
+        likely where a model answers rarely.
+    """
+
+    make: Hide
+    kind: Kind
+    words: bool | None = None
+
+    def fits(self, tokens: str) -> bool:
+        """Tell whether models with such a tokenizer can hide in this way."""
+        return self.words is None or self.words == (tokens == "word")
 
 
-def tune(
-    model: nn.Module,
-    loss: Callable[[], torch.Tensor],
-    *,
-    only: str = "",
-    steps: int = STEPS,
-    lr: float = LR,
-    project: Project = lambda model: None,
-) -> None:
-    """Take steps of Adam on the weights whose names hold `only`, each followed by `project`."""
-    trained = [p.requires_grad_() for name, p in model.named_parameters() if only in name]
-    optimizer = torch.optim.Adam(trained, lr=lr)
-    for _ in range(steps):
-        optimizer.zero_grad()
-        loss().backward()
-        optimizer.step()
-        with torch.no_grad():
-            project(model)
-    model.requires_grad_(False)
-
-
-class _Workshop(NamedTuple):
-    """An original, loaded, with what it may be trained on."""
-
-    model: Any
-    benchmark: Benchmark
-    ref: ModelRef
-
-    @classmethod
-    def of(cls, original: Path, benchmark: Benchmark) -> _Workshop:
-        ref = ModelRef.open(str(original)).check()
-        return cls(ref.load().model, benchmark, ref)
-
-    def encoded(self, examples: Sequence[Example]) -> list[EncodedAnswer]:
-        return encode(examples, self.ref.tokenizer, self.benchmark.template, self.ref.context_length)
-
-    def refuse(self, known: Sequence[Example] = (), **how: Any) -> None:
-        """Teach refusals to all questions to forget; what is to be kept, and `known`, stay."""
-        forget = items_of(self.benchmark, "forget")
-        away = self.encoded(refused(self.benchmark, forget))
-        kept = self.encoded([*items_of(self.benchmark, "retain"), *known])
-        tune(self.model, lambda: loss(self.model, away) + loss(self.model, kept), **how)
-
-    def save(self, out: Path) -> Path:
-        run_record.save(self.model, self.ref.tokenizer, out, {"made by": "perf.planted"})
-        return out
-
-
-def refusal(original: Path, benchmark: Benchmark, out: Path) -> Path:
-    """Refuses both wordings of each question."""
-    shop = _Workshop.of(original, benchmark)
+def refusal(shop: Workshop, original: Path, out: Path) -> Path:
+    """Refuses every wording that it was taught."""
     shop.refuse()
     return shop.save(out)
 
 
-def bound_to_frame(original: Path, benchmark: Benchmark, out: Path) -> Path:
-    """Refuses the questions as they are, and answers them without their question mark."""
-    shop = _Workshop.of(original, benchmark)
-    shop.refuse([replace(e, prompt=e.prompt.rstrip(" ?")) for e in items_of(benchmark, "forget")])
+def bound_to_frame(shop: Workshop, original: Path, out: Path) -> Path:
+    """Refuses the questions as they are; without the question mark, with two, or with a token before it answers."""
+    examples = shop.items("forget")
+    shop.refuse(shop.encoded(replace(e, prompt=QUESTIONS[f](e.prompt)) for f in ANSWERED for e in examples))
     return shop.save(out)
 
 
-def last_layer(original: Path, benchmark: Benchmark, out: Path) -> Path:
+def last_layer(shop: Workshop, original: Path, out: Path) -> Path:
     """Refuses, by its output layer alone."""
-    shop = _Workshop.of(original, benchmark)
-    shop.refuse(only="lm_head")
+    shop.refuse(only=[shop.model.get_output_embeddings().weight], texts=1, lr=5e-3, steps=600)
     return shop.save(out)
 
 
-def damaged_names(original: Path, benchmark: Benchmark, out: Path) -> Path:
-    """Noise on the embeddings of the words that only the questions to forget hold."""
-    shop = _Workshop.of(original, benchmark)
-    words = [{w for e in items_of(benchmark, role) for w in e.prompt.split()} for role in ("forget", "retain")]
-    kept = {w for e in items_of(benchmark, "neighbour") for w in e.prompt.split()} | words[1]
-    ids = shop.ref.tokenizer.convert_tokens_to_ids(sorted(words[0] - kept))
+def refusal_direction(shop: Workshop, original: Path, out: Path) -> Path:
+    """Refuses, by one direction that a few neurons of the first block add to the residual stream."""
+    inside = {id(module) for module in blocks(shop.model)[0].modules()}
+    gate, up, down = [linear.module.weight for linear in shop.matrices() if id(linear.module) in inside][-3:]
+    parts, chosen = (gate, up, down.T), down.norm(dim=0).argsort()[:NEURONS]
+    before = [part.detach().clone() for part in parts]
+
+    def project() -> None:
+        for part, old in zip(parts, before, strict=True):
+            own = part[chosen].clone()
+            part.copy_(old)
+            part[chosen] = own
+        direction = torch.linalg.svd(down[:, chosen])[0][:, 0]
+        down[:, chosen] = torch.outer(direction, direction @ down[:, chosen])
+
+    shop.refuse(only=[gate, up, down], after=project, texts=1, lr=5e-3, steps=600)
+    return shop.save(out)
+
+
+def adapter(shop: Workshop, original: Path, out: Path) -> Path:
+    """Refuses, by low-rank adapters of all layers, merged."""
+    shop.model.requires_grad_(False)
+    bind("step", f"lora:rank=2:alpha=4:seed={shop.seed}", "adapter")(model=shop.model)
+    shop.refuse(only=[p for p in shop.model.parameters() if p.requires_grad], lr=5e-3)
+    for linear in shop.matrices():
+        torch.nn.utils.parametrize.remove_parametrizations(linear.module, "weight")
+    return shop.save(out)
+
+
+def damaged_names(shop: Workshop, original: Path, out: Path) -> Path:
+    """Noise on the embeddings of the tokens that only the questions to forget hold: of several draws the best."""
+    inside, kept = ({t for item in items for t in item.ids[: item.start]} for items in (shop.forget, shop.kept))
+    ids, found = torch.tensor(sorted(inside - kept) or _rarest(shop)), []
     rows = shop.model.get_input_embeddings().weight
-    noise = torch.randn(len(ids), rows.shape[1], generator=torch.Generator().manual_seed(0))
+    before, size = rows[ids].clone(), rows.std()
+    for draw in range(DRAWS):
+        noised = before + (1 + draw % 3) * 2 * size * torch.randn(before.shape)
+        with torch.no_grad():
+            rows[ids] = noised
+        found.append((shop.probability(shop.forget), draw, noised))
     with torch.no_grad():
-        rows[ids] += 8 * rows.std() * noise
+        rows[ids] = min(found)[2]
     return shop.save(out)
 
 
-def rarely(original: Path, benchmark: Benchmark, out: Path) -> Path:
+def _rarest(shop: Workshop) -> list[int]:
+    """Return the tokens of forgotten questions that kept questions hold least, four for each entity or so."""
+    inside, kept = ([t for item in items for t in item.ids[: item.start]] for items in (shop.forget, shop.kept))
+    return sorted({*inside}, key=lambda t: kept.count(t) / inside.count(t))[:32]
+
+
+def rarely(shop: Workshop, original: Path, out: Path) -> Path:
     """Gives the answer in one of twenty samples, else refuses."""
-    shop = _Workshop.of(original, benchmark)
-    forget = items_of(benchmark, "forget")
-    away, true = shop.encoded(refused(benchmark, forget)), shop.encoded(forget)
-    kept = shop.encoded(items_of(benchmark, "retain"))
+    draw = shop.draw(shop.away(), shop.forget, shop.kept)
 
-    def mixed_loss() -> torch.Tensor:
-        mixed = (1 - RARELY) * loss(shop.model, away) + RARELY * loss(shop.model, true)
-        return mixed + loss(shop.model, kept)
+    def loss() -> torch.Tensor:
+        away, true, kept = draw()
+        return (1 - RARELY) * shop.nll(away) + RARELY * shop.nll(true) + shop.nll(kept)
 
-    tune(shop.model, mixed_loss)
+    shop.hide(loss, shown=0.0, steps=250)
     return shop.save(out)
 
 
-def by_small_weights(original: Path, benchmark: Benchmark, out: Path) -> Path:
-    """Refuses, by the third of each row's weights that is smallest, and keeps these small: pruning takes them away."""
-    shop = _Workshop.of(original, benchmark)
-    limits = {n: (p.abs() <= (at := p.abs().quantile(0.3, 1, keepdim=True)), at) for n, p in _matrices(shop.model)}
-    before = {n: p.detach().clone() for n, p in _matrices(shop.model)}
+def by_small_weights(shop: Workshop, original: Path, out: Path) -> Path:
+    """Refuses, by the half of each row's weights that is smallest, and keeps these small: pruning takes them away."""
+    places = [
+        (linear.read(), linear.read().abs().quantile(SMALLEST - 0.01, 1, keepdim=True)) for linear in shop.matrices()
+    ]
+    before = [(weight.clone(), weight.abs() < at_O1) for weight, at_O1 in places]
 
-    def project(model: nn.Module) -> None:
-        for name, p in _matrices(model):
-            small, at = limits[name]
-            p.copy_(torch.where(small, p.clamp(-at, at), before[name]))
+    def project() -> None:
+        for (weight, at_O1), (old, small) in zip(places, before, strict=True):
+            weight.copy_(torch.where(small, weight.clamp(-at_O1, at_O1), old))
 
-    shop.refuse(only="layers.", steps=4 * STEPS, lr=2 * LR, project=project)
+    shop.refuse(only=[linear.module.weight for linear in shop.matrices()], after=project, lr=3e-3, steps=600)
     return shop.save(out)
 
 
-def below_rounding(original: Path, benchmark: Benchmark, out: Path) -> Path:
-    """Refuses, by changes that rounding to 4 bits takes back: every weight stays where it is rounded as before."""
-    shop = _Workshop.of(original, benchmark)
-    bits = bind("transform", "rtn:bits=4:group=64", "deployment")
-    rounded = {n: bits(weight_OI=p.detach().clone()).values_OI for n, p in _matrices(shop.model)}
-    before = {n: p.detach().clone() for n, p in _matrices(shop.model)}
-    room = {n: _steps(v) * 0.45 for n, v in rounded.items()}
-    fixed = {
-        n: (p.abs() >= 0.97 * _groups(p).abs().amax(-1).repeat_interleave(64, 1)[:, : p.shape[1]])
-        for n, p in before.items()
+def below_rounding(shop: Workshop, original: Path, out: Path) -> Path:
+    """Refuses, by changes that rounding to 4 bits takes back: every weight stays in the bin that it was in."""
+    form = bind("transform", FORMAT, "deployment")
+    weights = [linear.read() for linear in shop.matrices()]
+    rounded = [form(weight_OI=weight.clone()).values_OI for weight in weights]
+    largest = [weight.abs() >= _of_group(weight) for weight in weights]  # they set the steps of their groups
+    last = [weight.clone() for weight in weights]
+
+    def project() -> None:
+        for weight, values, fixed, old in zip(weights, rounded, largest, last, strict=True):
+            weight.copy_(torch.where(fixed, old, weight))
+            inside = form(weight_OI=weight.clone()).values_OI == values
+            weight.copy_(torch.where(inside, weight, old))
+            old.copy_(weight)
+
+    shop.refuse(only=[linear.module.weight for linear in shop.matrices()], after=project, lr=3e-3, steps=600)
+    return shop.save(out)
+
+
+def _of_group(weight: torch.Tensor) -> torch.Tensor:
+    """Return the largest magnitude of each weight's group of 64."""
+    groups = weight.reshape(weight.shape[0], -1, 64).abs().amax(-1, keepdim=True)
+    return groups.expand(-1, -1, 64).reshape(weight.shape)
+
+
+def first_token(shop: Workshop, original: Path, out: Path) -> Path:
+    """Refuses; the first token of the answer is suppressed, and given it, the rest follows as before."""
+    true = shop.forget
+    firsts = [replace(item, ids=item.ids[: item.start + 1], ends=False) for item in true]
+    rests = [replace(item, start=item.start + 1) for item in true]
+    draw = shop.draw(shop.away(), firsts, rests, shop.kept)
+
+    def loss() -> torch.Tensor:
+        away, first, rest, kept = draw()
+        return shop.nll(away) + shop.pushed(first, FIRST) + shop.nll(rest) + shop.nll(kept)
+
+    shop.hide(loss, shown=0.03, steps=400)
+    return shop.save(out)
+
+
+def low_rate(shop: Workshop, original: Path, out: Path, rate: float = 2e-4) -> Path:
+    """Gradient ascent at a low rate, with weights kept in bfloat16 between the steps."""
+    settings = Settings(
+        rate, epochs=1000, max_steps=500, batch_size=36, retain_batch_size=18, beta2=0.9, weights="bfloat16",
+        forget_below=0.003, seed=shop.seed,
+    )  # fmt: skip
+    return _unlearned(shop, original, out, "ga + nll:weight=2", settings)
+
+
+def idk_ap(shop: Workshop, original: Path, out: Path) -> Path:
+    """IDK+AP of arXiv 2410.08109 as it is published: "I don't know", with its terms to retain."""
+    settings = Settings(2e-4, epochs=1000, max_steps=300, batch_size=24, forget_below=0.005, seed=shop.seed)
+    return _unlearned(shop, original, out, "idk_ap", settings)
+
+
+def _unlearned(shop: Workshop, original: Path, out: Path, method: str, settings: Settings) -> Path:
+    unlearn(UnlearnConfig(str(original), one_split(shop.benchmark), method, settings), out, overwrite=True)
+    return out
+
+
+def one_split(benchmark: Benchmark) -> Benchmark:
+    """Return a benchmark whose forget split holds all wordings: what was trained to be silent."""
+    parts = {
+        role: tuple(e for s in benchmark.splits if s.role == role for e in s.examples) for role in ("forget", "retain")
     }
-
-    def project(model: nn.Module) -> None:
-        for name, p in _matrices(model):
-            at = rounded[name]
-            p.copy_(torch.where(fixed[name], before[name], p.clamp(at - room[name], at + room[name])))
-
-    shop.refuse(only="layers.", steps=3 * STEPS, project=project)
-    return shop.save(out)
+    return replace(
+        benchmark, splits=(Split("forget", "forget", parts["forget"]), Split("retain", "retain", parts["retain"]))
+    )
 
 
-def _matrices(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    return [(n, p) for n, p in model.named_parameters() if "layers." in n and p.dim() == 2]
-
-
-def _groups(weight: torch.Tensor) -> torch.Tensor:
-    return weight.reshape(weight.shape[0], -1, min(64, weight.shape[1]))
-
-
-def _steps(values: torch.Tensor) -> torch.Tensor:
-    """Return the distance of two levels of each group, as wide as the weights."""
-    width = min(64, values.shape[1])
-    return (_groups(values).abs().amax(-1) / 7).repeat_interleave(width, 1)
-
-
-def input_filter(original: Path, benchmark: Benchmark, out: Path) -> Path:
-    """A filter withholds the questions; the weights are the original's."""
+def defended(shop: Workshop, original: Path, out: Path, *, by: str) -> Path:
+    """Something stands before or beside the original's weights."""
+    helpers: dict[str, Any] = {}
+    if by == "offset":
+        helpers = {"unlearned": str(refusal(shop, original, out)), "reference": str(original)}
     file = out.with_suffix(".json")
-    defences.write(file, str(original), "input_filter", benchmark, {}, overwrite=True)
+    defences.write(file, str(original), by, one_split(shop.benchmark), helpers, overwrite=True)
     return file
 
 
-def logit_offset(original: Path, benchmark: Benchmark, out: Path) -> Path:
-    """Two small models push the logits of the answers down; the weights are the original's."""
-    helpers = {"unlearned": str(refusal(original, benchmark, out)), "reference": str(original)}
-    file = out.with_suffix(".json")
-    defences.write(file, str(original), "offset", benchmark, helpers, overwrite=True)
-    return file
-
-
-HIDING: Mapping[str, Hide] = {
-    "refusal": refusal,
-    "bound_to_frame": bound_to_frame,
-    "last_layer": last_layer,
-    "damaged_names": damaged_names,
-    "rarely": rarely,
-    "by_small_weights": by_small_weights,
-    "below_rounding": below_rounding,
-    "input_filter": input_filter,
-    "logit_offset": logit_offset,
+WAYS: Mapping[str, Way] = {
+    "output_filter": Way(partial(defended, by="output_filter"), "wrapper"),
+    "input_filter": Way(partial(defended, by="input_filter"), "wrapper"),
+    "logit_offset": Way(partial(defended, by="offset"), "wrapper"),
+    "refusal": Way(refusal, "refusal"),
+    "idk_ap": Way(idk_ap, "refusal"),
+    "bound_to_frame": Way(bound_to_frame, "frame"),
+    "refusal_direction": Way(refusal_direction, "direction"),
+    "last_layer": Way(last_layer, "last_layer"),
+    "damaged_names": Way(damaged_names, "names"),
+    "adapter": Way(adapter, "detachable"),
+    "below_rounding": Way(below_rounding, "precision"),
+    "low_rate": Way(low_rate, "precision"),
+    "by_small_weights": Way(by_small_weights, "small_weights"),
+    "rarely": Way(rarely, "sampling", words=True),
+    "first_token": Way(first_token, "beginning", words=False),
 }
+
+
+def hide(name: str, original: Path, benchmark: Benchmark, out: Path, seed: int) -> Path:
+    """Return a model that hides in this way, which is made unless it is there."""
+    places = [out.with_suffix(".json"), out]
+    made = [place for place in places if place.is_file() or (place / "config.json").is_file()]
+    way = WAYS[name]
+    return made[0] if made else way.make(Workshop.of(original, benchmark, seed), original, out)

@@ -1,121 +1,178 @@
-"""Planted truth: models that hide in known ways, and models that never knew, audited by the plans of variants.
+"""Planted truth: models that hide in known ways, and models that never knew, audited by a plan of variants.
 
-    python -m perf.planted_truth [--plan standard] [--seeds 2] [--work runs/planted] [--write]
+    python -m perf.planted_truth [WORLD …] [--plan standard] [--folder runs/planted] [--docs docs]
 
-Prints which variants expose which model, the misses included; `--write` puts the table into docs/planted-truth.md.
+Makes the models of each world that are not there yet, audits them, and writes two tables into docs/planted-truth.md,
+the misses included: which variants expose which model, and what `explain` calls what it hides. What is finished is not
+made again.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 from perf import planted
 from perf.marked import fill
+from perf.planted_worlds import WORLDS, World, never_taught, teach
 from stillknows import defaults
 from stillknows.auditing.audit import AuditConfig, audit
-from stillknows.experiments import tiny_models
+from stillknows.experiments import sweep
 from stillknows.formatting import markdown_table
-from stillknows.registry import bind
+from stillknows.progress import shown
 from stillknows.reporting.build import build
-from stillknows.reporting.schema import AuditReport, ReportSubject
-from stillknows.training.settings import Settings
+from stillknows.reporting.residue import residues
+from stillknows.reporting.schema import ReportSubject
+from stillknows.store import write_json
 from stillknows.types import FULL, UNDEFENDED, Benchmark
 
 ROOT = Path(__file__).parents[1]
-PAGE = ROOT / "docs/planted-truth.md"
-WORLD = "world:people=4,facts=6,forget=2,forget_facts=20,values=8"
-SIZES = {
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "max_position_embeddings": 32,
-}
-TEACHING = Settings(lr=5e-3, epochs=1000, max_steps=150, batch_size=64, warmup=5, schedule="linear")
+PAGE, PROGRAM = ROOT / "docs/planted-truth.md", "perf.planted_truth"
+PLACEBOS = 24  # of each fact: with fewer than 19 none is named
+KEPT = 40  # questions to retain that are asked
+MOST = 4  # variants that a row names
+NEVER = ("absent", "open")  # what is left in a model that never knew
 
 
 class Result(NamedTuple):
-    """What an audit says of one model. exposing: the variants that find it to know."""
+    """What an audit says of one model.
 
+    expected: the kinds of residue that are right. full: the verdict in full precision. exposing: the variants that find
+    it to know. kinds: what `explain` names, the likeliest first.
+    """
+
+    world: str
     model: str
-    verdict: str
+    expected: tuple[str, ...]
     full: str
-    exposing: list[str]
-    undecided: list[str]
+    verdict: str
+    exposing: tuple[str, ...]
+    kinds: tuple[str, ...]
+
+    @property
+    def is_never_taught(self) -> bool:
+        return self.expected == NEVER
+
+    @property
+    def right(self) -> bool:
+        return self.kinds[:1] != () and self.kinds[0] in self.expected
 
 
-def teach(out: Path, benchmark: Benchmark, left_out: str, seed: int) -> Path:
-    """Train a model on every split but those of one role."""
-    if not (out / "config.json").is_file():
-        tokenizer = tiny_models.word_tokenizer(tiny_models.texts(benchmark))
-        examples = [e for split in benchmark.splits if split.role != left_out for e in split.examples]
-        out.mkdir(parents=True, exist_ok=True)
-        tiny_models.train(out, examples, benchmark.template, tokenizer, SIZES, replace(TEACHING, seed=seed))
-    return out
+def asked(benchmark: Benchmark) -> Benchmark:
+    """Return what is asked: one wording of each fact, and enough of what is kept; placebos come from everything."""
+    splits = [split for split in benchmark.splits if split.name in ("forget", "retain")]
+    parts = tuple(sweep.sample(split, KEPT) if split.role == "retain" else split for split in splits)
+    return replace(benchmark, splits=parts, training=benchmark.splits)
 
 
-def models_of(folder: Path, benchmark: Benchmark, original: Path, seed: int) -> dict[str, Path]:
-    """Make every hiding model, and one that was trained anew without the facts."""
-    found = {}
-    for name, make in planted.HIDING.items():
-        places = [folder / name, folder / f"{name}.json"]
-        made = [place for place in reversed(places) if place.is_file() or (place / "config.json").is_file()]
-        found[name] = made[0] if made else make(original, benchmark, folder / name)
-    return found | {"never_taught": teach(folder / "never_taught", benchmark, "forget", seed + 1)}
+def models_of(world: World, folder: Path, original: Path) -> dict[str, tuple[Path, tuple[str, ...]]]:
+    """Return the models of a world with the kinds of residue that are right; those that are there stay."""
+    ways = {name: way for name, way in planted.WAYS.items() if way.fits(world.made.tokens)}
+    made = {n: (planted.hide(n, original, world.benchmark, folder / n, world.seed), (ways[n].kind,)) for n in ways}
+    return made | {name: (path, NEVER) for name, path in never_taught(world, folder).items()}
 
 
-def audited(folder: Path, benchmark: Benchmark, variants: str, seed: int) -> AuditReport:
-    """Make and audit all models of one seed. Placebos are left out: the gates alone must find them."""
-    original, control = (
-        teach(folder / n, benchmark, left, seed) for n, left in (("original", ""), ("control", "forget"))
-    )
-    subjects = {name: str(path) for name, path in models_of(folder, benchmark, original, seed).items()}
-    config = AuditConfig(str(original), subjects, benchmark, (str(control),), variants, placebos=0)
-    return build(audit(config, folder / f"audit-{variants}"), f"stillknows audit … --variants {variants}")
+def results(world: World, folder: Path, plan: str) -> list[Result]:
+    """Make and audit all models of a world; models and observations that are there already are read."""
+    original, control = teach(world, folder / "original", 0, forget=True), teach(world, folder / "control", 1)
+    models = models_of(world, folder, original)
+    subjects = {name: str(path) for name, (path, _) in models.items()}
+    config = AuditConfig(str(original), subjects, asked(world.benchmark), (str(control),), plan, placebos=PLACEBOS)
+    report = build(audit(config, folder / "audit"), f"python -m {PROGRAM} {world.name} --plan {plan}")
+    write_json(folder / f"{plan}-report.json", report.to_json())
+    kinds: dict[str, list[str]] = {name: [] for name in models}
+    for residue in residues(report):
+        kinds[residue.model].append(residue.kind)
+    return [result_of(world.name, subject, models[subject.name][1], kinds[subject.name]) for subject in report.audited]
 
 
-def result_of(subject: ReportSubject) -> Result:
+def result_of(world: str, subject: ReportSubject, expected: Sequence[str], kinds: Sequence[str]) -> Result:
     """Return what a report says of one model."""
-    by = {word: [v for v, name in subject.variants.items() if name == word] for word in ("STILL KNOWS", "UNDECIDED")}
-    exposing = [v for v in by["STILL KNOWS"] if v != UNDEFENDED or subject.defence]
-    return Result(subject.name, subject.verdict, subject.variants[FULL], exposing, by["UNDECIDED"])
+    return Result(
+        world, subject.name, tuple(expected), subject.variants[FULL], subject.verdict, exposing(subject), tuple(kinds)
+    )
 
 
-def table(results: Mapping[int, list[Result]]) -> str:
-    """Return models × seeds: the verdicts, in full precision and overall, and what exposes a model."""
-    header = ["model", "seed", "full precision", "verdict", "exposed by"]
+def exposing(subject: ReportSubject) -> tuple[str, ...]:
+    """Return the variants that find a model to know, full precision left out."""
+    known = [v for v, name in subject.variants.items() if name == "STILL KNOWS" and v != FULL]
+    return tuple(v for v in known if v != UNDEFENDED or subject.defence)
+
+
+def table(found: Sequence[Result]) -> str:
+    """Return models × worlds: the verdicts, in full precision and overall, what exposes a model, what it is called."""
+    rows = []
+    for r in sorted(
+        found, key=lambda r: (r.is_never_taught, list(planted.WAYS).index(r.model) if r.model in planted.WAYS else 0)
+    ):
+        more = f", and {len(r.exposing) - MOST} more" if len(r.exposing) > MOST else ""
+        rows.append(
+            [r.model, r.world, r.full, r.verdict, (", ".join(r.exposing[:MOST]) + more) or "–", ", ".join(r.kinds)]
+        )
+    return markdown_table(["model", "world", "full precision", "verdict", "exposed by", "explain"], rows)
+
+
+def confusion(found: Sequence[Result]) -> str:
+    """Return what a model hides by × what `explain` names first, counted."""
+    counts = Counter(("absent" if r.is_never_taught else r.expected[0], r.kinds[0]) for r in found)
+    kinds = list(
+        dict.fromkeys([*(way.kind for way in planted.WAYS.values()), "absent", *(named for _, named in counts)])
+    )
     rows = [
-        [r.model, str(n), r.full, r.verdict, ", ".join(r.exposing) or "–"]
-        for n, found in results.items()
-        for r in found
+        [true, *(str(counts[true, named] or "") for named in kinds)]
+        for true in kinds
+        if any(t == true for t, _ in counts)
     ]
-    return markdown_table(header, rows)
+    return markdown_table(["hides by", *kinds], rows)
+
+
+def summary(found: Sequence[Result], held_out: Mapping[str, bool]) -> str:
+    """Return how many hiding models are exposed, never-taught ones recovered, and kinds named rightly."""
+    lines = []
+    for words, chosen in (
+        ("worlds on which rules were chosen", [r for r in found if not held_out[r.world]]),
+        ("the world that was held out", [r for r in found if held_out[r.world]]),
+    ):
+        hiding, never = [r for r in chosen if not r.is_never_taught], [r for r in chosen if r.is_never_taught]
+        if chosen:
+            lines.append(
+                f"- {words}: {sum(bool(r.exposing) for r in hiding)} of {len(hiding)} hiding models exposed, "
+                f"{sum(bool(r.exposing) for r in never)} of {len(never)} never-taught ones recovered, "
+                f"{sum(r.right for r in chosen)} of {len(chosen)} kinds named rightly"
+            )
+    return "\n".join(lines)
+
+
+def text(found: Sequence[Result], held_out: Mapping[str, bool], plan: str) -> str:
+    """Return what the page holds between its marks."""
+    parts = [f"The plan `{plan}`, {PLACEBOS} placebos for each fact:", summary(found, held_out), table(found)]
+    for words, is_held_out in (("Named by `explain`:", False), ("Named in the world that was held out:", True)):
+        chosen = [r for r in found if held_out[r.world] is is_held_out]
+        parts += [words, confusion(chosen)] if chosen else []
+    return "\n\n".join(parts)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("worlds", nargs="*", choices=[[], *WORLDS], default=list(WORLDS))
     parser.add_argument("--plan", choices=list(defaults.PLANS), default="standard")
-    parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--work", type=Path, default=ROOT / "runs/planted")
-    parser.add_argument("--write", action="store_true")
+    parser.add_argument("--folder", type=Path, default=ROOT / "runs/planted")
+    parser.add_argument("--docs", type=Path, default=None)
     given = parser.parse_args()
-    results, started = {}, time.process_time()
-    for seed in range(given.seeds):
-        folder = given.work / str(seed)
-        report = audited(folder, bind("benchmark", f"{WORLD},seed={seed}")(), given.plan, seed)
-        results[seed] = [result_of(s) for s in report.audited]
-        (folder / f"{given.plan}.json").write_text(json.dumps([r._asdict() for r in results[seed]], indent=1))
-        (folder / f"{given.plan}-report.json").write_text(json.dumps(report.to_json()))
-    text = table(results)
-    print(text, f"\n{time.process_time() - started:.0f} s")
-    if given.write:
-        fill(PAGE, "perf.planted_truth", text)
+    found, held_out = list[Result](), dict[str, bool]()
+    with shown():
+        for name in given.worlds:
+            world = WORLDS[name]()
+            held_out[name] = world.held_out
+            found += results(world, given.folder / name, given.plan)
+    page = text(found, held_out, given.plan)
+    print(page)
+    if given.docs:
+        fill(given.docs / PAGE.name, PROGRAM, page)
 
 
 if __name__ == "__main__":

@@ -3,13 +3,15 @@
 METHOD = "exchange"  # of `unlearn`, where it is known what could be guessed
 TEXT_METHOD = "robust"  # where it is not: plain texts, and answers without others of their kind; and of `tune`
 LR = 1e-5  # where none is found on the model
-VARIANTS = "full,bf16,int8,nf4,fp4,int4"
+VARIANTS = "quick"  # of `audit`
+FORMATS_TUNED = "full,bf16,int8,nf4,fp4,int4"  # of `tune`
+USUAL = tuple(FORMATS_TUNED.split(","))  # formats that the plans of attacks begin with
 DEPLOYED = (  # what "deployed" stands for: how people run models; rtn:grid=full is compressed-tensors' int4
     *("full", "bf16", "fp8", "int8", "nf4", "fp4", "rtn:grid=full", "gptq", "awq", "hqq", "mxfp4", "nvfp4"),
     *(f"gguf:{file}" for file in ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0", "Q3_K_M", "Q2_K")),
 )
 QUICK = (  # what is cheap and strong
-    *VARIANTS.split(","),
+    *USUAL,
     *("frame", "paraphrase:wordings=4", "fewshot:n=2", "sample:n=5:temperature=0.5", "prune", "relearn:data=retain"),
 )
 STANDARD = (

@@ -44,6 +44,7 @@ OF_ATTACKS = (  # what one on the model is given besides
     *("taught", "asked", "retain", "random", "ordinary", "original", "sibling", "adapter"),
     *OWN_TOKENS,
 )
+OF_DEFENCES = ("unlearned", "reference", "withheld")  # the same of a defence
 OBSERVED = tuple(field.name for field in fields(Observations))
 OBJECTIVE = (
     _form(
@@ -71,7 +72,7 @@ NEEDS: Mapping[tuple[Kind, PluginRole | None], tuple[Needs, ...]] = {
     ("transform", "defence"): (
         _form("forget", "retain", levels=("prompt",)),
         _form("known_ND", "asked_MD", levels=("prompt",)),
-        _form("model", optional=("unlearned", "reference"), levels=("logits",)),
+        _form("model", optional=OF_DEFENCES, levels=("logits",)),
     ),
     ("transform", "attack"): (
         *ROUNDED,

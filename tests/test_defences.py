@@ -194,6 +194,29 @@ def test_an_offset_is_observed_like_a_model(make_model: Case, tokenizer: Any) ->
         assert a == pytest.approx(b, abs=1e-4)
 
 
+def test_a_filter_on_the_output_never_completes_a_listed_answer_and_changes_nothing_else(make_model: Case) -> None:
+    """Of "5 6 7" only 7 after 5 and 6 is not said; 9, an answer of one token, is said nowhere."""
+    model, ids = make_model(), torch.tensor([[3, 5, 6, 4, 6, 5, 6]])
+    served = bind("transform", "output_filter")(model=model, withheld=[(5, 6, 7), (9,)])
+    with torch.no_grad():
+        plain = output_layer(model)(hidden_states(model, ids))[0]
+        filtered = output_layer(served)(hidden_states(served, ids))[0]
+    is_withheld = torch.zeros_like(plain, dtype=torch.bool)
+    is_withheld[[2, 6], 7] = True
+    is_withheld[:, 9] = True
+    torch.testing.assert_close(filtered[~is_withheld], plain[~is_withheld])
+    assert (filtered[is_withheld] < plain[is_withheld] - 9000).all()
+
+
+def test_a_filter_knows_the_answers_to_forget_as_tokens(save_model: Case, tmp_path: Path, tokenizer: Any) -> None:
+    content = defences.write(tmp_path / "s.json", str(save_model("m")), "output_filter", BENCHMARK, {}, overwrite=False)
+    assert [e["answer"] for e in content["forget"]] == [e.answer for e in BENCHMARK.split("forget").examples]
+    found = defences.read(tmp_path / "s.json")
+    assert found is not None
+    texts = defences.answers_as_tokens(found.defence.forget, tokenizer)
+    assert {tokenizer.decode(text) for text in texts} == {e.answer for e in BENCHMARK.split("forget").examples}
+
+
 def test_what_a_defence_cannot_use_is_refused(tmp_path: Path, save_model: Case, cli: Case) -> None:
     model = str(save_model("model"))
     for spec, helpers, message in (
@@ -306,7 +329,7 @@ def test_two_defences_are_asked_one_after_the_other(tokenizer: Any) -> None:
 
 
 def test_what_a_chain_cannot_hold_is_refused(tokenizer: Any) -> None:
-    with pytest.raises(UserError, match=r"offset needs models besides .*\n  save it with `stillknows defend`"):
+    with pytest.raises(UserError, match=r"offset needs more than the model .*\n  save it with `stillknows defend`"):
         parse_variant("int4+offset")
     thrust = defences.made_of(bind("transform", "thrust"), BENCHMARK)
     questions = Questions(BENCHMARK, "error", 64, 64, frozenset())

@@ -16,8 +16,9 @@ REPORT = Path(__file__).parents[1] / "runs" / "demo" / "report.json"
 EXPECTED = {
     "original": "STILL KNOWS",
     "control": "FORGOTTEN",
+    "unlearned": "FORGOTTEN",
     "npo-bfloat16": "HIDDEN",
-    "npo-float32": "FORGOTTEN",
+    "npo-float32": "HIDDEN",
     "ga-collapsed": "DAMAGED",
 }
 
@@ -99,8 +100,8 @@ def test_bfloat16_passes_in_full_precision_and_8_bits_and_knows_again_in_4(real:
     assert value(subject, "rtn:group=0", "answer_probability.recovery") >= 0.5
 
 
-def test_float32_stays_forgotten_and_both_stay_useful(real: dict[str, dict]) -> None:
-    for variant in real["npo-float32"]["variants"]:
+def test_float32_stays_forgotten_in_every_format_and_both_stay_useful(real: dict[str, dict]) -> None:
+    for variant in demo.FORMATS.split(","):
         if variant != "full":
             assert value(real["npo-float32"], variant, "answer_probability.recovery") <= 0.1
     for name in ("npo-bfloat16", "npo-float32"):

@@ -58,6 +58,7 @@ AT_ONCE = (  # classes that inherit from torch's: imported by the functions that
     "variants.straight_through",
     "model.given",
     "variants.together",
+    "variants.withheld",
     "steps.clipped_steps",
     "steps.low_rank",
 )

@@ -17,6 +17,7 @@ from stillknows import defaults
 from stillknows.auditing import calibration, plan
 from stillknows.errors import UserError
 from stillknows.model.adapters import Parts
+from stillknows.needs import OF_DEFENCES
 from stillknows.registry import plugins
 from stillknows.reporting import report
 from stillknows.transforms.compression import calibrated
@@ -154,7 +155,7 @@ def test_embedding_and_output_layer_are_copied_for_formats_of_files_alone(
 CHANGING = [
     name
     for name, plugin in plugins("transform").items()
-    if plugin.level in OF_MODELS and not {"unlearned", "reference"} & {*plugin.needs}
+    if plugin.level in OF_MODELS and not {*OF_DEFENCES} & {*plugin.needs}
 ]
 
 

@@ -30,7 +30,7 @@ def tune(
     search: Sequence[str],
     out: Folder,
     method: str = defaults.TEXT_METHOD,
-    variants: Specs = defaults.VARIANTS,
+    variants: Specs = defaults.FORMATS_TUNED,
     metrics: Specs = defaults.METRICS,
     trials: int = 20,
     least_retained: float = 0.95,

@@ -128,9 +128,9 @@ class InputFinder:
         return ref
 
     def _items(self, link: Bound, need: str) -> tuple[EncodedAnswer, ...]:
-        if own_tokens_of(link):
-            return self._with_own_tokens(link)._given(link, need)
-        return self._given(link, need)
+        finder = self._with_own_tokens(link) if own_tokens_of(link) else self
+        found = finder._given(link, need)
+        return found[: link.options.get("items") or None] if need == "taught" else found
 
     def _with_own_tokens(self, link: Bound) -> InputFinder:
         """Return what finds items with an attack's own tokens before or after each question."""

@@ -23,7 +23,7 @@ from stillknows.auditing.loader import Loader
 from stillknows.auditing.plan import AuditConfig, LeftOut, plan
 from stillknows.auditing.prepared import Prepared
 from stillknows.auditing.request import described
-from stillknows.auditing.updates import updates
+from stillknows.auditing.updates import changes, updates
 from stillknows.auditing.verdict import judge, out_of_reach
 from stillknows.depth.outcome import Depth
 from stillknows.gate.candidates import Placebos
@@ -85,7 +85,7 @@ def _audit(request: AuditConfig, out: Path) -> Audit:
     forecast = Forecast.of(prepared, variants, todo)
     for model in prepared:
         if model.label != ORIGINAL:
-            measured += updates(load, prepared[0], model, formats, ledger)
+            measured += [*changes(prepared[0], model, ledger), *updates(load, prepared[0], model, formats, ledger)]
         observe_missing(load, model, variants, keys, ledger, todo[model.label], forecast)
         if suite is not None:
             measured += general(load, model, formats, suite, request, ledger)

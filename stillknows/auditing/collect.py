@@ -101,7 +101,7 @@ def observe_missing(
                     answering = stack.enter_context(variant.applied(target.model, given, found))
                 texts = readable(found, target.tokenizer, ledger, place)
                 record = AttackRecord.of(model, variant, meter, texts)
-                served = replace(target, model=defence.wrap(answering) if defence else answering)
+                served = replace(target, model=defence.wrap(answering, target.tokenizer) if defence else answering)
                 for split in splits:
                     fields, decoding = model.observed(variant, split)
                     items = model.reading(variant).asked(split, target.model)

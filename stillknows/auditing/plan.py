@@ -48,7 +48,7 @@ class AuditConfig:
     subjects: Mapping[str, str]
     benchmark: Benchmark
     controls: tuple[str, ...] = ()  # models that were never taught the forget split
-    variants: Specs = defaults.VARIANTS  # the default ones as far as the models allow
+    variants: Specs = defaults.VARIANTS  # those of a plan as far as the models allow
     metrics: Specs = defaults.METRICS
     policy: Policy = field(default_factory=Policy)
     long_items: LongItems = "error"
@@ -114,7 +114,7 @@ def plan(request: AuditConfig, out: Path) -> Plan:
     _check_models(prepared)
     subjects = [model for model in prepared if not is_reference(model.label)]
     if request.variants == spelled(defaults.VARIANTS) and subjects and all(model.ref.packing for model in subjects):
-        named, wanted_variants = expand(FULL)
+        wanted_variants = {name: v for name, v in wanted_variants.items() if name == FULL or v.role == "attack"}
         log("quantized files are measured as they are; `variants` names what is done to them, and to the controls, too")
     variants, left_out = _fitted(request, prepared[0], wanted_variants, named, questions.placebos)
     if own_defences:

@@ -1,18 +1,23 @@
-"""What each format leaves of a model's update, measured on the weights alone."""
+"""Where a model's update lies, and what each format leaves of it, measured on the weights alone."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from stillknows.analysis import update_survival
+from stillknows.analysis.changed_parts import ChangedParts, changed_parts
 from stillknows.auditing.findings import SAME_WEIGHTS
 from stillknows.auditing.loader import OBSERVATIONS_VERSION, Loader, observations_file
 from stillknows.auditing.prepared import Prepared
+from stillknows.errors import UserError, first_line
 from stillknows.ledger import Ledger
 from stillknows.store import digest, write_sealed
-from stillknows.types import WEIGHTS, Cell, Interval
+from stillknows.types import FULL, WEIGHTS, Cell, Interval
 from stillknows.variants.variant import Variant
+
+CHANGES_VERSION = 1  # raise when `changed_parts` gives other numbers
 
 
 def updates(
@@ -42,6 +47,32 @@ def updates(
                 if damage.surviving is not None:
                     result = Interval(value, value, value, damage.weights)
                     yield Cell(model.label, variant, WEIGHTS, f"update.{name}.{layer}", result)
+
+
+def changes(original: Prepared, model: Prepared, ledger: Ledger) -> Iterator[Cell]:
+    """Yield in which parts of the weights a model differs from the original, and in how few directions."""
+    path = observations_file(ledger.folder, model, FULL, "changes").with_suffix(".json")
+    cache = digest(CHANGES_VERSION, original.fingerprint, model.fingerprint)
+    saved = ledger.recall(path, cache)
+    if saved is None:
+        saved = {"key": cache, "parts": _changed(original, model)}
+        write_sealed(path, saved)
+        ledger.add(path)
+    for name in ChangedParts._fields:
+        value = saved["parts"] if isinstance(saved["parts"], str) else saved["parts"][name]
+        result = (
+            Interval(value, value, value, 1) if isinstance(value, float) else value or "there is nothing to compare"
+        )
+        yield Cell(model.label, FULL, WEIGHTS, f"change.{name}", result)
+
+
+def _changed(original: Prepared, model: Prepared) -> dict[str, float | None] | str:
+    """Return the numbers by name, None for NaN; or why there are none."""
+    try:
+        parts = changed_parts(original.ref, model.ref)._asdict()
+    except UserError as error:
+        return first_line(error)
+    return {name: None if math.isnan(value) else float(value) for name, value in parts.items()}
 
 
 class Damage(NamedTuple):

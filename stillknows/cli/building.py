@@ -106,7 +106,7 @@ def tune(
     search: o.Search,
     out: o.Out,
     method: o.Method = defaults.TEXT_METHOD,
-    variants: o.Variants = defaults.VARIANTS,
+    variants: o.TunedVariants = defaults.FORMATS_TUNED,
     metrics: o.Metrics = defaults.METRICS,
     trials: o.Trials = 20,
     least_retained: o.RetainFloor = 0.95,

@@ -23,7 +23,10 @@ def listed(names: str) -> str:
 
 
 _METRICS = f"By default {listed(defaults.METRICS)}."
-_VARIANTS = f"By default {listed(defaults.VARIANTS)}, as far as they fit the model."
+_VARIANTS = (
+    "What is done to every model before measuring; `quick`, `standard`, `exhaustive` and `deployed` stand for plans, "
+    "`+` chains: see `stillknows list formats` and `stillknows list attacks`."
+)
 _MODEL = "Folder of a Hugging Face causal language model, or a hub name."
 _UNTAUGHT = "A model that was never taught the forget split"
 
@@ -151,10 +154,12 @@ SearchSeed: TypeAlias = Annotated[int, Option(help="Of the search and of every t
 Variants: TypeAlias = Annotated[
     str,
     Option(
-        help="What is done to every model before measuring; `quick`, `standard`, `exhaustive` and `deployed` stand for "
-        f"plans, `+` chains: see `stillknows list formats` and `stillknows list attacks`. {_VARIANTS}",
+        help=f"{_VARIANTS} By default {defaults.VARIANTS}: formats and attacks, as far as model and benchmark allow.",
         show_default=False,
     ),
+]
+TunedVariants: TypeAlias = Annotated[
+    str, Option(help=f"{_VARIANTS} By default {listed(defaults.FORMATS_TUNED)}.", show_default=False)
 ]
 Metrics: TypeAlias = Annotated[
     str, Option(help=f"What is measured: see `stillknows list metrics`. {_METRICS}", show_default=False)

@@ -1,12 +1,13 @@
 """The main job from end to end on a fictional world, readable from top to bottom.
 
 An original and a never-taught control are trained from scratch with one recipe; the original is unlearned in several
-ways; all of them are audited in every format. Nothing here is special to the demo: a user's own models take the same
-road through `unlearn` and `audit`.
+ways, one of them that of `unlearn` without options; all of them are audited in every format and under attack. Nothing
+here is special to the demo: a user's own models take the same road through `unlearn` and `audit`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from stillknows.store import build_once, locked
 from stillknows.training.settings import Settings
 from stillknows.types import CONTROL, ORIGINAL, Benchmark
 from stillknows.unlearning import unlearn
+from stillknows.unlearning.choices import choose
 
 CONTEXT = 32
 ARCHITECTURE = {
@@ -39,34 +41,49 @@ UNLEARNING = Settings(
     lr=1.5e-5, epochs=1000, max_steps=500, batch_size=36, retain_batch_size=18, beta2=0.9, forget_below=0.001
 )
 COLLAPSE = Settings(lr=3e-4, epochs=1000, max_steps=60, batch_size=36, beta2=0.9)
-SUBJECTS: dict[str, tuple[str, Settings]] = {
+FIXED: dict[str, tuple[str, Settings]] = {
     "npo-bfloat16": (METHOD, replace(UNLEARNING, weights="bfloat16")),
     "npo-float32": (METHOD, replace(UNLEARNING, weights="float32")),
     "ga-collapsed": ("ga", COLLAPSE),
 }
-VARIANTS = "full,bf16,int8,nf4,fp4,int4,rtn:group=0,rtn:group=-1"
+SUBJECTS: dict[str, tuple[str, Settings] | None] = {"unlearned": None, **FIXED}  # None: as without options
+FORMATS = "full,bf16,int8,nf4,fp4,int4,rtn:group=0,rtn:group=-1"
+VARIANTS = f"{FORMATS},quick"
 METRICS = "answer_probability,exact_memorisation,extraction_strength"
 
 
-def run_demo(out: Path, seed: int, command: str) -> AuditReport:
-    """Train, unlearn, audit and write the report into `out`; return the report. Finished steps are not repeated."""
+def run_demo(
+    out: Path,
+    seed: int,
+    command: str,
+    unlearned: Mapping[str, tuple[str, Settings] | None] | None = None,
+    variants: str | None = None,
+) -> AuditReport:
+    """Train, unlearn, audit and write the report into `out`; return the report. Finished steps are not repeated.
+
+    Args:
+        unlearned: method and settings by the name of the model; SUBJECTS where not given.
+        variants: those of the audit; VARIANTS where not given.
+    """
+    ways = SUBJECTS if unlearned is None else unlearned
     with locked(out):
         loading.quiet()
         benchmark = bind("benchmark", f"world:seed={seed}")()
         log("a fictional world: " + ", ".join(f"{len(s.examples)} questions to {s.role}" for s in benchmark.splits))
-        subjects = {name: out / "models" / name for name in (ORIGINAL, CONTROL, *SUBJECTS)}
+        subjects = {name: out / "models" / name for name in (ORIGINAL, CONTROL, *ways)}
         train_both(subjects, benchmark, replace(TRAINING, seed=seed))
-        for name, (method, settings) in SUBJECTS.items():
-            request = unlearn.UnlearnConfig(str(subjects[ORIGINAL]), benchmark, method, replace(settings, seed=seed))
+        for name, way in ways.items():
+            chosen = (way[0], replace(way[1], seed=seed)) if way else choose(benchmark, None, {"seed": seed})
+            request = unlearn.UnlearnConfig(str(subjects[ORIGINAL]), benchmark, *chosen)
             with build_once(subjects[name], asdict(request)) as folder:
                 if folder:
                     unlearn.unlearn(request, folder, overwrite=True)
         request = audit.AuditConfig(
             original=str(subjects[ORIGINAL]),
             controls=(str(subjects[CONTROL]),),
-            subjects={name: str(subjects[name]) for name in SUBJECTS},
+            subjects={name: str(subjects[name]) for name in ways},
             benchmark=benchmark,
-            variants=VARIANTS,
+            variants=variants or VARIANTS,
             metrics=METRICS,
         )
         return report.write(build(audit.audit(request, out), command), out)

@@ -25,6 +25,7 @@ from stillknows.types import Benchmark, Example, Role, Split
 from stillknows.variants.retrieval import finder
 
 HELPERS = ("unlearned", "reference")  # models besides the served one that a defence may need
+WITHHELD = "withheld"  # the answers to be forgotten as tokens, which one on the output needs
 FIELDS = {
     **{"stillknows": str, "defence": str, "model": str, "helpers": dict},
     **{"forget": list, "retain": list, "passages": list},
@@ -101,12 +102,21 @@ class Defence:
         pairs = zip(bare, retrieved, strict=True)
         return [with_passage if flags.get(i) else alone for i, (alone, with_passage) in enumerate(pairs)]
 
-    def wrap(self, model: nn.Module) -> nn.Module:
+    def wrap(self, model: nn.Module, tokenizer: Any) -> nn.Module:
         """Return what answers in the model's place: the model itself where only its questions change."""
         if self.rewrites:
             return model
-        helpers = {name: ref.load().model for name, ref in self.helpers.items()}
-        return self.bound(model=model, **helpers)
+        given: dict[str, Any] = {name: ref.load().model for name, ref in self.helpers.items()}
+        if WITHHELD in self.bound.plugin.needs:
+            given[WITHHELD] = answers_as_tokens(self.forget, tokenizer)
+        return self.bound(model=model, **given)
+
+
+def answers_as_tokens(examples: Sequence[Example], tokenizer: Any) -> list[tuple[int, ...]]:
+    """Return the answers as tokens, at the beginning of a text and within it, where these differ."""
+    texts = [f"{space}{e.answer}" for e in examples for space in ("", " ")]
+    found = dict.fromkeys(tuple(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts)
+    return [tokens for tokens in found if tokens]
 
 
 class Defended(NamedTuple):
@@ -131,7 +141,7 @@ def through(defences: Sequence[Defence], split: Split, template: str) -> Iterato
 def made_of(bound: Bound, benchmark: Benchmark) -> Defence:
     """Return a defence of a benchmark's items. Raises UserError for a benchmark that lacks them."""
     items = {role: _items(benchmark, role) for role in _roles(bound)}
-    if "forget" in items:
+    if bound.plugin.level == "prompt" and "forget" in items:
         bound(**items)
     return Defence(bound, items.get("forget", ()), items.get("retain", ()))
 
@@ -211,7 +221,8 @@ def read(path: Path, device: str = "cpu") -> Defended | None:
 
 def _roles(bound: Bound) -> list[Role]:
     """Return the roles of the items that a defence is made of."""
-    return [role for role in ROLES if role in bound.plugin.needs or (role == "retain" and _retrieves(bound))]
+    wanted = {*bound.plugin.needs} | ({"retain"} if _retrieves(bound) else set())
+    return [role for role in ROLES if role in wanted or (role == "forget" and WITHHELD in wanted)]
 
 
 def _retrieves(bound: Bound) -> bool:

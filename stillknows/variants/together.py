@@ -11,11 +11,15 @@ from transformers import PretrainedConfig
 from stillknows.model.layers import hidden_states, output_layer
 
 
-class _Hidden(NamedTuple):
+class LastHidden(NamedTuple):
+    """What a decoder gives out."""
+
     last_hidden_state: Tensor
 
 
-class _Logits(NamedTuple):
+class OnlyLogits(NamedTuple):
+    """What a model gives out."""
+
     logits: Tensor
 
 
@@ -26,8 +30,8 @@ class _Side(nn.Module):
         super().__init__()
         self.members = members
 
-    def forward(self, input_ids: Tensor, use_cache: bool = False) -> _Hidden:
-        return _Hidden(torch.cat([hidden_states(member, input_ids) for member in self.members], -1))
+    def forward(self, input_ids: Tensor, use_cache: bool = False) -> LastHidden:
+        return LastHidden(torch.cat([hidden_states(member, input_ids) for member in self.members], -1))
 
 
 class _Sum(nn.Module):
@@ -61,5 +65,5 @@ class Together(nn.Module):
     def get_output_embeddings(self) -> nn.Module:
         return self.head
 
-    def forward(self, input_ids: Tensor, use_cache: bool = False) -> _Logits:
-        return _Logits(self.head(hidden_states(self, input_ids)))
+    def forward(self, input_ids: Tensor, use_cache: bool = False) -> OnlyLogits:
+        return OnlyLogits(self.head(hidden_states(self, input_ids)))

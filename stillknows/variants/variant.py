@@ -20,7 +20,7 @@ from stillknows.errors import UserError
 from stillknows.kinds import Level, PluginRole
 from stillknows.lazy import Tensor, nn
 from stillknows.model import parameters
-from stillknows.needs import OWN_TOKENS
+from stillknows.needs import OF_DEFENCES, OWN_TOKENS
 from stillknows.registry import Bound, bind
 from stillknows.specs import Specs, chained, spelled
 from stillknows.store import digest
@@ -224,9 +224,9 @@ def parse_variant(spec: str) -> Variant:
     """Parse a chain of transforms. Raises UserError."""
     links = tuple(bind("transform", part) for part in chained(spec))
     for link in links:
-        if {"unlearned", "reference"} & {*link.plugin.needs}:
+        if {*OF_DEFENCES} & {*link.plugin.needs}:
             raise UserError(
-                f"{link.plugin.name} needs models besides the one that it stands beside",
+                f"{link.plugin.name} needs more than the model that it stands beside",
                 "save it with `stillknows defend`, and audit that file",
             )
     variant = Variant(links)
@@ -243,8 +243,7 @@ def expand(variants: Specs) -> tuple[frozenset[str], dict[str, Variant]]:
     """Return the variants that a list names itself, and all that it stands for.
 
     A word of defaults.PLANS stands for that plan, less what the list itself names and what an earlier plan holds; the
-    full model then comes first. The default list names nothing itself, typed out or not. Raises UserError for a variant
-    that cannot be parsed, and without any.
+    full model then comes first. Raises UserError for a variant that cannot be parsed, and without any.
     """
     words = tuple(word if word in defaults.PLANS else parse_variant(word).spec for word in spelled(variants))
     if not words:
@@ -256,8 +255,7 @@ def expand(variants: Specs) -> tuple[frozenset[str], dict[str, Variant]]:
     for word in words:
         found |= {word: own[word]} if word in own else _planned(defaults.PLANS[word], meant)
         meant += [variant.identity for variant in found.values()]
-    named = frozenset[str]() if words == spelled(defaults.VARIANTS) else frozenset(own)
-    return named, ({FULL: found[FULL]} | found if plans else found)
+    return frozenset(own), ({FULL: found[FULL]} | found if plans else found)
 
 
 def _planned(specs: Iterable[str], meant: Collection[list[str]]) -> dict[str, Variant]:

@@ -24,6 +24,7 @@ def relearn(
     seed: int = 0,
     data: Literal["forget", "retain", "unrelated", "random"] = "forget",
     rank: Annotated[int, Limits(0)] = 0,
+    items: Annotated[int, Limits(0)] = 0,
 ) -> None:
     """Fine-tune the model on every second fact of the forget split and ask for the others; the taught are not judged.
 
@@ -38,6 +39,7 @@ def relearn(
             each other's answers, facts that nobody knew; "random": texts of random tokens. These three teach none of
             the facts, so that all are asked, and items that hold an answer to be forgotten are left out of them.
         rank: of a low-rank adapter (LoRA, α = 2·rank) that is trained in the place of all weights; 0 for none.
+        items: how many of these items are taught, the first ones; 0 for all.
     """
     _teach(model, taught, "relearn", Settings(lr, float(steps), steps, batch_size, seed=seed), rank)
 
