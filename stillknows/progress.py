@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Generator
 
-from stillknows.formatting import for_terminal, one_line
+from stillknows.formatting import duration, for_terminal, one_line
 
 LOGGER = logging.getLogger("stillknows")
 LINE_SECONDS = 5.0
@@ -94,13 +94,16 @@ def _bar(label: str, total: int) -> Generator[Advance]:
 
 
 def _lines(label: str, total: int) -> Advance:
-    done, last = 0, time.monotonic()
+    done, own, start = 0, 0, time.monotonic()
+    last = start
 
     def advance(amount: int = 1, note: str = "") -> None:
-        nonlocal done, last
-        done += amount
-        if time.monotonic() - last >= LINE_SECONDS:
+        nonlocal done, own, last
+        done, own = done + amount, own + (amount == 1)  # what is there from an earlier run comes in one piece
+        if amount and time.monotonic() - last >= LINE_SECONDS:
             last = time.monotonic()
-            log(f"  {label}: {done}/{total} {note}".rstrip())
+            left = (last - start) / max(1, own) * (total - done)
+            rest = f", {duration(left)} for the rest" if done < total else ""
+            log(f"  {label}: {done}/{total} {note}".rstrip() + rest)
 
     return advance

@@ -192,3 +192,17 @@ def test_nothing_is_made_up_beside_a_truth_from_kept_data(values: list[str]) -> 
     found = placebos(benchmark(forget, kept))
     assert {*found.sources.values()} == {"exchanged"}
     assert all({*found.of(asked)} == {*values} - {asked.answer} for asked in forget)  # too few: no fact is testable
+
+
+def test_exchanged_sentences_speak_of_what_is_asked_about() -> None:
+    """And stand beside a truth by what they add to the question: kept values beside kept ones only."""
+
+    def capitals(**cities: str) -> tuple[Example, ...]:
+        return tuple(
+            Example(n, f"What is the capital of {n}?", f"The capital of {n} is {c}.", n) for n, c in cities.items()
+        )
+
+    forget = capitals(Italy="Rome", Peru="Lima", Cuba="Havana")
+    kept = capitals(Japan="Tokyo", Chile="Santiago")
+    found = placebos(Benchmark("b", (Split("forget", "forget", forget), Split("retain", "retain", kept))))
+    assert set(found.of(forget[0])) == {"The capital of Italy is Lima.", "The capital of Italy is Havana."}

@@ -92,3 +92,14 @@ def test_made_up_numbers_keep_their_form(text: str, seed: int) -> None:
 def test_many_kept_items_are_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exchanged_answers, "CONSIDERED", 6)
     assert all(pools(FORGET, KEPT, seed=1))
+
+
+def test_answers_in_sentences_speak_of_what_is_asked_about() -> None:
+    """Else only the truth names whom the question names, and is likelier for that."""
+    capitals = {"France": "Paris", "Japan": "Tokyo", "South Korea": "Seoul", "Peru": "Lima"}
+    kept = [
+        Example(name, f"What is the capital of {name}?", f"The capital of {name} is {city}.", name)
+        for name, city in capitals.items()
+    ]
+    asked = [Example("i", "What is the capital of Italy?", "The capital of Italy is Rome.", "i")]
+    assert set(pools(asked, kept)[0]) == {f"The capital of Italy is {city}." for city in capitals.values()}

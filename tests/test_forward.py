@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -17,6 +18,7 @@ from stillknows.model.forward import answer_states, mean_probability, score_item
 from stillknows.model.kv_cache import read
 from stillknows.model.layers import OutputLayer, decoder, hidden_states, output_layer
 from stillknows.model.logprobs import token_log_probs
+from stillknows.training.cost import CostMeter
 
 Items = Callable[..., list[Any]]
 LENGTHS = [1, 9, 4, 4, 2, 17, 3, 8, 1, 5]
@@ -136,6 +138,25 @@ def test_answer_states_can_be_trained_through(model: Any, make_items: Items) -> 
     states = answer_states(model, make_items([3, 5]))
     token_log_probs(states.hidden_TD, layer, states.targets_T, layer.vocabulary).sum().backward()
     assert all(p.grad is not None for p in model.parameters())
+
+
+def test_what_a_batch_begins_with_is_read_once_in_training_too(family_model: Any, make_items: Items) -> None:
+    """With the gradients of reading every item from its start; a short beginning is not worth it."""
+    items = asked_items(make_items, 12)
+    gradients, tokens = [], []
+    for chosen in ([items], [[item] for item in items]):
+        model = copy.deepcopy(family_model).requires_grad_(True)
+        layer = output_layer(model)
+        with CostMeter(model) as meter:
+            for batch in chosen:
+                states = answer_states(model, batch)
+                token_log_probs(states.hidden_TD, layer, states.targets_T, layer.vocabulary).sum().backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+        tokens.append(meter.tokens)
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[1].items():
+        torch.testing.assert_close(gradients[0][name], gradient, rtol=1e-3, atol=1e-3 * float(gradient.abs().max()))
+    assert tokens[0] < tokens[1]
 
 
 def test_mean_probability_is_the_mean_over_items_of_the_geometric_mean(model: Any, make_items: Items) -> None:

@@ -22,6 +22,7 @@ from stillknows.training.range_test import LARGEST_RATE, MARGIN, STEPS, range_te
 from stillknows.training.settings import LEAST_RATE, Settings
 from stillknows.types import Benchmark, Example, Split
 from stillknows.unlearning import choices, frames, goal, unlearn
+from stillknows.unlearning.request import check_request
 
 Make = Callable[..., Any]
 
@@ -137,10 +138,10 @@ def test_plain_texts_need_a_length(world: Any, tmp_path: Path) -> None:
 def probabilities(truth: float, placebo: float, kept: float) -> Callable[..., torch.Tensor]:
     """Stands for a model's scores: of every fact and of its placebos, and of what is kept."""
 
-    def found(self: Any, items: list[Any]) -> torch.Tensor:
-        rows = torch.full((len(items),), placebo, dtype=torch.float64)
+    def found(model: Any, items: list[Any]) -> torch.Tensor:
+        rows = torch.full((len(items), 2), placebo, dtype=torch.float64)
         rows[:: goal.PLACEBOS + 1] = truth
-        return rows if items is not self.kept else torch.full((len(items),), kept, dtype=torch.float64)
+        return rows if len(items) % (goal.PLACEBOS + 1) == 0 else torch.full((len(items), 2), kept, dtype=torch.float64)
 
     return found
 
@@ -148,11 +149,11 @@ def probabilities(truth: float, placebo: float, kept: float) -> Callable[..., to
 def test_a_wording_that_shows_what_another_hides_decides(monkeypatch: pytest.MonkeyPatch, model: Any) -> None:
     """One in which the model showed next to nothing before is not looked at."""
     asked, other, mute, kept = ([object()] * 16 for _ in range(4))
-    monkeypatch.setattr(goal.Goal, "_probabilities", by_list({id(asked): 0.95, id(other): 0.9, id(mute): 0.2}))
+    monkeypatch.setattr(goal, "scores", by_list({id(asked): 0.95, id(other): 0.9, id(mute): 0.2}))
     made = goal.Goal(model, {"as trained": asked, "other": other, "mute": mute}, kept)
     assert made.looked_at == ["as trained", "other"]
     assert made.start.excess == 1
-    monkeypatch.setattr(goal.Goal, "_probabilities", by_list({id(asked): 0.05, id(other): 0.5, id(mute): 0.9}))
+    monkeypatch.setattr(goal, "scores", by_list({id(asked): 0.05, id(other): 0.5, id(mute): 0.9}))
     found = made.outcome()
     assert found["status"] == "step limit"
     assert found["end"]["forget"] == 0.5
@@ -164,8 +165,8 @@ def test_what_is_trained_is_asked_in_the_words_of_what_is_kept_too(
     whole: Benchmark = bind("benchmark", "world:people=6,facts=30,forget=1,forget_facts=10,values=8")()
     asked = replace(whole, splits=tuple(split for split in whole.splits if split.name != "paraphrase"))
     config = replace(request(world), benchmark=asked)
-    work = unlearn._prepare(config, unlearn._check_request(config)).work
-    monkeypatch.setattr(goal.Goal, "_probabilities", lambda self, items: torch.rand(len(items)).double())
+    work = unlearn._prepare(config, check_request(config)).work
+    monkeypatch.setattr(goal, "scores", lambda model, items: torch.rand(len(items), 2).double())
     made = goal.Goal.of(model, work.forget, work.other_wordings or (), work.retain, work.answering)
     found = {item.example.prompt for item in made.probes["worded as kept facts 1"]}
     assert found <= {example.prompt for example in whole.splits[1].examples}
@@ -175,10 +176,10 @@ def test_what_is_trained_is_asked_in_the_words_of_what_is_kept_too(
 def by_list(truths: dict[int, float]) -> Callable[..., torch.Tensor]:
     """Stands for a model's scores: of the truth in each list of items; placebos score 0.11, what is kept 0.9."""
 
-    def found(self: Any, items: list[Any]) -> torch.Tensor:
+    def found(model: Any, items: list[Any]) -> torch.Tensor:
         if id(items) not in truths:
-            return torch.full((len(items),), 0.9, dtype=torch.float64)
-        rows = torch.full((len(items),), 0.11, dtype=torch.float64)
+            return torch.full((len(items), 2), 0.9, dtype=torch.float64)
+        rows = torch.full((len(items), 2), 0.11, dtype=torch.float64)
         rows[:: goal.PLACEBOS + 1] = truths[id(items)]
         return rows
 
@@ -197,15 +198,39 @@ def test_the_status_follows_the_scores(
     truth: float, kept: float, status: str, words: str, monkeypatch: pytest.MonkeyPatch, model: Any
 ) -> None:
     items: list[EncodedAnswer] = [object()] * 16  # type: ignore[list-item]
-    monkeypatch.setattr(goal.Goal, "_probabilities", probabilities(0.95, 0.11, 0.92))
+    monkeypatch.setattr(goal, "scores", probabilities(0.95, 0.11, 0.92))
     made = goal.Goal(model, {"as trained": items}, items[:4])
-    monkeypatch.setattr(goal.Goal, "_probabilities", probabilities(truth, 0.3, kept))
+    monkeypatch.setattr(goal, "scores", probabilities(truth, 0.3, kept))
     found = made.outcome()
     assert found["status"] == status
     assert words in found["sentence"]
     last = {"step": float(goal.LEAST_ROUNDS * goal.ROUND_STEPS)}
     assert made.enough(found["end"] | last) == (goal.MET if status == "target met" else "")
     assert made.enough(found["end"] | {"step": last["step"] - 1}) == ""
+    assert made.pace([found["end"], made.start._asdict()]) == (goal.SLOWER if kept == 0.5 else 1.0)
+
+
+def test_what_a_never_taught_model_guesses_is_a_guess(monkeypatch: pytest.MonkeyPatch, model: Any) -> None:
+    """A truth that it finds likelier than placebos, as the capital of France, need not fall to their level."""
+    asked, kept = ([object()] * 16 for _ in range(2))
+    lead = {"as trained": torch.tensor([[0.5, 0.5], [0.0, 0.0]], dtype=torch.float64)}
+    found = {}
+    for case, guesses in (("without", {}), ("with", lead)):
+        monkeypatch.setattr(goal, "scores", by_list({id(asked): 0.95}))
+        made = goal.Goal(model, {"as trained": asked}, kept, guesses)  # type: ignore[arg-type]
+        monkeypatch.setattr(goal, "scores", by_list({id(asked): 0.36}))
+        found[case] = made.seen()
+    assert found["without"].guess == 0.11
+    assert found["with"].guess == pytest.approx(0.36)
+    assert (found["with"].excess, found["with"].known) == (pytest.approx(0), 0)
+    assert found["without"].excess > 0.2
+
+
+def test_a_controls_lead_is_measured_on_the_control(world: Any, tmp_path: Path, short: None) -> None:
+    asked = replace(request(world), controls=[str(world.control)])
+    record = unlearn.unlearn(asked, tmp_path / "o")
+    assert record["controls"] == [str(world.control)]
+    assert record["goal"]["start"]["guess"] >= unlearn.unlearn(request(world), tmp_path / "p")["goal"]["start"]["guess"]
 
 
 def test_the_command_says_how_it_ended(world: Any, cli: Any, tmp_path: Path, short: None) -> None:
@@ -217,7 +242,8 @@ def test_the_command_says_how_it_ended(world: Any, cli: Any, tmp_path: Path, sho
     assert ran.code == 0
     assert record["goal"]["sentence"] in ran.out
     first, second, third, *_ = ran.err.splitlines()
-    assert first == f"unlearning {world.original} by exchange"
+    assert first.startswith(f"unlearning {world.original} by exchange: 40 items to forget, ")
+    assert first.endswith("a rate found on the model, until they are forgotten")
     assert "measuring" in second
     assert f"forget {record['goal']['start']['forget']:.2f} (guessed " in third
 

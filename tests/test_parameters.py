@@ -102,3 +102,18 @@ def test_nothing_else_writes_into_parameters() -> None:
         for line in written(path.read_text())
     }
     assert not found
+
+
+def test_a_snapshot_holds_the_bits_and_no_memory(model: Any, tmp_path: Path) -> None:
+    model.to(torch.bfloat16).get_input_embeddings().to(torch.float32)
+    before = parameters.copies(model)
+    snapshot = parameters.Snapshot(model, tmp_path)
+    with parameters.restored(model, snapshot), torch.no_grad():
+        for p in model.parameters():
+            p.fill_(torch.nan)
+    assert list(snapshot) == list(before)
+    assert all(
+        torch.equal(value, snapshot[name]) and value.dtype == snapshot[name].dtype for name, value in before.items()
+    )
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+    assert not any(tmp_path.iterdir())

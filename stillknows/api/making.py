@@ -41,6 +41,7 @@ def unlearn(
     long_items: LongItems = "error",
     device: str = "cpu",
     after: Folder | None = None,
+    controls: Sequence[Model] = (),
     resume: bool = False,
     overwrite: bool = False,
     allow_pickle: bool = False,
@@ -58,11 +59,11 @@ def unlearn(
         refusals: answers that give nothing away, or a text file of them, in the place of the benchmark's.
         long_items: what to do with items longer than the context.
         after: folder of an earlier run on `model`, to unlearn more from where it ended.
+        controls: never-taught models, which tell what can be guessed; without any, other answers alone tell.
         resume: continue an interrupted run; the result is the same.
         save: "adapter" writes what a method with lora added, as a folder of peft, and not the whole model.
         settings: see `training.settings.Settings` (`lr`, `epochs`, `max_steps`, `batch_size`, `seed`, …).
-            Without `lr` a learning rate is found on the model; without `epochs` and `max_steps` training ends when the
-            answers score no more than guesses do, and what is kept stays.
+            Without `lr` one is found on the model; without a length training ends when answers score as guesses do.
     """
     from stillknows.auditing.findings import out_of_reach_words
     from stillknows.auditing.verdict import out_of_reach
@@ -72,16 +73,9 @@ def unlearn(
     given = {name: value for name, value in settings.items() if value is not None}
     settings_of(given)
     asked = benchmark_of(benchmark, data=data, template=template, refusals=refusals)
+    how = (long_items, device, allow_pickle, trust_remote_code, path_of(after), save)
     config = unlearning.UnlearnConfig(
-        model_folder(model),
-        asked,
-        *choices.choose(asked, method, given),
-        long_items,
-        device,
-        allow_pickle,
-        trust_remote_code,
-        path_of(after),
-        save,
+        model_folder(model), asked, *choices.choose(asked, method, given), *how, [model_folder(c) for c in controls]
     )
     folder = result_folder(out)
     record = unlearning.unlearn(config, folder, overwrite=overwrite, resume=resume)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -13,11 +14,15 @@ from stillknows.cli import options as o
 from stillknows.cli.terminal import app, command_line, examples, show
 
 
-def _next_audit(out: Path, original: str, benchmark: str, data: Path | None, template: str | None) -> str:
+def _next_audit(
+    out: Path, original: str, benchmark: str, data: Path | None, template: str | None, controls: Sequence[str] = ()
+) -> str:
     """Say what to type next: an audit that asks as this command did."""
     options = {"--original": original, "--benchmark": benchmark, "--data": data, "--template": template}
     given = [word for name, value in options.items() if value for word in (name, str(value))]
-    return f"next: {shlex.join(['stillknows', 'audit', str(out), *given])} --control … --out …"
+    given += [word for control in controls for word in ("--control", control)]
+    rest = "--out …" if controls else "--control … --out …"
+    return f"next: {shlex.join(['stillknows', 'audit', str(out), *given])} {rest}"
 
 
 @app.command(epilog=examples("stillknows demo", "stillknows demo --seed 3 --out runs/demo-3 --json"))
@@ -66,6 +71,7 @@ def unlearn(
     device: o.Device = "cpu",
     after: o.Earlier = None,
     save: o.Save = "model",
+    controls: o.Guessers = None,
     resume: o.Resume = False,
     overwrite: o.Overwrite = False,
     allow_pickle: o.AllowPickle = False,
@@ -85,9 +91,10 @@ def unlearn(
         batch_size=batch_size, retain_batch_size=retain_batch_size, accumulate=accumulate, forget_below=forget_below,
         retain_floor=retain_floor, check_every=check_every, warmup=warmup, beta2=beta2, seed=seed, data=data,
         template=template, refusals=refusals, long_items=long_items, device=device, after=after, save=save,
-        resume=resume, overwrite=overwrite, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code,
+        controls=controls or (), resume=resume, overwrite=overwrite, allow_pickle=allow_pickle,
+        trust_remote_code=trust_remote_code,
     )  # fmt: skip
-    hint = f"wrote {out}; {_next_audit(out, model, benchmark, data, template)}"
+    hint = f"wrote {out}; {_next_audit(out, model, benchmark, data, template, controls or ())}"
     show(dict(unlearned.record), as_json, str(unlearned), hint)
 
 

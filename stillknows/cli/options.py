@@ -51,6 +51,9 @@ Original: TypeAlias = Annotated[str, Option(help="The model before unlearning: i
 Controls: TypeAlias = Annotated[
     list[str] | None, Option("--control", help=f"{_UNTAUGHT}; best three: repeat the option.")
 ]
+Guessers: TypeAlias = Annotated[
+    list[str] | None, Option("--control", help=f"{_UNTAUGHT}, which tells what can be guessed.")
+]
 OneControl: TypeAlias = Annotated[list[str], Option("--control", help=f"{_UNTAUGHT}.")]
 
 # Benchmarks

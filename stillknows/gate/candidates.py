@@ -16,6 +16,7 @@ from typing import Literal, get_args
 
 from stillknows import defaults
 from stillknows.errors import UserError, did_you_mean
+from stillknows.gate.about import answer_about
 from stillknows.gate.made_up import WORD, NameWords, made_up_names, made_up_numbers
 from stillknows.gate.placebo import ALPHA, placebos_needed
 from stillknows.store import read_json
@@ -60,9 +61,9 @@ def placebos(
     The first of these sources that has ENOUGH answers serves a fact, else the one that has most:
 
     - given: the user's own, by fact;
-    - exchanged: true answers to questions of the same kind about something else. Questions are of a kind that differ in
-      names and numbers only, and so are kinds of question that share an answer. Those that differ in names only come
-      first;
+    - exchanged: true answers to questions of the same kind about something else, said of what this one asks about.
+      Questions are of a kind that differ in names and numbers only, and so are kinds of question that share an answer.
+      Those that differ in names only come first;
     - wrong: the item's own false answers;
     - made-up numbers, made-up names: the true answer with others, where what they replace is nowhere in kept data: a
       model that has met a value there finds it likelier than one that nobody has met, whoever it belongs to.
@@ -110,21 +111,22 @@ class _Pool:
         self.examples = [e for split in splits for e in split.examples if e.prompt]
         self.names = NameWords(self.examples)
         kept = [e for split in splits if split.role != "forget" for e in split.examples]
-        self.kept = {_plain(e.answer) for e in kept}
+        self.kept = {_value(e) for e in kept}
         self.kept_words = {word for e in kept for word in WORD.findall(f"{e.prompt} {e.answer}")}
         self.true: dict[str, set[str]] = {}
-        self.by_frame: dict[str, dict[str, None]] = {}
+        self.by_frame: dict[str, dict[str, Example]] = {}
         for e in self.examples:
             self.true.setdefault(e.prompt, set()).add(e.answer)
-            self.by_frame.setdefault(self.names.frame(e.prompt), {})[e.answer] = None
+            self.by_frame.setdefault(self.names.frame(e.prompt), {}).setdefault(e.answer, e)
         self.kinds = _joined(self.by_frame)
 
     def answers(self, example: Example) -> Iterator[list[str]]:
         """Yield the answers of the question's own frame, then those of its kind; kept ones only beside a kept truth."""
         frame = self.names.frame(example.prompt)
-        known = _plain(example.answer) in self.kept
+        known = _value(example) in self.kept
         for answers in (self.by_frame.get(frame, {}), self.kinds.get(frame, {})):
-            yield [answer for answer in answers if (_plain(answer) in self.kept) == known]
+            fitting = (e for e in answers.values() if (_value(e) in self.kept) == known)
+            yield list(dict.fromkeys(answer_about(example.prompt, e.prompt, e.answer) for e in fitting))
 
     def has_met(self, example: Example, *, numbers: bool) -> bool:
         """Tell whether kept data hold one of the numbers, or of the names, that an answer adds to its question."""
@@ -132,7 +134,7 @@ class _Pool:
         return any((word.isdigit() if numbers else word in self.names) for word in added & self.kept_words)
 
 
-def _joined(by_frame: Mapping[str, Mapping[str, None]]) -> dict[str, dict[str, None]]:
+def _joined(by_frame: Mapping[str, Mapping[str, Example]]) -> dict[str, dict[str, Example]]:
     """Return the answers to each frame's kind: frames that share an answer, directly or through others."""
     kind_of: dict[str, str] = {}  # of an answer
     members: dict[str, list[str]] = {}  # frames of a kind, called after one of them
@@ -141,9 +143,9 @@ def _joined(by_frame: Mapping[str, Mapping[str, None]]) -> dict[str, dict[str, N
         for other in {kind_of[answer] for answer in answers if answer in kind_of}:
             members[frame] += members.pop(other)
         kind_of |= {answer: frame for member in members[frame] for answer in by_frame[member]}
-    found: dict[str, dict[str, None]] = {}
+    found: dict[str, dict[str, Example]] = {}
     for frames in members.values():
-        answers = {answer: None for frame in sorted(frames) for answer in by_frame[frame]}
+        answers = {answer: e for frame in sorted(frames) for answer, e in by_frame[frame].items()}
         found |= dict.fromkeys(frames, answers)
     return found
 
@@ -208,8 +210,11 @@ def _usable(texts: Iterable[str], truths: Sequence[str], count: int) -> list[str
     return list(found.values())
 
 
-def _plain(text: str) -> str:
-    return " ".join(text.casefold().split())
+def _value(example: Example) -> str:
+    """Return what an answer adds to its question, word by word; all of it where that is nothing."""
+    said = set(spaced_words(example.prompt).split())
+    words = spaced_words(example.answer).split()
+    return " ".join([word for word in words if word not in said] or words)
 
 
 def _require_facts(given: Mapping[str, Sequence[str]], forget: Sequence[Example]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ from stillknows.model.logprobs import AnswerIndex, answer_index, token_scores
 EVALUATION_BATCH = 64
 LARGE_BATCH = 2**15  # tokens of one batch, padding included, so that long texts do not fill the memory
 BATCH_TOKENS = {"cpu": 2**12}  # a CPU gains nothing from more
+LENGTHS = 32  # to a multiple of which lengths are rounded, so that what is tried for one batch serves others
 WORTH_SHARING = 0.25  # share of all tokens from which on it pays to read common prefixes by themselves
 
 
@@ -41,11 +43,20 @@ def answer_tokens(items: Sequence[EncodedAnswer], device: torch.device | str = "
 def answer_states(model: nn.Module, items: Sequence[EncodedAnswer], block: nn.Module | None = None) -> AnswerStates:
     """Run the model over the items, once if they may share a pass, and keep the answer positions only. Differentiable.
 
+    What all of them begin with is read once where that saves much, as a chat template's system prompt.
+
     Args:
         block: a decoder block whose output is kept too.
     """
     device = next(model.parameters()).device
     index, targets_T = answer_tokens(items, device)
+    root = _shared_root(model, items) if block is None else ()
+    if root:
+        context = read(model, [root], nothing_read(model, 1))[1].rows([0] * len(items))
+        hidden_BLD, _ = read(model, [item.ids[len(root) : -1] for item in items], context)
+        counts = [len(item.ids) - item.start for item in items]
+        hidden_TD = torch.cat([hidden_LD[-count:] for hidden_LD, count in zip(hidden_BLD, counts, strict=True)])
+        return AnswerStates(hidden_TD, targets_T, index)
     places, hidden, inner = [], [], []
     for rows in together(model, [item.ids for item in items]):
         part = [items[i] for i in rows]
@@ -58,6 +69,18 @@ def answer_states(model: nn.Module, items: Sequence[EncodedAnswer], block: nn.Mo
     order_T = torch.cat(places).argsort()
     inner_TD = torch.cat(inner)[order_T] if inner else None
     return AnswerStates(torch.cat(hidden)[order_T], targets_T, index, inner_TD)
+
+
+def _shared_root(model: nn.Module, items: Sequence[EncodedAnswer]) -> tuple[int, ...]:
+    """Return the tokens that all items begin with, at most up to the last one before an answer; none where reading
+    them once saves little, or does not give what reading each item from its start gives."""
+    root = common_prefix([item.ids[: max(1, item.start) - 1] for item in items])
+    lengths, limit = [len(item.ids) for item in items], shared_limit(model)
+    if len(root) * (len(items) - 1) < WORTH_SHARING * sum(lengths) or max(lengths) > limit:
+        return ()
+    longest = min(math.ceil(max(lengths) / LENGTHS) * LENGTHS, limit) - len(root)
+    shape = Shape.of(len(root), [0], [2, max(2, longest)])
+    return root if can_share(model, shape, {t for item in items for t in item.ids}) else ()
 
 
 @no_grad

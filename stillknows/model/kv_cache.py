@@ -183,7 +183,7 @@ def _shares(model: nn.Module, shape: Shape, tokens: Sequence[int]) -> bool:
 def _trying() -> Iterator[None]:
     mark = TRYING.set(True)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
             yield
     finally:
         TRYING.reset(mark)

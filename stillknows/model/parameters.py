@@ -4,7 +4,10 @@
 from __future__ import annotations
 
 import contextlib
+import tempfile
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stillknows.lazy import Tensor, nn, no_grad, torch
@@ -33,6 +36,33 @@ def checksums(parameters: Parameters, dtype: torch.dtype) -> dict[str, int]:
     }
 
 
+class Snapshot(Mapping[str, "Tensor"]):
+    """Parameters as they were, by name: in a temporary file, so that they take no memory. Read one by one, on the CPU.
+
+    The file lies in `folder`, None for where the system keeps temporary ones, and is gone when this object is.
+    """
+
+    def __init__(self, parameters: Parameters, folder: Path | None = None) -> None:
+        self.file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
+        weakref.finalize(self, self.file.close)
+        self.places: dict[str, tuple[int, torch.dtype, torch.Size]] = {}
+        for name, p in named(parameters).items():
+            self.places[name] = self.file.tell(), p.dtype, p.shape
+            self.file.write(p.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+
+    def __getitem__(self, name: str) -> Tensor:
+        place, dtype, shape = self.places[name]
+        self.file.seek(place)
+        content = bytearray(self.file.read(shape.numel() * dtype.itemsize))
+        return torch.frombuffer(content, dtype=dtype).reshape(shape)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.places)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+
 @no_grad
 def update(parameters: Parameters, new: Callable[[str, Tensor], Tensor]) -> None:
     """Set every parameter, in place, to new(name, parameter), which may be of another type or on another device."""
@@ -54,9 +84,10 @@ def add(parameters: Parameters, steps: Iterable[tuple[str, Tensor]], scale: floa
 
 
 @contextlib.contextmanager
-def restored(parameters: Parameters) -> Iterator[dict[str, Tensor]]:
-    """Run a block with copies of the parameters; afterwards every one is as before, bit by bit."""
-    before = copies(parameters)
+def restored(parameters: Parameters, before: Weights | None = None) -> Iterator[Weights]:
+    """Run a block with copies of the parameters, or those that are given; afterwards every one is as before, bit by
+    bit."""
+    before = copies(parameters) if before is None else before
     try:
         yield before
     finally:

@@ -4,15 +4,36 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from stillknows.errors import UserError
 from stillknows.lazy import Tensor, torch
 from stillknows.store import DIGEST, replace_file
+from stillknows.training.settings import Settings
 
 CHECKPOINT = "checkpoint.safetensors"  # its name beside what is being made
+SAVING = 0.05  # largest share of a run's time that goes into checkpoints
 Named = Iterable[tuple[str, Tensor]]
+
+
+class SaveClock:
+    """Says when a checkpoint is due. Where a run may fall back to its last check, only then."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings, self.last, self.took = settings, time.perf_counter(), 0.0
+
+    def is_due(self, checking: bool) -> bool:
+        least = self.settings.save_seconds and max(self.settings.save_seconds, self.took / SAVING)
+        return (checking or not self.settings.retain_floor) and time.perf_counter() - self.last >= least
+
+    def __enter__(self) -> None:
+        self.began = time.perf_counter()
+
+    def __exit__(self, *error: object) -> None:
+        self.last = time.perf_counter()
+        self.took = self.last - self.began
 
 
 def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], texts: Mapping[str, str]) -> None:

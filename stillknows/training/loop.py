@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
@@ -25,12 +24,14 @@ from stillknows.model.layers import output_layer
 from stillknows.model.parameters import copies, write
 from stillknows.progress import progress
 from stillknows.registry import Bound, bind
-from stillknows.training.checkpoint import open_checkpoint, write_checkpoint
+from stillknows.training.checkpoint import SaveClock, open_checkpoint, write_checkpoint
 from stillknows.training.cost import CostMeter, peak_memory
 from stillknows.training.objective_inputs import Draw, Inputs, Term
+from stillknows.training.precision import computing, multiplies_bfloat16, passes
 from stillknows.training.scrambled_answers import scrambled
 from stillknows.training.settings import Settings
 from stillknows.training.step_pipeline import Gradients, StepPipeline
+from stillknows.training.watch import Watch
 from stillknows.training.weight_rounding import MIX, Storage
 
 MONITORED = 256  # items of a split that early stopping looks at
@@ -75,8 +76,7 @@ def fit(
     teachers: Mapping[str, nn.Module] | None = None,
     start: Callable[[nn.Module], None] | None = None,
     monitor: tuple[Sequence[EncodedAnswer], Sequence[EncodedAnswer]] = ((), ()),
-    look: Callable[[], Mapping[str, float]] | None = None,
-    enough: Callable[[Mapping[str, float]], str] | None = None,
+    watch: Watch | None = None,
     checkpoint: Path | None = None,
     plan_key: str = "",
     label: str = "training",
@@ -89,14 +89,14 @@ def fit(
         teachers: models besides the reference that terms compare with, by name; asked before the first step.
         start: changes the weights after the teachers were asked and before the first step.
         monitor: the forget and retain items that early stopping watches.
-        look: measures what else the history is to hold of the model at each check.
-        enough: says of what a check saw why the run should end there, "" where it should go on.
-        checkpoint: file to save progress to and to resume from; a resumed run ends with the same weights, bit by bit.
+        watch: looks at the model at each check, and may end the run or slow it down.
+        checkpoint: file to save progress to, at most every `save_seconds` and in a small part of the run's time, and to
+            resume from; a resumed run ends with the same weights, bit by bit.
         plan_key: identifies the run; a checkpoint of another plan is refused.
 
     Raises UserError when the loss stops being a number; the model is then unusable and nothing has been saved.
     """
-    saved = time.perf_counter()
+    watch, clock = watch or Watch(), SaveClock(settings)
     with CostMeter(model) as meter:
         loop = _Loop(model, terms, settings, monitor, step_plugins, teachers or {}, start)
         if checkpoint is not None and checkpoint.is_file():
@@ -106,17 +106,19 @@ def fit(
         with progress(label, total) as advance, contextlib.closing(loop.pipeline):
             advance(loop.done.steps)
             while loop.done.steps < total:
+                loop.pace = watch.pace(loop.done.history)
                 loss = loop.step(total)
                 checking = loop.done.steps % settings.check_every == 0 or loop.done.steps == total
-                if checking and loop.check(loss, look, enough):
+                if checking and loop.check(loss, watch):
                     break
                 loop.done.add(meter, before)
-                if checking and checkpoint is not None and time.perf_counter() - saved >= settings.save_seconds:
-                    loop.save(checkpoint, plan_key)
-                    saved = time.perf_counter()
-                advance(1, f"loss {loss:.3f}")
+                if checkpoint is not None and clock.is_due(checking):
+                    with clock:
+                        loop.save(checkpoint, plan_key)
+                advance(1, watch.note(loss, loop.done.history))
         loop.done.add(meter, before)
     loop.done.peak_memory_bytes = peak_memory(next(model.parameters()).device)
+    model.zero_grad(set_to_none=True)
     model.requires_grad_(False)
     return loop.done
 
@@ -134,7 +136,7 @@ class _Loop:
         teachers: Mapping[str, nn.Module] | None = None,
         start: Callable[[nn.Module], None] | None = None,
     ) -> None:
-        self.model, self.settings = model.eval(), settings
+        self.model, self.settings, self.pace = model.eval(), settings, 1.0
         self.forget, self.retain = (list(items[:MONITORED]) for items in monitor)
         self.layer = output_layer(model)
         steps = settings.steps(len(terms[0].items))
@@ -152,6 +154,7 @@ class _Loop:
         self.done.trained = self.pipeline.trained
         self.storage = Storage(self.parameters, settings.weights, settings.seed)
         self.pipeline.hold()
+        self.bfloat16 = multiplies_bfloat16(model, settings.compute)
         self.optimizer = self.pipeline.optimizer(settings.lr, settings.beta2)
         self.retain_start = mean_probability(score_items(model, self.layer, self.retain)) if self.retain else 0.0
         self.good: dict[str, Tensor] = {}
@@ -190,7 +193,7 @@ class _Loop:
         if not math.isfinite(loss):
             raise UserError(f"the loss is {loss} at step {step + 1}", "lower `lr`, or add a retain term")
         nn.utils.clip_grad_norm_(self.parameters.values(), settings.clip)
-        self.optimizer.param_groups[0]["lr"] = settings.rate(step, total)
+        self.optimizer.param_groups[0]["lr"] = settings.rate(step, total) * self.pace
         self.optimizer.step()
         self.storage.keep(step)
         self.pipeline.hold()
@@ -201,9 +204,11 @@ class _Loop:
         """Add the gradient of a term's mean over these draws to the parameters' and return the mean."""
         total = 0.0
         draws = sorted(draws, key=lambda draw: len(term.items[draw.item].ids))
-        size = math.ceil(len(draws) / (parts or self.settings.accumulate))
+        parts = parts or max(self.settings.accumulate, passes(self.model, [len(term.items[i].ids) for i, _ in draws]))
+        size = math.ceil(len(draws) / parts)
         for part in (draws[i : i + size] for i in range(0, len(draws), size)):
-            loss = term.objective(**inputs(part)).sum() / len(draws)
+            with computing(self.model, self.bfloat16):
+                loss = term.objective(**inputs(part)).sum() / len(draws)
             loss.backward()
             total += float(loss.detach())
             self.done.tokens += inputs.tokens
@@ -229,14 +234,9 @@ class _Loop:
         term = Term(bind("objective", "nll"), scrambled(list(items), self.model.config, self.settings.seed))
         return term, Inputs(self.model, self.layer, term, {}, ())
 
-    def check(
-        self,
-        loss: float,
-        look: Callable[[], Mapping[str, float]] | None = None,
-        enough: Callable[[Mapping[str, float]], str] | None = None,
-    ) -> bool:
+    def check(self, loss: float, watch: Watch) -> bool:
         """Look at the monitored items; return True when the run should end here."""
-        settings, seen = self.settings, {"step": float(self.done.steps), "loss": loss, **(look() if look else {})}
+        settings, seen = self.settings, {"step": float(self.done.steps), "loss": loss, **watch.look()}
         if self.retain and settings.retain_floor:
             seen["retain"] = mean_probability(score_items(self.model, self.layer, self.retain))
         if self.forget and settings.forget_below:
@@ -252,7 +252,7 @@ class _Loop:
             self.done.stopped = f"forget items at {seen['forget']:.4f}, asked for at most {settings.forget_below:g}"
             return True
         self._keep()
-        reason = enough(seen) if enough else ""
+        reason = watch.enough(seen)
         self.done.stopped = reason or self.done.stopped
         return bool(reason)
 

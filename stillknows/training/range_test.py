@@ -6,7 +6,7 @@ terms. The weights are put back afterwards.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -14,11 +14,12 @@ from stillknows.lazy import nn
 from stillknows.model.encoding import EncodedAnswer
 from stillknows.model.forward import mean_probability, score_items
 from stillknows.model.layers import output_layer
-from stillknows.model.parameters import restored
+from stillknows.model.parameters import Snapshot, restored
 from stillknows.training.cost import CostMeter
 from stillknows.training.loop import fit
 from stillknows.training.objective_inputs import Term
 from stillknows.training.settings import Settings
+from stillknows.training.watch import Seen, Watch
 
 LARGEST_RATE = 1e-1
 PER_DECADE = 6  # steps in which the rate rises tenfold
@@ -63,19 +64,27 @@ def range_test(
     def score() -> float:
         return mean_probability(score_items(model, layer, watched, with_distribution=())) if watched else 1.0
 
-    start = score()
-
-    def look() -> Mapping[str, float]:
-        return {"kept": score() / start if start else 1.0}
-
-    def enough(seen: Mapping[str, float]) -> str:
-        return "" if seen["kept"] >= SUFFERS else "the retain score suffers"
-
     ramp = replace(
         settings, lr=LARGEST_RATE, schedule="ramp", warmup=0, max_steps=STEPS, epochs=1e9, check_every=1,
         forget_below=0.0, retain_floor=0.0,
     )  # fmt: skip
-    with restored(model), CostMeter(model) as meter:
-        done = fit(model, terms, ramp, look=look, enough=enough, label="trying learning rates", **how)
+    with restored(model, Snapshot(model)), CostMeter(model) as meter:
+        done = fit(model, terms, ramp, watch=_Suffering(score), label="trying learning rates", **how)
     trials = tuple((ramp.rate(step, STEPS), seen["kept"]) for step, seen in enumerate(done.history))
     return RangeTest(trials[-1][0] / MARGIN, trials, meter.seconds, meter.tokens)
+
+
+class _Suffering(Watch):
+    """Ends a run when too little is left of a score that is to stay."""
+
+    def __init__(self, score: Callable[[], float]) -> None:
+        self.score, self.start = score, score()
+
+    def look(self) -> Seen:
+        return {"kept": self.score() / self.start if self.start else 1.0}
+
+    def enough(self, seen: Seen) -> str:
+        return "" if seen["kept"] >= SUFFERS else "the retain score suffers"
+
+    def note(self, loss: float, history: Sequence[Seen]) -> str:
+        return f"retain {history[-1]['kept']:.2f} of the original's"

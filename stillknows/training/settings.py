@@ -24,12 +24,14 @@ class Settings:
     batch_size: items per step of the leading term, and of each other term unless `retain_batch_size` is given.
     accumulate: split a step's items into that many forward passes; the result is the same.
     clip: largest norm of the whole gradient; `beta2`: decay of AdamW's second moment (the first's is 0.9).
+    compute: what passes for gradients multiply in; with "bfloat16" sums, losses, gradients and weights stay in float32.
+        "auto" takes it for models of some size where the processor is made for it.
     weights: how weights are kept between steps, see weight_rounding.Storage. Gradients and optimizer state are float32.
     forget_below: stop when the mean answer probability of the monitored forget items is at most this; 0 never stops.
     retain_floor: stop, and go back to the last check, when the monitored retain items' mean answer probability is below
         this share of its start; 0 never stops.
     check_every: steps between two such checks.
-    save_seconds: least time between two checkpoints, which are written after checks.
+    save_seconds: least time between two checkpoints; with `retain_floor` they are written after checks only.
     """
 
     lr: float
@@ -38,6 +40,7 @@ class Settings:
     batch_size: int = 16
     retain_batch_size: int | None = None
     accumulate: int = 1
+    compute: Literal["float32", "bfloat16", "auto"] = "float32"
     weights: WeightStorage = "float32"
     seed: int = 0
     warmup: int = 0

@@ -33,10 +33,9 @@ def choose(benchmark: Benchmark, method: str | None, given: Mapping[str, Any]) -
     can_guess = has_guesses(benchmark)
     chosen = method or (defaults.METHOD if can_guess else defaults.TEXT_METHOD)
     can_aim = can_guess and bool(methods.parse(chosen).terms)
-    settings = Settings(**{"lr": defaults.LR, **given})
-    return Choice(
-        chosen, settings, can_aim and "lr" not in given, can_aim and not any(given.get(name) for name in LENGTHS)
-    )
+    aims = can_aim and not any(given.get(name) for name in LENGTHS)
+    settings = Settings(**{"lr": defaults.LR, "compute": "auto" if aims else "float32", **given})
+    return Choice(chosen, settings, can_aim and "lr" not in given, aims)
 
 
 def has_guesses(benchmark: Benchmark) -> bool:

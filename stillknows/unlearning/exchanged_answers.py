@@ -12,6 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
+from stillknows.gate.about import answer_about
 from stillknows.types import Example
 from stillknows.variants.secrets import WORD, spaced_words
 
@@ -64,7 +65,8 @@ def pools(items: Sequence[Example], others: Sequence[Example], seed: int = 0) ->
         others: what is kept.
 
     They are the answers to the questions, of either list, that share most words with the item's, names aside; where
-    fewer than LEAST are left, the answers whose form is nearest fill up. An answer that holds a true answer of the
+    fewer than LEAST are left, the answers whose form is nearest fill up. What an answer says of another is said of what
+    the item asks about (see gate/about.py). An answer that holds a true answer of the
     item's fact, or lies within one, is never among them.
     """
     if len(others) > CONSIDERED:
@@ -87,7 +89,8 @@ def _pool(item: Example, tiers: Tiers, truths: Collection[str]) -> list[str]:
     for shared, examples in tiers:
         if len(pool) >= LEAST or shared < SHARED:
             break
-        pool |= dict.fromkeys(e.answer for e in examples if _is_false(e.answer, truths))
+        said = (answer_about(item.prompt, e.prompt, e.answer) for e in examples)
+        pool |= dict.fromkeys(answer for answer in said if _is_false(answer, truths))
     if len(pool) < LEAST:
         rest = {e.answer for _, examples in tiers for e in examples if _is_false(e.answer, truths)} - set(pool)
         nearest = sorted(rest, key=lambda text: (*_distance(text, item.answer), text))

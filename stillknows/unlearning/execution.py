@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,8 +12,10 @@ from typing import Any, NamedTuple
 from stillknows.lazy import nn
 from stillknows.model import parameters
 from stillknows.model.encoding import EncodedAnswer
+from stillknows.model.ref import ModelRef
 from stillknows.model.saving import require_finite_result
 from stillknows.progress import log
+from stillknows.store import recall, write_sealed
 from stillknows.training.cost import CostMeter, peak_memory
 from stillknows.training.finetune import finetune
 from stillknows.training.loop import FitResult, fit
@@ -25,6 +27,7 @@ from stillknows.unlearning import alternative_answers
 from stillknows.unlearning.goal import Goal
 from stillknows.unlearning.method import Method
 
+RANGE_TEST = "range_test.json"  # its name beside the checkpoint, while a run is under way
 MOST_TURNS = 64  # exchanged answers to a question that are made; longer runs begin again with the first
 
 
@@ -32,8 +35,8 @@ class Work(NamedTuple):
     """Everything that a run needs besides the weights.
 
     find_rate: whether the learning rate is found on the model. other_wordings: of the facts to forget, by split, which
-    the goal of a run looks at too; None where a run has no goal. refusals: none where the method does not train with
-    them.
+    the goal of a run looks at too; None where a run has no goal. controls: never-taught models, which tell what can be
+    guessed. refusals: none where the method does not train with them.
     """
 
     method: Method
@@ -44,6 +47,7 @@ class Work(NamedTuple):
     forget: list[EncodedAnswer]
     retain: list[EncodedAnswer]
     refusals: tuple[str, ...]
+    controls: Sequence[ModelRef] = ()
 
 
 def companions_of(chosen: Method, role: str) -> frozenset[str]:
@@ -66,18 +70,16 @@ def carry_out(work: Work, model: nn.Module, checkpoint: Path, plan_key: str) -> 
         how: dict[str, Any] = {"step_plugins": chosen.step_plugins}
         how["teachers"] = {name: given[name] for name in ("reinforced",) if name in given}
         if terms and work.find_rate:
-            found = range_test(model, terms, settings, work.retain, **how)
-            settings = replace(settings, lr=found.lr)
-            log(f"learning rate {found.lr:.2g}, found in {len(found.trials)} steps of {found.seconds:.0f} s")
-            choice["range_test"] = found.to_json()
+            found = _rate(work, model, terms, checkpoint.with_name(RANGE_TEST), plan_key, how)
+            settings = replace(settings, lr=found["lr"])
+            choice["range_test"] = found
     if terms:
         outcome = fit(
             model,
             terms,
             settings,
             monitor=(work.forget, work.retain),
-            look=aim.look if aim else None,
-            enough=aim.enough if aim else None,
+            watch=aim,
             checkpoint=checkpoint,
             plan_key=plan_key,
             label=f"unlearning {work.method.spec}",
@@ -95,12 +97,25 @@ def carry_out(work: Work, model: nn.Module, checkpoint: Path, plan_key: str) -> 
     return outcome, choice | {"settings": asdict(settings)}
 
 
+def _rate(
+    work: Work, model: nn.Module, terms: Sequence[Term], saved: Path, plan_key: str, how: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the range test of a run as its record holds it: as it was saved, where the run goes on."""
+    found = recall(saved, plan_key)
+    if found is None:
+        tested = range_test(model, terms, work.settings, work.retain, **how)
+        found = write_sealed(saved, {"key": plan_key, "result": tested.to_json()})
+    result = found["result"]
+    log(f"learning rate {result['lr']:.2g}, found in {len(result['trials'])} steps of {result['seconds']:.0f} s")
+    return result
+
+
 def _given(work: Work, model: nn.Module) -> dict[str, Any]:
     """Return what the method's edits and teachers may ask for, of the model before training."""
     chosen, settings, forget = work.method, work.settings, work.forget
     given: dict[str, Any] = {"model": model, "forget": forget, "retain": work.retain, "settings": settings}
     if chosen.needs("original"):
-        given["original"] = parameters.copies(model)
+        given["original"] = parameters.Snapshot(model)
     if chosen.needs("reinforced"):
         given["reinforced"] = _reinforced(model, forget, settings)
     if chosen.needs("refusals"):
@@ -112,7 +127,7 @@ def _goal(work: Work, model: nn.Module) -> Goal | None:
     if work.other_wordings is None:
         return None
     log("  measuring what is known, and what can be guessed")
-    return Goal.of(model, work.forget, work.other_wordings, work.retain, work.answering)
+    return Goal.of(model, work.forget, work.other_wordings, work.retain, work.answering, work.controls)
 
 
 def _terms(work: Work, model: nn.Module) -> list[Term]:

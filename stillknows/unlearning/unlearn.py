@@ -4,55 +4,29 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from stillknows import __version__, defaults
-from stillknows.errors import UserError
 from stillknows.lazy import nn, torch
 from stillknows.model import adapter_folder, modelfiles, parameters, run_record
-from stillknows.model.encoding import EncodedAnswer, LongItems, encode_split, without_end
+from stillknows.model.encoding import EncodedAnswer, encode_split, without_end
 from stillknows.model.finding import local_folders
 from stillknows.model.layers import layer_number, matching
-from stillknows.model.ref import LoadOptions, ModelRef
+from stillknows.model.ref import LoadOptions, ModelRef, require_same_shapes
 from stillknows.progress import log, warn
 from stillknows.store import RECORD, REPORT, digest, locked, require_new, require_outside
 from stillknows.training import low_rank, step_pipeline
 from stillknows.training.checkpoint import CHECKPOINT
 from stillknows.training.loop import FitResult
-from stillknows.training.settings import Settings
-from stillknows.types import Benchmark, Example, Role, Split
-from stillknows.unlearning import alternative_answers, goal, method, sequence
-from stillknows.unlearning.execution import Work, carry_out, companions_of
+from stillknows.types import Benchmark, Example, Role
+from stillknows.unlearning import alternative_answers, goal, sequence
+from stillknows.unlearning.execution import RANGE_TEST, Work, carry_out, companions_of
 from stillknows.unlearning.method import Method
+from stillknows.unlearning.request import UnlearnConfig, check_request, first_words, split_of
 from stillknows.variants.compress import parse_variant
 from stillknows.variants.fitting import check_fixed
-
-
-@dataclass(frozen=True)
-class UnlearnConfig:
-    """What to unlearn and how. `model` is a local folder or a hub name; a request may follow another, whose run is in
-    the folder `after`: it then starts from that run's checkpoint, and `model` is what the first request began with.
-
-    find_rate: the learning rate is found by a range test on the model, and that of `settings` is not used.
-    until_forgotten: the run ends when its goal is met (see goal.py), and the number of steps of `settings` is not used;
-        neighbours are retained like the retain split.
-    save: what is written, the whole model, or an adapter with what the method's own adapter added to it.
-    """
-
-    model: str
-    benchmark: Benchmark
-    method: str
-    settings: Settings
-    find_rate: bool = False
-    until_forgotten: bool = False
-    long_items: LongItems = "error"
-    device: str = "cpu"
-    allow_pickle: bool = False
-    trust_remote_code: bool = False
-    after: Path | None = None
-    save: Literal["model", "adapter"] = "model"
 
 
 def unlearn(request: UnlearnConfig, out: Path, *, overwrite: bool = False, resume: bool = False) -> dict[str, Any]:
@@ -65,36 +39,14 @@ def unlearn(request: UnlearnConfig, out: Path, *, overwrite: bool = False, resum
     model's folder and for one that holds a finished run or another model (unless `overwrite`) or an unfinished run
     (unless `resume` or `overwrite`).
     """
-    chosen = _check_request(request)
+    chosen = check_request(request)
     _require_free(request, out, overwrite, resume)
+    log(first_words(request))
     prepared = _prepare(request, chosen)
     require_outside(out, [*prepared.base.folders, *prepared.source.folders])
     with locked(out):
         _require_free(request, out, overwrite, resume)
         return _run(request, prepared, out, out / CHECKPOINT, resume)
-
-
-def _check_request(request: UnlearnConfig) -> Method:
-    """Check what the request alone can tell, before torch is imported; return the method."""
-    chosen = method.parse(request.method)
-    _check_save(request, chosen)
-    request.benchmark.require_usable()
-    _check_splits(request, chosen)
-    request.settings.steps(len(request.benchmark.split("forget").examples))
-    return chosen
-
-
-def _check_save(request: UnlearnConfig, chosen: Method) -> None:
-    """Raise UserError where more than low-rank updates would come of a run that saves an adapter."""
-    if request.save == "model":
-        return
-    if not any(part.plugin.role == "adapter" for part in chosen.step_plugins):
-        raise UserError(f"{chosen.spec!r} trains no adapter that could be saved", "add lora to `method`")
-    if chosen.edits:
-        raise UserError(
-            f"{chosen.edits[0].spec} changes the weights after training, which no adapter holds",
-            "leave it out of `method`, or `save` model",
-        )
 
 
 def _require_free(request: UnlearnConfig, out: Path, overwrite: bool, resume: bool) -> None:
@@ -128,7 +80,7 @@ def _prepare(request: UnlearnConfig, chosen: Method) -> _Prepared:
     tokenizer, context, vocabulary = source.tokenizer, source.context_length, source.vocabulary_size
 
     def encoded(role: Role) -> list[EncodedAnswer]:
-        split = _split(benchmark, role)
+        split = split_of(benchmark, role)
         how = (tokenizer, benchmark.template, context, request.long_items, vocabulary)
         return [] if split is None else [asked.answer for asked in encode_split(split, *how)]
 
@@ -146,8 +98,20 @@ def _prepare(request: UnlearnConfig, chosen: Method) -> _Prepared:
     settings = goal.settings_for(request.settings) if request.until_forgotten else request.settings
     forget, refusals = without_end(forget), _refusals(benchmark, chosen)
     wordings = _other_wordings(benchmark, forget) if request.until_forgotten else None
-    work = Work(chosen, answering, settings, request.find_rate, wordings, forget, retain, refusals)
+    controls = _controls(request, source) if request.until_forgotten else ()
+    work = Work(chosen, answering, settings, request.find_rate, wordings, forget, retain, refusals, controls)
     return _Prepared(base, source, earlier, work)
+
+
+def _controls(request: UnlearnConfig, source: ModelRef) -> list[ModelRef]:
+    """Return the never-taught models, checked. Raises UserError for one that is no version of the model."""
+    options = LoadOptions(
+        request.device, allow_pickle=request.allow_pickle, trust_remote_code=request.trust_remote_code
+    )
+    found = [ModelRef.open(name, options).check() for name in request.controls]
+    for control in found:
+        require_same_shapes(source, control)
+    return found
 
 
 def _other_wordings(benchmark: Benchmark, forget: Sequence[EncodedAnswer]) -> list[list[Example]]:
@@ -194,38 +158,11 @@ def _check_names(chosen: Method, skeleton: nn.Module) -> None:
             check_fixed(skeleton, parse_variant(part.options["format"]), part.spec)
 
 
-def _check_splits(request: UnlearnConfig, chosen: Method) -> None:
-    """Raise UserError for a split that the benchmark lacks and that the method, or its early stop, works on."""
-    benchmark = request.benchmark
-    fix = "choose a benchmark, or options of it, that has one: see `stillknows list benchmarks`"
-    if _split(benchmark, "forget") is None:
-        raise UserError(f"{benchmark.spec} has no split to forget", fix)
-    if _split(benchmark, "retain") is not None:
-        return
-    if chosen.retains:
-        parts = " + ".join(part.spec for part in chosen.retains)
-        without = " + ".join(part.spec for part in chosen.parts if part not in chosen.retains)
-        raise UserError(
-            f"{benchmark.spec} has no split to retain, which {parts} of `method` {chosen.spec!r} needs",
-            f"{fix}; or leave that out, as in `method` {without}" if without else fix,
-        )
-    if request.settings.retain_floor:
-        raise UserError(f"{benchmark.spec} has no split to retain that `retain_floor` could watch", "leave it out")
-
-
-def _split(benchmark: Benchmark, role: Role) -> Split | None:
-    try:
-        return benchmark.split(role)
-    except LookupError:
-        return None
-
-
 def _run(request: UnlearnConfig, prepared: _Prepared, out: Path, checkpoint: Path, resume: bool) -> dict[str, Any]:
     work, settings = prepared.work, prepared.work.settings
     target = prepared.source.load()
-    log(f"unlearning {request.model} by {request.method}")
     if not resume:
-        checkpoint.unlink(missing_ok=True)
+        _remove_progress(checkpoint)
     plan = {
         "model": target.fingerprint,
         "method": [part.identity for part in work.method.parts],
@@ -238,6 +175,8 @@ def _run(request: UnlearnConfig, prepared: _Prepared, out: Path, checkpoint: Pat
     before = parameters.checksums(target.model, dtype)
     if request.find_rate or request.until_forgotten:
         plan["found"] = [request.find_rate, request.until_forgotten]
+    if work.controls:
+        plan["controls"] = [control.fingerprint for control in work.controls]
     added: dict[str, nn.Module] = {}
     if request.save == "adapter":
         work = work._replace(method=work.method.with_steps(lambda part: low_rank.collecting(part, added)))
@@ -253,8 +192,13 @@ def _run(request: UnlearnConfig, prepared: _Prepared, out: Path, checkpoint: Pat
         written = adapter_folder.save(target.model, updates, prepared.source, tokenizer, out, record)
     else:
         written = run_record.save(target.model, tokenizer, out, record, dtype)
-    checkpoint.unlink(missing_ok=True)
+    _remove_progress(checkpoint)
     return written
+
+
+def _remove_progress(checkpoint: Path) -> None:
+    for path in (checkpoint, checkpoint.with_name(RANGE_TEST)):
+        path.unlink(missing_ok=True)
 
 
 def _record(request: UnlearnConfig, plan: dict[str, Any], outcome: FitResult, truncated: int) -> dict[str, Any]:
@@ -263,6 +207,8 @@ def _record(request: UnlearnConfig, plan: dict[str, Any], outcome: FitResult, tr
         "stillknows": __version__,
         "model": request.model,
         "benchmark": request.benchmark.spec,
+        "template": request.benchmark.template,
+        "controls": list(request.controls),
         "method": request.method,
         "save": request.save,
         "plan": plan,
