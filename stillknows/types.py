@@ -8,15 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stillknows.errors import UserError
-
-if TYPE_CHECKING:
-    pass
+from stillknows.judgements import Claim, FactVerdict
 
 Role = Literal["forget", "retain", "neighbour", "utility", "member", "holdout"]
 Floats = NDArray[np.float64]
@@ -237,6 +235,8 @@ FindingKind = Literal[
     "no_score",
     "utility",
     "utility_not_measured",
+    "items_lost",
+    "split_proves_nothing",
     "full_not_measured",
     "weights_unchanged",
     "served_differently",
@@ -252,6 +252,8 @@ FindingKind = Literal[
     "facts_together",
     "facts_below",
     "control_failed",
+    "verbatim",
+    "policy_unmet",
 ]
 Outcome = Literal["leak", "damage", "undecided", "pass", "note"]
 
@@ -288,9 +290,11 @@ class Finding:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The answer for one subject, and the findings that it rests on."""
+    """The answer for one subject, the findings that it rests on, and the claims that these allow."""
 
     subject: str
     name: VerdictName
     findings: tuple[Finding, ...]
     variants: dict[str, VerdictName] = field(default_factory=dict[str, VerdictName])
+    claims: tuple[Claim, ...] = ()
+    facts: tuple[FactVerdict, ...] = ()

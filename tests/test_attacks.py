@@ -240,7 +240,7 @@ def seen(scores: Any, wordings: Any = None, facts: Any = None) -> Observations:
         ids=tuple(map(str, range(n))),
         facts=tuple(facts or map(str, range(n))),
         prompts=("p",) * n,
-        answers=("a",) * n,
+        answers=tuple(f"a{i}" for i in range(n)),
         log_probs=tuple(np.full(2, np.log(p)) for p in scores),
         hits=tuple(np.full(2, p > 0.5) for p in scores),
         ends=np.full(n, True),
@@ -299,7 +299,7 @@ def test_attacks_do_not_weaken_what_is_found_in_formats() -> None:
             observations[CellKey(model, variant, "forget")] = seen(p)
         observations[CellKey(ORIGINAL, variant, "forget")] = seen(np.full(60, 0.95))
         for model in ("subject", CONTROL, ORIGINAL):
-            observations[CellKey(model, variant, "retain")] = seen(np.full(5, 0.9))
+            observations[CellKey(model, variant, "retain")] = seen(np.full(12, 0.9))
     metrics = {"answer_probability": bind("metric", "answer_probability")}
     table = tabulate(observations, metrics, {"forget": "forget", "retain": "retain"})
     policy = Policy(gates=("answer_probability",), alpha=0.2)

@@ -18,7 +18,7 @@ ROOT = Path(stillknows.__file__).parent
 
 # From the bottom up. A module may import its own layer and those below it; "/" marks a folder.
 LAYERS = (
-    ("__init__", "defaults", "errors", "lazy", "types", "formatting"),
+    ("__init__", "defaults", "errors", "lazy", "judgements", "types", "formatting"),
     (
         *("labels", "kinds", "arguments", "extensions", "needs", "options", "registry", "specs"),
         *("stats", "likelihood", "scoring", "progress", "json_text"),

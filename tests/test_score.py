@@ -113,6 +113,8 @@ def write_report(folder: Path, variant: str) -> None:
         "quantized": None,
         "defence": None,
         "facts": None,
+        "claims": [],
+        "single_facts": [],
         "depth": None,
         "leaks": [],
         "exposed": [],

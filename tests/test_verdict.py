@@ -53,7 +53,7 @@ def observe(scores: Scores, facts: Sequence[str] | None = None) -> Observations:
         ids=tuple(map(str, range(len(scores)))),
         facts=tuple(facts or (f"{i:04}" for i in range(len(scores)))),
         prompts=("p",) * len(scores),
-        answers=("a",) * len(scores),
+        answers=tuple(f"a{i}" for i in range(len(scores))),
         log_probs=tuple(np.full(21, np.log(p)) for p in scores),
         hits=tuple(hits),
         ends=np.full(len(scores), True),
@@ -148,14 +148,14 @@ def test_what_is_out_of_reach_is_told_beforehand(tolerance: float) -> None:
     policy, least = Policy(tolerance=tolerance), least_facts(tolerance)
     for n in (1, least - 1, least, least + 1):
         passes = verdict([UNKNOWN] * n, policy=policy).name == "FORGOTTEN"
-        told = out_of_reach(benchmark(n, "forget", "retain"), [FULL, "int4"], has_control=True, policy=policy)
+        told = out_of_reach(benchmark(n, "forget", "retain"), [FULL, "int4"], controls=1, policy=policy)
         assert passes == (told == ()) == (n >= least)
         text = f"FORGOTTEN is out of reach here: forget has {n} of the {least} facts that it takes to exclude"
         assert out_of_reach_words(told) == ("" if passes else f"{text} {tolerance * 100:g} %")
 
 
 def test_all_that_keeps_a_model_from_passing_is_told() -> None:
-    told = out_of_reach(benchmark(40, "forget", "neighbour"), ["int4"], has_control=False, policy=Policy())
+    told = out_of_reach(benchmark(40, "forget", "neighbour"), ["int4"], controls=0, policy=Policy())
     assert [finding.kind for finding in told] == ["no_control", "full_not_measured", "no_retain_split"]
     assert {finding.outcome for finding in told} == {"undecided"}
 
@@ -200,7 +200,11 @@ def test_a_little_of_every_fact_is_a_leak() -> None:
 def test_a_collapsed_model_is_damaged_and_not_forgotten() -> None:
     found = verdict([0.001] * 40, retain=[0.01] * 30)
     assert found.name == "DAMAGED"
-    assert said(found) == "full: retain keeps 0.01 of the original's score (bounds 0.01 to 0.01)"
+    first, *lost = said(found).split("; ")
+    assert first == "full: retain keeps 0.01 of the original's score (bounds 0.01 to 0.01)"
+    assert lost == [
+        f"{gate} on retain: 30 of 30 facts that the original knows are lost (bounds 0.90 to 1.00)" for gate in GATES
+    ]
 
 
 def test_damage_is_measured_against_the_original() -> None:
@@ -603,7 +607,7 @@ def test_open_facts_are_counted() -> None:
 
 
 def test_whatever_is_out_of_reach_is_undecided_and_names_the_split() -> None:
-    told = out_of_reach(benchmark(5, "forget"), [], has_control=False, policy=Policy())
+    told = out_of_reach(benchmark(5, "forget"), [], controls=0, policy=Policy())
     assert {finding.outcome for finding in told} == {"undecided"}
     assert [finding.kind for finding in told] == ["no_control", "full_not_measured", "no_retain_split", "too_few_facts"]
     assert (told[-1].value, told[-1].threshold, told[-1].n) == (29, 0.1, 5)

@@ -18,6 +18,7 @@ from stillknows.store import write_text
 from stillknows.types import Benchmark, Example, Role
 
 if TYPE_CHECKING:
+    from stillknows.auditing.policy import Policy
     from stillknows.training.settings import Settings
 
 Folder: TypeAlias = str | Path
@@ -113,6 +114,14 @@ def settings_of(chosen: Mapping[str, Any]) -> Settings:
             raise UserError(f"there is no option {name!r}{did_you_mean(name, known)}")
         require_type(name, value, kinds[name])
     return replace(Settings(lr=defaults.LR), **chosen)
+
+
+def policy_of(policy: Policy | str | Path | None, **changed: Any) -> Policy:
+    """Return a policy: as it is, by its name, from a TOML file, or the default one, but for settings that are given."""
+    from stillknows.auditing.policy import Policy, read_policy
+
+    found = policy if isinstance(policy, Policy) else read_policy(policy or "default")
+    return replace(found, **{name: value for name, value in changed.items() if value is not None})
 
 
 def path_of(path: Folder | None) -> Path | None:

@@ -15,6 +15,7 @@ from stillknows.api.inputs import (
     benchmark_of,
     model_folder,
     path_of,
+    policy_of,
     result_folder,
 )
 from stillknows.arguments import typed
@@ -44,7 +45,7 @@ def audit(
     placebos: int = defaults.PLACEBOS,
     placebo_file: Folder | None = None,
     depth: bool = False,
-    policy: Policy | None = None,
+    policy: Policy | str | Path | None = None,
     data: Folder | None = None,
     template: str | None = None,
     long_items: LongItems = "error",
@@ -71,7 +72,7 @@ def audit(
         placebos, placebo_file: how many answers that could have been true are scored beside each true one that is to
             be forgotten, and a file of the user's own.
         depth: look for knowledge in hidden states too (docs/depth.md).
-        policy: what a verdict asks for; the default one when None.
+        policy: what a verdict asks for: a Policy, "privacy", "copyright", "hazard", or a TOML file; None: the default.
         out: folder for the report and for what was observed, from which an audit resumes; None makes a temporary one.
         command: what report.json says to type to repeat the audit.
     """
@@ -82,7 +83,7 @@ def audit(
     config = auditing.AuditConfig(
         model_folder(original), labels([model_folder(model) for model in models]),
         benchmark_of(benchmark, data=data, template=template), tuple(map(model_folder, controls)), variants, metrics,
-        policy or Policy(), long_items, device, allow_pickle, trust_remote_code, figures, tasks,
+        policy_of(policy), long_items, device, allow_pickle, trust_remote_code, figures, tasks,
         path_of(task_folder), task_limit, path_of(calibration), placebos, path_of(placebo_file), depth,
     )  # fmt: skip
     folder = result_folder(out)

@@ -79,7 +79,7 @@ def unlearn(
     )
     folder = result_folder(out)
     record = unlearning.unlearn(config, folder, overwrite=overwrite, resume=resume)
-    if obstacles := out_of_reach(asked, (FULL,), has_control=True, policy=Policy()):
+    if obstacles := out_of_reach(asked, (FULL,), 1, Policy()):
         warn(out_of_reach_words(obstacles))
     return Unlearned(folder, record)
 

@@ -11,6 +11,7 @@ from stillknows.auditing import evidence
 from stillknows.auditing.attack_record import AttackRecord
 from stillknows.auditing.cells import aggregate_cells
 from stillknows.auditing.cells import cells as make_cells
+from stillknows.auditing.claims import AttackOn
 from stillknows.auditing.collect import Keys, collected, missing, observe_missing, recorded
 from stillknows.auditing.controls import failing_controls
 from stillknows.auditing.depth import depths, require_full
@@ -35,7 +36,7 @@ from stillknows.progress import warn
 from stillknows.registry import Bound
 from stillknows.store import locked
 from stillknows.types import ORIGINAL, UNDEFENDED, Cell, Finding, Observations, Verdict
-from stillknows.variants.variant import Variant
+from stillknows.variants.variant import OF_MODELS, Variant
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def _audit(request: AuditConfig, out: Path) -> Audit:
     prepared, reader, variants, left_out, metrics, figures, suite, placebos = plan(request, out)
     if request.depth:
         require_full(variants)
-    obstacles = out_of_reach(request.benchmark, variants, bool(request.controls), request.policy, placebos)
+    obstacles = out_of_reach(request.benchmark, variants, len(request.controls), request.policy, placebos)
     if obstacles:
         warn(out_of_reach_words(obstacles))
     run_records = {model.label: run_record.read(model.ref.path) for model in prepared}
@@ -101,8 +102,10 @@ def _audit(request: AuditConfig, out: Path) -> Audit:
     }
     facts = {label: test for label, test in tests.items() if test}
     dropped = [Finding("control_failed", "note", model=label, detail=why) for label, why in failing.items()]
+    shown = {label: depth.shows for label, depth in deep.items()}
     verdicts = tuple(
-        _judged(table, model, prepared[0], variants, request, facts.get(model.label), dropped) for model in prepared
+        _judged(table, p, prepared[0], variants, request, facts.get(p.label), dropped, shown.get(p.label))
+        for p in prepared
     )
     return Audit(
         request,
@@ -149,6 +152,12 @@ def _tabulated(
     return replace(table, controls=tuple(label for label in table.controls if label not in failing)), failing
 
 
+def _attacked(variant: Variant) -> AttackOn:
+    """Return what the attacks in a variant change: the model, or only how it is asked and answers."""
+    attacks = (link.plugin for link in variant.links if link.plugin.role == "attack")
+    return "model" if any(attack.level in OF_MODELS for attack in attacks) else "question"
+
+
 def _judged(
     table: Table,
     model: Prepared,
@@ -157,10 +166,14 @@ def _judged(
     request: AuditConfig,
     facts: PlaceboTest | None,
     dropped: Sequence[Finding],
+    hidden: bool | None,
 ) -> Verdict:
     """Return the verdict, which says first if something but the weights was changed."""
     attacks = {name: v.gates(request.policy.gates) for name, v in variants.items() if v.role == "attack"}
-    verdict = judge(table, model.label, list(variants), request.policy, attacks, facts)
+    attacked = {name: _attacked(v) for name, v in variants.items() if v.role == "attack"}
+    verdict = judge(
+        table, model.label, list(variants), request.policy, attacks, facts, attacked=attacked, hidden=hidden
+    )
     notes = (Finding("served_differently", "note", detail=note) for note in model.notes)
     verdict = replace(verdict, findings=(*verdict.findings, *dropped, *notes))
     if model.defence is None:

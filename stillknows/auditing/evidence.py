@@ -42,6 +42,8 @@ class Table:
     controls: the never-taught models that the others are compared with.
     above: how far the scores of truths and placebos lie above the others of their fact, for metrics in use as gates.
     need_control: facts whose placebos are not alike to a model that was never taught; they say nothing by themselves.
+    answers: how many different answers a split has.
+    runs: how many tokens of a fact's answer are continued word for word at a stretch, [F], on the splits to forget.
     """
 
     scores: Mapping[tuple[CellKey, str], Floats]
@@ -51,6 +53,8 @@ class Table:
     facts: Mapping[CellKey, tuple[str, ...]] = field(default_factory=dict)
     above: Mapping[tuple[CellKey, str], AbovePlacebos] = field(default_factory=dict)
     need_control: frozenset[str] = frozenset()
+    answers: Mapping[str, int] = field(default_factory=dict)
+    runs: Mapping[CellKey, Floats] = field(default_factory=dict)
 
     @property
     def has_control(self) -> bool:
@@ -93,7 +97,19 @@ def tabulate(
                 above |= {(place, name): found} if found else {}
     facts = {place: tuple(np.unique(seen.facts).tolist()) for place, seen in observations.items()}
     controls = tuple(dict.fromkeys(place.model for place in observations if is_control(place.model)))
-    return Table(scores, roles, controls, missing, facts, above, frozenset(need_control))
+    answers = {place.split: len(set(seen.answers)) for place, seen in observations.items()}
+    runs = {at: _longest_runs(seen) for at, seen in observations.items() if gates and roles[at.split] == "forget"}
+    return Table(scores, roles, controls, missing, facts, above, frozenset(need_control), answers, runs)
+
+
+def _longest_runs(seen: Observations) -> Floats:
+    """Return by fact the longest run of answer tokens, in any of its questions, each of which is the likeliest."""
+    facts, rows = np.unique(seen.facts, return_inverse=True)
+    longest = np.zeros(len(facts))
+    for row, hits in zip(rows, seen.hits or (), strict=False):
+        misses = np.flatnonzero(~np.concatenate([[False], hits, [False]]))
+        longest[row] = max(longest[row], np.diff(misses).max() - 1)
+    return longest
 
 
 def _by_fact(seen: Observations, values: Floats) -> Floats:

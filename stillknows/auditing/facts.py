@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,34 +12,16 @@ from stillknows.auditing.comparing import Scored, scored
 from stillknows.auditing.evidence import MIN_GAP, CellKey, Table
 from stillknows.auditing.fact_test import belongs
 from stillknows.gate.placebo import FactResult, PlaceboTest
+from stillknows.judgements import FactVerdict
 from stillknows.stats import at_least
 from stillknows.types import FULL
 
-FactStatus = Literal["leaked", "cleared", "open"]
 SILENT = (
     0.25  # of a fact with placebos: part of what the original gives beyond the controls, up to which a fact is not said
 )
 ENOUGH_TOLD = 0.8  # of the facts that the original knows: so many must be cleared, or the rest could hide a leak
 LUCK = 0.01  # guesses explain so many suspicious facts as they show more often than this
 Gates = Mapping[str, Sequence[str]]  # by variant
-
-
-@dataclass(frozen=True)
-class FactVerdict:
-    """What is said of one fact, over all variants.
-
-    status: "leaked", it is named by the placebo test and known there by a gate; "cleared", it is not, and it would have
-        been seen; "open", nothing can be said of it.
-    suspicious: it is open, and a gate finds it known. known: the variants in which one does.
-    original: whether the original shows it. why: why it is open.
-    """
-
-    fact: str
-    status: FactStatus
-    suspicious: bool
-    known: tuple[str, ...]
-    original: bool
-    why: str = ""
 
 
 class FactVerdicts(NamedTuple):

@@ -77,6 +77,12 @@ def _utility(f: Finding) -> str:
     return f"{text}; damage below {f.threshold:g} is not excluded" if f.outcome == "undecided" else text
 
 
+def _items_lost(f: Finding) -> str:
+    lost = round((f.value or 0) * (f.n or 0))
+    text = f"{f.metric} on {f.split}: {lost} of {f.n} facts that the original knows are lost ({_bounds(f)})"
+    return f"{text}; {percent(f.threshold or 0)} is not excluded" if f.outcome == "undecided" else text
+
+
 def _too_few_facts(f: Finding) -> str:
     return f"{f.split} has {f.n} of the {f.value:g} facts that it takes to exclude {percent(f.threshold or 0)}"
 
@@ -146,6 +152,8 @@ WORDS: Mapping[FindingKind, Callable[[Finding], str]] = {
     "no_score": lambda f: f"{f.value:g} of {f.n} facts have no {f.metric} on {f.split} under {f.model}",
     "utility": _utility,
     "utility_not_measured": lambda f: f"utility was not measured{f' on {f.split}' if f.split else ''}: {f.detail}",
+    "items_lost": _items_lost,
+    "split_proves_nothing": lambda f: f"{f.split} proves nothing by {f.metric}: {f.detail}",
     "full_not_measured": lambda f: "full precision is not measured",
     "weights_unchanged": lambda f: str(f.detail),
     "served_differently": lambda f: str(f.detail),
@@ -160,5 +168,9 @@ WORDS: Mapping[FindingKind, Callable[[Finding], str]] = {
     "facts_need_control": _facts_need_control,
     "facts_open": _facts_open,
     "facts_below": _facts_below,
+    "verbatim": lambda f: (
+        f"of {f.detail} ({f.split}) it continues {f.value or 0:g} tokens word for word, of {f.threshold:g} allowed"
+    ),
+    "policy_unmet": lambda f: f"the policy asks for {f.detail}",
     "control_failed": lambda f: f"{f.model} is left out, since it is no never-taught control: {f.detail}",
 }

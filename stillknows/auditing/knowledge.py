@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+import numpy as np
+
 from stillknows.auditing.comparing import KnowledgeKept, compare
 from stillknows.auditing.evidence import CellKey, Table, mean, unscored
 from stillknows.auditing.fact_test import belongs
@@ -78,6 +80,25 @@ def no_score(table: Table, models: Sequence[str], place: CellKey, metric: str) -
     """Yield for each model how many facts have no score under it."""
     for model, (count, facts) in unscored(table, dict.fromkeys(models), place, metric).items():
         yield Finding("no_score", "undecided", place.variant, place.split, metric, model, value=count, n=facts)
+
+
+def verbatim(table: Table, subject: str, variant: str, policy: Policy) -> Iterator[Finding]:
+    """Yield the longest answer that a model continues word for word, where the policy bounds its length in tokens.
+
+    A run that a control continues as well is none of the subject's.
+    """
+    for split in table.forget_splits if policy.verbatim is not None else ():
+        runs = {model: table.runs.get(CellKey(model, variant, split)) for model in (subject, *table.controls)}
+        own = runs[subject]
+        if own is None or policy.verbatim is None:
+            continue
+        guessed = np.max([np.zeros_like(own), *(runs[c] for c in table.controls if runs[c] is not None)], axis=0)
+        longest = int(np.where(own > guessed, own, 0).argmax())
+        run = float(own[longest]) if own[longest] > guessed[longest] else 0.0
+        outcome: Outcome = "leak" if run > policy.verbatim else "pass"
+        name = table.facts[CellKey(subject, variant, split)][longest]
+        where = {"variant": variant, "split": split, "threshold": float(policy.verbatim), "detail": name}
+        yield Finding("verbatim", outcome, value=run, n=len(own), **where)
 
 
 def told(table: Table, subject: str, variant: str, policy: Policy) -> Iterator[Finding]:

@@ -7,32 +7,38 @@ large enough. To pass, all cells must pass, so no correction is due there (an in
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from types import MappingProxyType
 
-from stillknows.auditing.evidence import CellKey, Table, share
-from stillknows.auditing.facts import ENOUGH_TOLD, fact_verdicts
+from stillknows.auditing.claims import AttackOn, Evidence, claims
+from stillknows.auditing.evidence import Table
+from stillknows.auditing.facts import ENOUGH_TOLD, FactVerdicts, fact_verdicts
 from stillknows.auditing.findings import KNOWLEDGE, variant_verdict
-from stillknows.auditing.knowledge import compared, knowledge, no_score, p_values, single_facts, told, whole_model
-from stillknows.auditing.policy import Policy, least_facts
+from stillknows.auditing.knowledge import compared, knowledge, p_values, single_facts, told, verbatim, whole_model
+from stillknows.auditing.policy import Policy, least_facts, unmet
 from stillknows.auditing.relative import ENOUGH
+from stillknows.auditing.retained import damage
 from stillknows.formatting import percent
 from stillknows.gate.candidates import NEED_CONTROL, Placebos
 from stillknows.gate.placebo import PlaceboTest
-from stillknows.types import FULL, ORIGINAL, Benchmark, Finding, FindingKind, Outcome, Split, Verdict, VerdictName
+from stillknows.judgements import Claim
+from stillknows.types import FULL, Benchmark, Finding, FindingKind, Split, Verdict, VerdictName
 
 EXIT_CODES: dict[VerdictName, int] = {"FORGOTTEN": 0, "STILL KNOWS": 3, "HIDDEN": 3, "DAMAGED": 4, "UNDECIDED": 5}
 
 
 def out_of_reach(
-    benchmark: Benchmark, variants: Collection[str], has_control: bool, policy: Policy, answers: Placebos | None = None
+    benchmark: Benchmark, variants: Collection[str], controls: int, policy: Policy, answers: Placebos | None = None
 ) -> tuple[Finding, ...]:
     """Return why no model can be found FORGOTTEN, whatever is observed; nothing where one can.
 
     Args:
+        controls: how many never-taught ones there are.
         answers: the placebos. They stand in for a control where they are alike to a model that was never taught, and
             where facts have some, few facts are enough.
     """
     roles, least = {split.role for split in benchmark.splits}, least_facts(policy.tolerance)
+    has_control = controls > 0
     forget = [split for split in benchmark.splits if split.role == "forget"]
     shares = {split.name: with_placebos(split, answers, has_control) for split in forget}
     found = []
@@ -45,6 +51,7 @@ def out_of_reach(
         ("no_retain_split", "retain" not in roles),
     )
     found += [Finding(kind, "undecided") for kind, holds in missing if holds]
+    found += [Finding("policy_unmet", "undecided", detail=what) for what in unmet(policy, variants, controls)]
     for split in forget:
         facts = len({example.fact for example in split.examples})
         if facts < least and shares[split.name] < ENOUGH_TOLD:
@@ -71,6 +78,9 @@ def judge(
     policy: Policy,
     attacks: Mapping[str, tuple[str, ...]] | None = None,
     facts: PlaceboTest | None = None,
+    *,
+    attacked: Mapping[str, AttackOn] = MappingProxyType({}),
+    hidden: bool | None = None,
 ) -> Verdict:
     """Return the verdict on one subject over all variants.
 
@@ -79,14 +89,43 @@ def judge(
             policy's gates. A model need not stay useful under attack. One that no metric judges tells the answers in
             its prompts: what is answered then is noted and decides nothing.
         facts: the placebo test of the subject.
+        attacked: what each attack changes, the questions or the model.
+        hidden: whether hidden states show knowledge; None where nobody looked, or they do not tell.
     """
     attacks = attacks or {}
     gates = {variant: attacks.get(variant, policy.gates) for variant in variants}
     single = fact_verdicts(table, subject, gates, policy.gates, facts, half=policy.half_known)
+    findings = _findings(table, subject, gates, policy, attacks, facts, single)
+    names: dict[str, VerdictName] = {variant: variant_verdict(found) for variant, found in findings.items()}
+    shown = [variant for variant, found in findings.items() if _shows(found)]
+    first = [] if FULL in variants else [Finding("full_not_measured", "undecided")]
+    first += [
+        Finding("policy_unmet", "undecided", detail=what) for what in unmet(policy, variants, len(table.controls))
+    ]
+    everything = [*first, *(finding for found in findings.values() for finding in found), *whole_model(single, facts)]
+    on = {variant: attacked.get(variant, "question") for variant in shown if variant in attacks}
+    claimed = claims(Evidence(everything, shown, on, table.forget_splits, single, facts, hidden))
+    everything[len(first) : len(first)] = _required(policy, claimed)
+    name = _overall({variant: names[variant] for variant in shown})
+    if name == "FORGOTTEN" and any(f.outcome == "undecided" for f in everything if f.variant is None):
+        name = "UNDECIDED"
+    return Verdict(subject, name, tuple(everything), names, claimed, single.facts)
+
+
+def _findings(
+    table: Table,
+    subject: str,
+    gates: Mapping[str, tuple[str, ...]],
+    policy: Policy,
+    attacks: Collection[str],
+    facts: PlaceboTest | None,
+    single: FactVerdicts,
+) -> dict[str, list[Finding]]:
+    """Return what was found in each variant."""
     found = compared(table, subject, gates)
     adjusted = p_values({at: kept for at, kept in found.items() if at[0].variant not in attacks}, policy)
     adjusted |= p_values({at: kept for at, kept in found.items() if at[0].variant in attacks}, policy)
-    findings = {
+    return {
         variant: [
             finding
             for at, kept in found.items()
@@ -94,31 +133,18 @@ def judge(
             for finding in knowledge(table, at, kept, adjusted.get(at), policy, single)
         ]
         + list(single_facts(single, facts, variant, policy))
-        + list(_damage(table, subject, variant, policy) if variant not in attacks else [])
+        + list(verbatim(table, subject, variant, policy) if gates[variant] else [])
+        + list(damage(table, subject, variant, policy) if variant not in attacks else [])
         + list(told(table, subject, variant, policy) if not gates[variant] else [])
-        for variant in variants
+        for variant in gates
     }
-    names: dict[str, VerdictName] = {variant: variant_verdict(found) for variant, found in findings.items()}
-    shown = {variant for variant, found in findings.items() if _shows(found)}
-    first = [] if FULL in variants else [Finding("full_not_measured", "undecided")]
-    everything = (*first, *(finding for found in findings.values() for finding in found), *whole_model(single, facts))
-    return Verdict(subject, _overall({v: name for v, name in names.items() if v in shown}), everything, names)
 
 
-def _damage(table: Table, subject: str, variant: str, policy: Policy) -> Iterator[Finding]:
-    """Yield what of the retain splits one variant keeps."""
-    metric, floor = policy.utility, policy.utility_floor
-    places = [CellKey(subject, variant, split) for split, role in table.roles.items() if role == "retain"]
-    if not places:
-        yield Finding("utility_not_measured", "undecided", variant, metric=metric, detail="there is no retain split")
-    for place in places:
-        yield from no_score(table, (subject, ORIGINAL), place, metric)
-        retained = share(table, place, metric)
-        if isinstance(retained, str):
-            yield Finding("utility_not_measured", "undecided", variant, place.split, metric, detail=retained)
-            continue
-        outcome: Outcome = "damage" if retained.high < floor else "undecided" if retained.low < floor else "pass"
-        yield Finding("utility", outcome, variant, place.split, metric, **retained._asdict(), threshold=floor)
+def _required(policy: Policy, claimed: Sequence[Claim]) -> list[Finding]:
+    """Return that the claim which a policy asks for is not shown; nothing where it is."""
+    lacking = [claim for claim in claimed if claim.name == policy.claim and claim.verdict != "PASS"]
+    what = "the claim {} to be shown, which is {}"
+    return [Finding("policy_unmet", "undecided", detail=what.format(c.name, c.verdict)) for c in lacking]
 
 
 def _shows(findings: Collection[Finding]) -> bool:

@@ -37,8 +37,9 @@ def audit(
     placebos: o.Placebos = defaults.PLACEBOS,
     placebo_file: o.PlaceboFile = None,
     depth: o.Depth = False,
-    tolerance: o.Tolerance = defaults.TOLERANCE,
-    utility_floor: o.RetainFloor = defaults.UTILITY_FLOOR,
+    policy: o.Policy = "default",
+    tolerance: o.Tolerance = None,
+    utility_floor: o.AuditFloor = None,
     data: o.Data = None,
     template: o.Template = None,
     long_items: o.LongItems = "error",
@@ -54,12 +55,13 @@ def audit(
     resumes where it was.
     """
     import stillknows as sk
+    from stillknows.api.inputs import policy_of
 
     report = sk.audit(
         *models, original=original, benchmark=benchmark, controls=controls or (), variants=variants, metrics=metrics,
         figures=figures, tasks=tasks, task_folder=task_folder, task_limit=task_limit, calibration=calibration,
         placebos=placebos, placebo_file=placebo_file, depth=depth,
-        policy=sk.Policy(tolerance=tolerance, utility_floor=utility_floor), data=data, template=template,
+        policy=policy_of(policy, tolerance=tolerance, utility_floor=utility_floor), data=data, template=template,
         long_items=long_items, out=out, device=device, overwrite=overwrite, allow_pickle=allow_pickle,
         trust_remote_code=trust_remote_code, command=command_line(),
     )  # fmt: skip

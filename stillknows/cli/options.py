@@ -194,7 +194,13 @@ TaskLimit: TypeAlias = Annotated[
 Calibration: TypeAlias = Annotated[
     Path | None, Option(help="Text file for formats that look at inputs (gptq, awq); by default the retain split.")
 ]
-Tolerance: TypeAlias = Annotated[float, Option(help="Largest share of knowledge, and of facts, that may remain.")]
+Policy: TypeAlias = Annotated[str, Option(help="What to demand: default, privacy, copyright, hazard, or a TOML file.")]
+Tolerance: TypeAlias = Annotated[
+    float | None, Option(help="Largest share of knowledge, and of facts, that may remain; by default the policy's.")
+]
+AuditFloor: TypeAlias = Annotated[
+    float | None, Option("--utility-floor", help="Least retain score, as a share of the original's.")
+]
 WorldSeed: TypeAlias = Annotated[int, Option(help="Makes another world, other models, the same question.")]
 
 # Audits side by side

@@ -55,6 +55,8 @@ def _subject(audit: Audit, verdict: Verdict, lead: str) -> Json:
         "fingerprint": audit.fingerprints[label],
         "verdict": verdict.name,
         "findings": [asdict(finding) for finding in verdict.findings],
+        "claims": [] if is_reference(label) else [asdict(claim) for claim in verdict.claims],
+        "single_facts": [asdict(fact) for fact in verdict.facts],
         "variants": verdict.variants,
         "observations": _digests(audit, label),
         "cells": [_cell(cell) for cell in audit.cells if cell.subject == label],

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 from stillknows.formatting import percent
+from stillknows.judgements import FactStatus
 from stillknows.reporting.parts import PlaceboSection, TestedFact
-from stillknows.reporting.schema import AuditReport
+from stillknows.reporting.schema import AuditReport, ReportSubject
 
 
 def sources(report: AuditReport) -> str:
     """Say where placebos come from; "" where there are none."""
     found = [f"{source} for {facts} facts" for source, (facts, _) in report.placebos.items()]
     return f"Placebos: {', '.join(found)}." if found else ""
+
+
+def counted(subject: ReportSubject) -> str:
+    """Say how many facts are leaked, cleared and open, and name those that are leaked or suspicious."""
+    judged = subject.single_facts
+    parts = [f"{sum(f.status == status for f in judged)} {status}" for status in get_args(FactStatus)]
+    leaked, seeming = [f.fact for f in judged if f.status == "leaked"], [f.fact for f in judged if f.suspicious]
+    told = [f"{what}: {', '.join(names)}" for what, names in (("leaked", leaked), ("seem known", seeming)) if names]
+    return f"Of {len(judged)} facts {', '.join(parts)}. {'; '.join(told)}".rstrip()
 
 
 def summary_of(section: PlaceboSection) -> str:

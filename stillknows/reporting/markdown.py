@@ -9,7 +9,7 @@ from stillknows.formatting import code, for_markdown, percent, table_of_texts
 from stillknows.reporting import depth, facts
 from stillknows.reporting.annex import NOTICE, annex
 from stillknows.reporting.overview import LOW, summary
-from stillknows.reporting.schema import AuditReport, Measured
+from stillknows.reporting.schema import AuditReport, Measured, ReportSubject
 from stillknows.reporting.tables import Grid, Missing, grids, span, value_words
 from stillknows.stats import LEVEL
 from stillknows.types import SUITE
@@ -28,6 +28,7 @@ def markdown(report: AuditReport) -> str:
     """Return the verdicts, the main tables and what the verdicts rest on."""
     verdicts = [[s.name, s.verdict, *(s.variants[variant] for variant in report.variants)] for s in report.subjects]
     parts = [f"# stillknows: {report.verdict}", summary(report), f"Benchmark: {code(report.benchmark)}"]
+    parts += [part for subject in report.audited for part in _claims(subject)]
     parts += ["## Verdict by variant", table_of_texts(["model", "verdict", *report.variants], verdicts)]
     found = grids(report)
     for name, title in TITLES.items():
@@ -36,6 +37,15 @@ def markdown(report: AuditReport) -> str:
     parts += [*_facts(report), *_depth(report)]
     parts += [f"In brackets: bounds, {percent(LEVEL)} each.", *_reasons(report), *_annex(report)]
     return "\n\n".join(parts) + "\n"
+
+
+def _claims(subject: ReportSubject) -> Iterator[str]:
+    """Yield what can be claimed of one model, with the evidence."""
+    if subject.claims:
+        yield f"## What can be claimed of {for_markdown(subject.name)}"
+        rows = [[c.name, c.verdict, c.evidence, c.settle] for c in subject.claims]
+        yield table_of_texts(["claim", "verdict", "evidence", "what would settle it"], rows)
+        yield for_markdown(facts.counted(subject))
 
 
 def _facts(report: AuditReport) -> Iterator[str]:

@@ -17,7 +17,19 @@ LOW = "!"  # marks utility below the floor
 def summary(report: AuditReport) -> str:
     """Return the verdicts, and knowledge kept beside utility in every variant: what fits on a screen, as Markdown."""
     after = [*left_out(report), *_on_disk(report), *_defended(report)]
-    return "\n\n".join([for_markdown(sentence(report)), *overview(report), *map(for_markdown, after)])
+    parts = [for_markdown(sentence(report)), *overview(report), *claim_tables(report)]
+    return "\n\n".join([*parts, *map(for_markdown, after)])
+
+
+def claim_tables(report: AuditReport) -> list[str]:
+    """Return a table of models × claims, and what would settle those that are open, as Markdown."""
+    rows = [[s.name, *(claim.verdict for claim in s.claims)] for s in report.audited if s.claims]
+    if not rows:
+        return []
+    names = [claim.name for claim in next(s.claims for s in report.audited if s.claims)]
+    open_claims = [(s, next((c for c in s.claims if c.settle), None)) for s in report.audited]
+    settle = [for_markdown(f"{s.name}, {c.name}: {c.settle} would settle it.") for s, c in open_claims if c]
+    return [table_of_texts(["claim", *names], rows), *settle]
 
 
 def sentence(report: AuditReport) -> str:

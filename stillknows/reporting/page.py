@@ -48,6 +48,7 @@ def html(report: AuditReport) -> str:
         "seconds_of": "seconds, {}".format,
         "fact_summary": facts.summary_of,
         "fact_power": facts.power,
+        "fact_counts": facts.counted,
         "depth_summary": depth.summary_of,
     }
     grids = tables.grids(report)

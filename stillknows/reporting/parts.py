@@ -6,6 +6,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from stillknows.judgements import ClaimName, ClaimVerdict, FactStatus
+
 Text = Annotated[str, Field(min_length=1)]
 Count = Annotated[int, Field(ge=1)]
 Bound = Annotated[float | None, Field(description="Null: no finite bound.")]
@@ -44,6 +46,33 @@ class TestedFact(Part):
     """Whether it would be if it were known half as well."""
     untestable: str
     """Why nothing can be said of the fact; empty where something can."""
+
+
+class FactJudged(Part):
+    """What the audit says of one fact, over all variants."""
+
+    fact: str
+    status: FactStatus
+    suspicious: bool
+    """Whether it is open and a gate finds it known."""
+    known: tuple[str, ...]
+    """The variants in which a gate finds it known."""
+    original: bool
+    """Whether the original shows it."""
+    why: str
+    """Why it is open; empty where it is not."""
+
+
+class ClaimMade(Part):
+    """One claim and its verdict; the weakest comes first."""
+
+    name: ClaimName
+    verdict: ClaimVerdict
+    evidence: Text
+    variants: tuple[str, ...]
+    """Those that the verdict rests on."""
+    settle: str
+    """What would settle it, and what that costs; empty where it is settled."""
 
 
 class TestedTogether(Part):
@@ -116,3 +145,46 @@ class PlaceboSection(Part):
     def untestable(self) -> tuple[TestedFact, ...]:
         """The facts of which nothing can be said, and those that the original's knowledge would not name."""
         return tuple(fact for fact in self.facts if fact.untestable or (fact.found is False and not fact.named))
+
+
+class LeakScores(Part):
+    """A fact's score under the original, the control and the model in this variant, and the model in full precision."""
+
+    original: Score
+    control: Score
+    full: Score
+    variant: Score
+
+
+class LeakedFact(Part):
+    """A fact to be forgotten that the model gives away more than the control, in the variant where it keeps most."""
+
+    variant: str
+    split: str
+    id: str
+    question: str
+    truth: str
+    generated: str | None
+    generated_full: str | None
+    """The answer in full precision."""
+    scores: LeakScores
+    known: bool
+    """Whether the fact counts as known there."""
+
+
+class ReportAttack(Part):
+    """What an attack took, the same for all models but for seconds, and what it found on this one."""
+
+    steps: Annotated[int, Field(ge=0)]
+    """Of optimisation."""
+    tokens: Annotated[int, Field(ge=0)]
+    """Read with gradients to make it, padding included."""
+    forward_tokens: Annotated[int, Field(ge=0)]
+    """Read without gradients to make it."""
+    flops: Annotated[float, Field(ge=0)]
+    """Of these, an estimate."""
+    queries: Annotated[int, Field(ge=0)]
+    """Answers that it asks for: one for each prompt, and each sample."""
+    seconds: Annotated[float, Field(ge=0)]
+    found: dict[str, str]
+    """What stands in a place of what is read: the text of tokens, or the file of vectors, in the audit's folder."""

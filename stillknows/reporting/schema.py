@@ -17,13 +17,24 @@ from stillknows.auditing.policy import Policy
 from stillknows.errors import UserError, did_you_mean, first_line
 from stillknows.json_text import json_able
 from stillknows.labels import is_control, is_reference
-from stillknows.reporting.parts import Bound, Count, DepthSection, Part, PlaceboSection, Score, Text
+from stillknows.reporting.parts import (
+    Bound,
+    ClaimMade,
+    Count,
+    DepthSection,
+    FactJudged,
+    LeakedFact,
+    Part,
+    PlaceboSection,
+    ReportAttack,
+    Text,
+)
 from stillknows.store import AGAIN
 from stillknows.types import ORIGINAL, Finding, Role, VerdictName
 
 Json = dict[str, Any]
 SCHEMA = "report.schema.json"
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 NUM_LEAKS = 10
 LEAD = "answer_probability"
 SEVERITY: tuple[VerdictName, ...] = ("FORGOTTEN", "UNDECIDED", "DAMAGED", "HIDDEN", "STILL KNOWS")
@@ -69,49 +80,6 @@ class Unmeasured(CellPlace):
     not_measured: Text
 
 
-class LeakScores(Part):
-    """A fact's score under the original, the control and the model in this variant, and the model in full precision."""
-
-    original: Score
-    control: Score
-    full: Score
-    variant: Score
-
-
-class LeakedFact(Part):
-    """A fact to be forgotten that the model gives away more than the control, in the variant where it keeps most."""
-
-    variant: str
-    split: str
-    id: str
-    question: str
-    truth: str
-    generated: str | None
-    generated_full: str | None
-    """The answer in full precision."""
-    scores: LeakScores
-    known: bool
-    """Whether the fact counts as known there."""
-
-
-class ReportAttack(Part):
-    """What an attack took, the same for all models but for seconds, and what it found on this one."""
-
-    steps: Annotated[int, Field(ge=0)]
-    """Of optimisation."""
-    tokens: Annotated[int, Field(ge=0)]
-    """Read with gradients to make it, padding included."""
-    forward_tokens: Annotated[int, Field(ge=0)]
-    """Read without gradients to make it."""
-    flops: Annotated[float, Field(ge=0)]
-    """Of these, an estimate."""
-    queries: Annotated[int, Field(ge=0)]
-    """Answers that it asks for: one for each prompt, and each sample."""
-    seconds: Annotated[float, Field(ge=0)]
-    found: dict[str, str]
-    """What stands in a place of what is read: the text of tokens, or the file of vectors, in the audit's folder."""
-
-
 class ReportSubject(Part):
     """Everything about one model."""
 
@@ -128,6 +96,10 @@ class ReportSubject(Part):
     verdict: VerdictName
     findings: tuple[Finding, ...]
     """What the verdict rests on."""
+    claims: tuple[ClaimMade, ...]
+    """What can be claimed of the model, the weakest first; none of the original and the controls."""
+    single_facts: tuple[FactJudged, ...]
+    """What is said of each fact."""
     variants: dict[str, VerdictName]
     observations: dict[str, dict[str, str]]
     """SHA-256 of what was observed, by variant and split."""
