@@ -96,8 +96,9 @@ def _audit(request: AuditConfig, out: Path) -> Audit:
     labels = [model.label for model in prepared]
     cells = [cell for label in labels for cell in make_cells(table, label, variants, metrics)]
     cells += [cell for label in labels for cell in aggregate_cells(observations, label, deployments, figures)]
+    attacks = [name for name, variant in variants.items() if variant.role == "attack"]
     tests = {
-        label: placebos and fact_test(observations, label, table.forget_splits, placebos, table.controls)
+        label: placebos and fact_test(observations, label, table.forget_splits, placebos, table.controls, attacks)
         for label in labels
     }
     facts = {label: test for label, test in tests.items() if test}

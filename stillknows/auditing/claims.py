@@ -120,6 +120,10 @@ def _over(name: ClaimName, evidence: Evidence, variants: Sequence[str], how: str
     if leaking:
         first = next(f for f in found if f.outcome == "leak")
         return Claim(name, "FAIL", f"in {len(leaking)} of {len(variants)} variants: {words(first)}", leaking)
+    damaged = next((f for f in evidence.findings if f.outcome == "damage" and f.variant in variants), None)
+    if damaged:
+        why = f"the model is damaged, and a broken model says little of anything: {words(damaged)}"
+        return Claim(name, "INCONCLUSIVE", why, (damaged.variant or "",), "a model that keeps what is to be kept")
     undecided = [f for f in found if f.outcome == "undecided"]
     if undecided or not variants:
         why = f"{undecided[0].variant}: {words(undecided[0])}" if undecided else "nothing was measured"

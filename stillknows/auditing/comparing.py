@@ -30,7 +30,8 @@ class Scored(NamedTuple):
     gap_s, gap_o: what subject and original have beyond the controls' mean and beyond their own placebos: 0 on average
         for a model that was never taught.
     luck_FC: what each placebo in the truth's place would have, less the mean; NaN where there is none.
-    guessed_FC: which placebos would count as known in the truth's place.
+    part_FC: what the truth and each placebo has of what the original gives the truth, beyond the controls: 1 as much;
+        −inf where a gate cannot tell, NaN where there is no candidate.
     """
 
     s: Floats
@@ -41,7 +42,7 @@ class Scored(NamedTuple):
     gap_s: Floats
     gap_o: Floats
     luck_FC: Floats
-    guessed_FC: Flags
+    part_FC: Floats
 
     @property
     def scored(self) -> Flags:
@@ -83,9 +84,10 @@ def scored(table: Table, place: CellKey, metric: str) -> Scored:
     others_MF = _mean_over_placebos(beyond_MFC)
     gaps_MF = np.where(relative, beyond_MFC[:, :, 0] - others_MF, raw_MF - mean_c)
     luck_FC = beyond_MFC[0, :, 1:] - others_MF[0][:, None]
-    c_FC = above_MFC[1:-1, :, 1:].max(0) if controls else 0.0
-    guessed_FC = is_known(above_MFC[0, :, 1:], c_FC, above_MFC[-1, :, :1])
-    return Scored(s, c, o, relative, relative | bool(controls), gaps_MF[0], gaps_MF[-1], luck_FC, guessed_FC)
+    c_FC = above_MFC[1:-1].max(0) if controls else np.zeros_like(above_MFC[0])
+    room_FC = above_MFC[-1, :, :1] - c_FC
+    part_FC = np.where(room_FC <= MIN_GAP, -np.inf, (above_MFC[0] - c_FC) / np.maximum(room_FC, MIN_GAP))
+    return Scored(s, c, o, relative, relative | bool(controls), gaps_MF[0], gaps_MF[-1], luck_FC, part_FC)
 
 
 def _above(table: Table, place: CellKey, metric: str, models: tuple[str, ...]) -> tuple[Flags, Floats]:
@@ -173,7 +175,7 @@ def _luck(luck_FC: Floats, draws: int) -> Floats:
     return total_B
 
 
-def is_known(s: Floats, c: Floats | float, o: Floats) -> Flags:
+def is_known(s: Floats, c: Floats, o: Floats) -> Flags:
     """Tell of each fact whether it counts as known: testable, and more than half-way from the control's score to the
     original's."""
     return (s - c > KNOWN_SHARE * (o - c)) & (o - c > MIN_GAP)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ import numpy as np
 from stillknows.auditing.evidence import CellKey
 from stillknows.gate.candidate_scores import CandidateScores, logit
 from stillknows.gate.candidates import NEED_CONTROL, Placebos, placebos, read_placebos
-from stillknows.gate.placebo import ALPHA, ALPHA_ALONE, PlaceboTest, placebo_test
+from stillknows.gate.placebo import ALPHA, ALPHA_STRICT, FactResult, PlaceboTest, placebo_test
 from stillknows.labels import is_control
 from stillknows.likelihood import mean_log_probs
 from stillknows.types import ORIGINAL, Benchmark, Floats, Observations
@@ -47,8 +48,12 @@ def fact_test(
     splits: Sequence[str],
     answers: Placebos,
     controls: Sequence[str] | None = None,
+    attacks: Collection[str] = (),
 ) -> PlaceboTest | None:
     """Test which facts a model knows, by its answers on the splits to forget; None where no placebos were observed.
+
+    Single facts are tested in the deployments and in the `attacks`, each at an error rate of its own, ALPHA or
+    ALPHA_STRICT: what is tried besides does not weaken what is found in a deployment.
 
     What the never-taught `controls` (None: all that were observed) find likely as well is taken away, and the
     original's scores measure the power. Without a control facts are untestable whose placebos come from a source in
@@ -62,8 +67,46 @@ def fact_test(
     if mine is None or original is None:
         return None
     reasons = {} if controls else need_control(answers)
-    alpha = ALPHA if controls else ALPHA_ALONE
-    return placebo_test(mine, [found for found in others if found], original, excluded=reasons, alpha=alpha)
+    alpha = ALPHA if controls else ALPHA_STRICT
+
+    def test(chosen: Callable[[str], bool], alpha: float) -> PlaceboTest | None:
+        models = [scores.within(chosen) for scores in (mine, original, *filter(None, others))]
+        own, first, *rest = (scores for scores in models if scores) if models[0] else (None, None)
+        return placebo_test(own, rest, first, excluded=reasons, alpha=alpha) if own else None
+
+    whole = placebo_test(mine, [found for found in others if found], original, excluded=reasons, alpha=alpha)
+    under_attack = {name for name in mine.variants if any(belongs(name, attack) for attack in attacks)}
+    if not under_attack or len(under_attack) == len(mine.variants):
+        return whole
+    deployed, attacked = test(lambda v: v not in under_attack, alpha), test(lambda v: v in under_attack, ALPHA_STRICT)
+    return _by_role(whole, [found for found in (deployed, attacked) if found])
+
+
+def _by_role(whole: PlaceboTest, roles: Sequence[PlaceboTest]) -> PlaceboTest:
+    """Return a test of all variants with the facts that the tests of its parts name."""
+    by_fact = [{fact.fact: fact for fact in test.facts} for test in roles]
+
+    def merged(fact: FactResult) -> FactResult:
+        found = [facts[fact.fact] for facts in by_fact if fact.fact in facts]
+        best = min(found, key=lambda one: one.p)
+        return replace(
+            fact,
+            p=best.p,
+            variant=best.variant,
+            named=any(one.named for one in found),
+            variants=tuple(name for one in found for name in one.variants),
+            found=_any(one.found for one in found),
+            found_half=_any(one.found_half for one in found),
+            untestable=min((one.untestable for one in found), key=len),
+        )
+
+    return replace(whole, facts=tuple(map(merged, whole.facts)))
+
+
+def _any(flags: Iterable[bool | None]) -> bool | None:
+    """Return whether one is true; None where all are None."""
+    known = [flag for flag in flags if flag is not None]
+    return any(known) if known else None
 
 
 def need_control(answers: Placebos) -> dict[str, str]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +15,7 @@ from stillknows.auditing.fact_test import belongs
 from stillknows.gate.placebo import FactResult, PlaceboTest
 from stillknows.judgements import FactVerdict
 from stillknows.stats import at_least
-from stillknows.types import FULL
+from stillknows.types import FULL, Floats
 
 SILENT = (
     0.25  # of a fact with placebos: part of what the original gives beyond the controls, up to which a fact is not said
@@ -61,14 +62,15 @@ class _Seen(NamedTuple):
     """What gates show of the facts of one model.
 
     known: by variant. blind: of those, the ones that have no placebos there. silent: that no usual gate finds said.
-    original: that the original shows. guesses: of each fact's placebos, which some usual gate would find known.
+    original: that the original shows. parts: of each fact's truth and placebos, what all usual gates find said in some
+        variant, 1 as by the original.
     """
 
     known: dict[str, set[str]]
     blind: dict[str, set[str]]
     silent: set[str]
     original: set[str]
-    guesses: dict[str, NDArray[np.bool_]]
+    parts: dict[str, Floats]
 
 
 def fact_verdicts(
@@ -91,13 +93,22 @@ def fact_verdicts(
 
 
 def _luck(facts: Sequence[FactVerdict], tested: Mapping[str, bool], seen: _Seen) -> float:
-    """Return how likely as many facts would be suspicious if each truth were a random candidate; 0 where one of them
-    has no placebos."""
+    """Return how likely as many facts would be said as clearly as the suspicious ones, were each truth one of its
+    placebos; 0 where one of them has none.
+
+    Compared are the facts that the placebo test cannot tell: the clearest with the clearest guesses, the two clearest
+    with two of them, and so on; the least likely counts, times their number.
+    """
     suspicious = [fact for fact in facts if fact.suspicious]
-    if any(fact.fact in seen.blind[v] for fact in suspicious for v in fact.known) or not suspicious:
-        return 0.0 if suspicious else 1.0
-    chances = [float(seen.guesses[f].mean()) for f, is_tested in tested.items() if not is_tested and f in seen.guesses]
-    return at_least(len(suspicious), chances)
+    if any(fact.fact in seen.blind[v] or fact.fact not in seen.parts for fact in suspicious for v in fact.known):
+        return 0.0
+    others = [seen.parts[name][1:] for name, is_tested in tested.items() if not is_tested and name in seen.parts]
+    levels = sorted((float(seen.parts[fact.fact][0]) for fact in suspicious), reverse=True)
+    found = [
+        at_least(count, [float(np.mean(own >= level)) for own in others if own.size])
+        for count, level in enumerate(levels, 1)
+    ]
+    return min(1.0, len(found) * min(found, default=1.0)) if found else 1.0
 
 
 def _is_tested(result: FactResult | None, half: bool) -> bool:
@@ -131,7 +142,7 @@ def _seen(table: Table, subject: str, gates: Gates, usual: Sequence[str]) -> _Se
     known: dict[str, set[str]] = {variant: set() for variant in gates}
     blind: dict[str, set[str]] = {variant: set() for variant in gates}
     said, told, original = set[str](), set[str](), set[str]()
-    guesses: dict[str, NDArray[np.bool_]] = {}
+    parts: dict[str, dict[str, Floats]] = {}
     for variant, place, gate in _places(table, subject, gates):
         found, names = scored(table, place, gate), np.array(table.facts[place], dtype=object)
         known[variant] |= {*names[found.known]}
@@ -140,13 +151,21 @@ def _seen(table: Table, subject: str, gates: Gates, usual: Sequence[str]) -> _Se
         blind[variant] |= {*names[found.known & ~found.relative]}
         said |= {*names[_said(found)]}
         for f in np.flatnonzero(found.relative):
-            own = found.guessed_FC[f][~np.isnan(found.luck_FC[f])]
-            earlier = guesses.get(names[f], own)
-            guesses[names[f]] = own[: len(earlier)] | earlier[: len(own)]
+            own, at = found.part_FC[f][~np.isnan(found.part_FC[f])], parts.setdefault(names[f], {})
+            at[variant] = _shortest(np.minimum, at.get(variant, own), own)
         if variant == FULL or FULL not in gates:
             told |= {*names[found.relative & (found.o - found.c > MIN_GAP)]}
             original |= {*names[found.o > MIN_GAP]}
-    return _Seen(known, blind, told - said, original, guesses)
+    largest = {
+        fact: functools.reduce(functools.partial(_shortest, np.maximum), at.values()) for fact, at in parts.items()
+    }
+    return _Seen(known, blind, told - said, original, largest)
+
+
+def _shortest(combine: Callable[..., Floats], one: Floats, other: Floats) -> Floats:
+    """Combine what two cells say of a fact's candidates, as far as both have them."""
+    count = min(len(one), len(other))
+    return combine(one[:count], other[:count])
 
 
 def _said(found: Scored) -> NDArray[np.bool_]:

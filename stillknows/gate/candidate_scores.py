@@ -6,7 +6,7 @@ variants of the model.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -65,6 +65,17 @@ class CandidateScores:
         """Return the scores of some of the facts: indices or flags."""
         names = tuple(np.array(self.facts, dtype=object)[rows])
         return CandidateScores(names, self.variants, self.values[rows], self.candidates[rows], self.asked[rows])
+
+    def within(self, chosen: Callable[[str], bool]) -> CandidateScores | None:
+        """Return the scores in some of the variants, of the facts that are asked there; None where there are none."""
+        columns = np.array([chosen(name) for name in self.variants])
+        asked = self.asked[..., columns]
+        rows = np.any(asked, axis=(1, 2))
+        if not rows.any():
+            return None
+        names = tuple(name for name, keep in zip(self.variants, columns, strict=True) if keep)
+        facts = tuple(np.array(self.facts, dtype=object)[rows])
+        return CandidateScores(facts, names, self.values[rows][..., columns], self.candidates[rows], asked[rows])
 
     def fits(self, other: CandidateScores) -> bool:
         """Whether another model was asked the same."""

@@ -24,7 +24,7 @@ from stillknows.gate.candidate_scores import CandidateScores, Flags, Standing, c
 from stillknows.types import Floats
 
 ALPHA = 0.05  # how likely at most any fact of a model is named that was never taught: 19 placebos can name one
-ALPHA_ALONE = 0.025  # the same without a control: 39 placebos can
+ALPHA_STRICT = 0.025  # the same without a control, and under attack: 39 placebos can
 DIFFUSE_ALPHA = 0.005  # how likely at most diffuse knowledge is found in it
 HALF = 0.5  # "half as well": half as far from the placebos' median as the original
 EXCHANGES = 4999  # random exchanges that the test of diffuse knowledge draws
