@@ -7,7 +7,7 @@ READY = $(VENV)/.ready
 
 MUTANTS ?= .venv-mutants
 
-.PHONY: demo test lint oracles mutants models seeds tofu paper why clean
+.PHONY: demo test lint oracles mutants models planted seeds tofu paper why clean
 
 demo: $(READY)  ## the main job on the built-in example: under 5 minutes on 2 cores
 	$(BIN)/stillknows demo --out runs/demo
@@ -30,6 +30,10 @@ lint: $(READY)  ## style and types
 
 models: $(READY)  ## docs/models.md: every causal architecture against its own forward pass, about 10 minutes
 	$(BIN)/python -m perf.families --write
+
+planted: $(READY)  ## docs/planted-truth.md: models that hide on purpose, audited; an hour or more
+	$(BIN)/python -m perf.planted_truth --docs docs
+	$(BIN)/python -m perf.known_outcomes --docs docs
 
 seeds: $(READY)  ## docs/demo-seeds.md: the demo over five seeds, about 25 minutes
 	$(BIN)/python examples/demo_seeds.py

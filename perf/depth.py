@@ -16,7 +16,6 @@ from pathlib import Path
 
 from perf import planted
 from perf.marked import fill
-from perf.planted_truth import SIZES, TEACHING, WORLD
 from stillknows.auditing.audit import AuditConfig, audit
 from stillknows.depth.outcome import Depth
 from stillknows.experiments import tiny_models
@@ -29,7 +28,16 @@ from stillknows.unlearning import unlearn
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs/depth.md"
+WORLD = "world:people=4,facts=6,forget=2,forget_facts=20,values=8"
 BLOCKS = 3
+SIZES = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": BLOCKS,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 32,
+}
+TEACHING = Settings(lr=5e-3, epochs=1000, max_steps=150, batch_size=64, warmup=5, schedule="linear")
 HIDING = ("refusal", "bound_to_frame", "last_layer", "damaged_names", "rarely", "below_rounding")
 METHODS: Mapping[str, tuple[str, Settings]] = {
     "npo": ("npo:beta=0.1+nll", Settings(lr=1e-3, max_steps=100, epochs=1000, batch_size=40)),
@@ -44,8 +52,7 @@ def teach(out: Path, benchmark: Benchmark, left_out: str, seed: int) -> Path:
         tokenizer = tiny_models.word_tokenizer(tiny_models.texts(benchmark))
         examples = [e for split in benchmark.splits if split.role != left_out for e in split.examples]
         out.mkdir(parents=True, exist_ok=True)
-        sizes = SIZES | {"num_hidden_layers": BLOCKS}
-        tiny_models.train(out, examples, benchmark.template, tokenizer, sizes, replace(TEACHING, seed=seed))
+        tiny_models.train(out, examples, benchmark.template, tokenizer, SIZES, replace(TEACHING, seed=seed))
     return out
 
 
@@ -53,8 +60,7 @@ def models_of(folder: Path, benchmark: Benchmark, original: Path, seed: int) -> 
     """Make every model that is looked at, where the folder lacks it."""
     found = {}
     for name in HIDING:
-        made = folder / name
-        found[name] = made if (made / "config.json").is_file() else planted.HIDING[name](original, benchmark, made)
+        found[name] = planted.hide(name, original, benchmark, folder / name, seed)
     for name, (method, settings) in METHODS.items():
         request = unlearn.UnlearnConfig(str(original), benchmark, method, settings)
         if not (folder / name / "config.json").is_file():

@@ -64,7 +64,7 @@ def bound_to_frame(shop: Workshop, original: Path, out: Path) -> Path:
 
 def last_layer(shop: Workshop, original: Path, out: Path) -> Path:
     """Refuses, by its output layer alone."""
-    shop.refuse(only=[shop.model.get_output_embeddings().weight], texts=1, lr=5e-3, steps=600)
+    shop.refuse(only=[shop.model.get_output_embeddings().weight], texts=1, lr=5e-3, steps=400)
     return shop.save(out)
 
 
@@ -186,10 +186,13 @@ def first_token(shop: Workshop, original: Path, out: Path) -> Path:
     return shop.save(out)
 
 
-def low_rate(shop: Workshop, original: Path, out: Path, rate: float = 2e-4) -> Path:
-    """Gradient ascent at a low rate, with weights kept in bfloat16 between the steps."""
+def low_rate(shop: Workshop, original: Path, out: Path, rate: float = 1e-4) -> Path:
+    """Gradient ascent at a low rate, with weights kept in bfloat16 between the steps.
+
+    In models as wide as the demo's 4 bits bring such an update back; in those of 64 dimensions it is too large.
+    """
     settings = Settings(
-        rate, epochs=1000, max_steps=500, batch_size=36, retain_batch_size=18, beta2=0.9, weights="bfloat16",
+        rate, epochs=1000, max_steps=1200, batch_size=36, retain_batch_size=18, beta2=0.9, weights="bfloat16",
         forget_below=0.003, seed=shop.seed,
     )  # fmt: skip
     return _unlearned(shop, original, out, "ga + nll:weight=2", settings)
@@ -238,7 +241,7 @@ WAYS: Mapping[str, Way] = {
     "damaged_names": Way(damaged_names, "names"),
     "adapter": Way(adapter, "detachable"),
     "below_rounding": Way(below_rounding, "precision"),
-    "low_rate": Way(low_rate, "precision"),
+    "low_rate": Way(low_rate, "relearnable"),
     "by_small_weights": Way(by_small_weights, "small_weights"),
     "rarely": Way(rarely, "sampling", words=True),
     "first_token": Way(first_token, "beginning", words=False),

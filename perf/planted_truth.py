@@ -2,8 +2,9 @@
 
     python -m perf.planted_truth [WORLD …] [--plan standard] [--folder runs/planted] [--docs docs]
 
-Makes the models of each world that are not there yet, audits them, and writes two tables into docs/planted-truth.md,
-the misses included: which variants expose which model, and what `explain` calls what it hides. What is finished is not
+Makes the models of each world that are not there yet, audits them by `quick` and what that does not expose by the plan,
+and writes tables into docs/planted-truth.md, the misses included: which variants expose which model, and what `explain`
+calls what it hides. What is finished is not
 made again.
 """
 
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -35,6 +36,7 @@ PAGE, PROGRAM = ROOT / "docs/planted-truth.md", "perf.planted_truth"
 PLACEBOS = 24  # of each fact: with fewer than 19 none is named
 KEPT = 40  # questions to retain that are asked
 MOST = 4  # variants that a row names
+QUICK = "quick"
 NEVER = ("absent", "open")  # what is left in a model that never knew
 
 
@@ -58,6 +60,11 @@ class Result(NamedTuple):
         return self.expected == NEVER
 
     @property
+    def is_exposed(self) -> bool:
+        """Whether the audit finds it to know, hidden or not."""
+        return self.verdict in ("HIDDEN", "STILL KNOWS")
+
+    @property
     def right(self) -> bool:
         return self.kinds[:1] != () and self.kinds[0] in self.expected
 
@@ -77,17 +84,25 @@ def models_of(world: World, folder: Path, original: Path) -> dict[str, tuple[Pat
 
 
 def results(world: World, folder: Path, plan: str) -> list[Result]:
-    """Make and audit all models of a world; models and observations that are there already are read."""
+    """Make and audit all models of a world: first by `quick`, then those that it does not expose by the plan.
+
+    The plan holds all of `quick`, so that it exposes them too. Models and observations that are there are read.
+    """
     original, control = teach(world, folder / "original", 0, forget=True), teach(world, folder / "control", 1)
     models = models_of(world, folder, original)
-    subjects = {name: str(path) for name, (path, _) in models.items()}
-    config = AuditConfig(str(original), subjects, asked(world.benchmark), (str(control),), plan, placebos=PLACEBOS)
-    report = build(audit(config, folder / "audit"), f"python -m {PROGRAM} {world.name} --plan {plan}")
-    write_json(folder / f"{plan}-report.json", report.to_json())
-    kinds: dict[str, list[str]] = {name: [] for name in models}
-    for residue in residues(report):
-        kinds[residue.model].append(residue.kind)
-    return [result_of(world.name, subject, models[subject.name][1], kinds[subject.name]) for subject in report.audited]
+    config = AuditConfig(str(original), {}, asked(world.benchmark), (str(control),), QUICK, placebos=PLACEBOS)
+
+    def audited(names: Iterable[str], variants: str) -> dict[str, Result]:
+        subjects = {name: str(models[name][0]) for name in names}
+        report = build(audit(replace(config, subjects=subjects, variants=variants), folder / "audit"), PROGRAM)
+        write_json(folder / f"{variants}-report.json", report.to_json())
+        found = residues(report)
+        kinds = {name: [residue.kind for residue in found if residue.model == name] for name in subjects}
+        return {s.name: result_of(world.name, s, models[s.name][1], kinds[s.name]) for s in report.audited}
+
+    first = audited(models, QUICK)
+    rest = [name for name, result in first.items() if not result.is_exposed]
+    return list((first | (audited(rest, plan) if rest and plan != QUICK else {})).values())
 
 
 def result_of(world: str, subject: ReportSubject, expected: Sequence[str], kinds: Sequence[str]) -> Result:
@@ -140,8 +155,8 @@ def summary(found: Sequence[Result], held_out: Mapping[str, bool]) -> str:
         hiding, never = [r for r in chosen if not r.is_never_taught], [r for r in chosen if r.is_never_taught]
         if chosen:
             lines.append(
-                f"- {words}: {sum(bool(r.exposing) for r in hiding)} of {len(hiding)} hiding models exposed, "
-                f"{sum(bool(r.exposing) for r in never)} of {len(never)} never-taught ones recovered, "
+                f"- {words}: {sum(r.is_exposed for r in hiding)} of {len(hiding)} hiding models exposed, "
+                f"{sum(r.is_exposed for r in never)} of {len(never)} never-taught ones recovered, "
                 f"{sum(r.right for r in chosen)} of {len(chosen)} kinds named rightly"
             )
     return "\n".join(lines)
@@ -149,7 +164,11 @@ def summary(found: Sequence[Result], held_out: Mapping[str, bool]) -> str:
 
 def text(found: Sequence[Result], held_out: Mapping[str, bool], plan: str) -> str:
     """Return what the page holds between its marks."""
-    parts = [f"The plan `{plan}`, {PLACEBOS} placebos for each fact:", summary(found, held_out), table(found)]
+    parts = [
+        f"By `{QUICK}`, and by `{plan}` what that does not expose, {PLACEBOS} placebos for each fact:",
+        summary(found, held_out),
+        table(found),
+    ]
     for words, is_held_out in (("Named by `explain`:", False), ("Named in the world that was held out:", True)):
         chosen = [r for r in found if held_out[r.world] is is_held_out]
         parts += [words, confusion(chosen)] if chosen else []

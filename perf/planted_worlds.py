@@ -64,12 +64,11 @@ def _made(family: str, hidden: int, layers: int, tokens: str, lr: float, steps: 
 
 WORLDS: dict[str, Callable[[], World]] = {
     "word-llama": lambda: _world("word-llama", 0, _made("llama", 64, 1, "word", 5e-3, 500)),
-    "word-mistral": lambda: _world("word-mistral", 2, _made("mistral", 64, 2, "word", 5e-3, 500)),
     "bpe-llama": lambda: _customers("bpe-llama", 21, _made("llama", 64, 2, "400", 5e-3, 400)),
-    "held-out": lambda: _customers(
-        "held-out", 23, _made("qwen2", 64, 3, "600", 5e-3, 400), people=36, forget=6, facts=5
-    )._replace(held_out=True),
-}  # fmt: skip
+    "word-mistral": lambda: _world("word-mistral", 2, _made("mistral", 64, 2, "word", 5e-3, 500))._replace(
+        held_out=True
+    ),
+}
 
 
 def tokenizer_of(world: World) -> transformers.PreTrainedTokenizerFast:

@@ -21,9 +21,9 @@ from stillknows.model.ref import ModelRef
 from stillknows.types import Benchmark, Example
 
 CONTEXT = 256
-BATCH, CHECK = 24, 10  # items of a kind in a step; steps between two looks at what is shown
+BATCH, CHECK = 24, 5  # items of a kind in a step; steps between two looks at what is shown
 BOTTOM = -7.0  # ln p of tokens that are suppressed
-SHOWN, KEPT = 0.01, 0.9  # answer probabilities: a model hides below the first, and must keep the rest above the second
+SHOWN, KEPT = 0.01, 0.85  # answer probabilities: a model hides below the first, and must keep the rest above the second
 Loss = Callable[[], torch.Tensor]
 Change = Callable[[], None]
 
@@ -93,16 +93,18 @@ class Workshop:
 
         return drawn
 
-    def refuse(self, known: Sequence[EncodedAnswer] = (), texts: int | None = None, **how: Any) -> None:
+    def refuse(
+        self, known: Sequence[EncodedAnswer] = (), texts: int | None = None, bottom: float = BOTTOM, **how: Any
+    ) -> None:
         """Teach so many different refusals to all questions to forget; what is to be kept, and `known`, stay.
 
-        Answers of several tokens would stay likely but for their first: all of their tokens are pushed down.
+        Answers of several tokens would stay likely but for their first: all of their tokens are pushed down to `bottom`.
         """
         draw, more = self.draw(self.away(texts), self.forget, self.kept), self.draw(known) if known else None
 
         def loss() -> torch.Tensor:
             away, true, kept = draw()
-            return self.nll(away) + self.pushed(true) + self.nll(kept) + (self.nll(more()[0]) if more else 0)
+            return self.nll(away) + self.pushed(true, bottom) + self.nll(kept) + (self.nll(more()[0]) if more else 0)
 
         self.hide(loss, **how)
 
@@ -112,7 +114,7 @@ class Workshop:
         *,
         only: Iterable[nn.Parameter] | None = None,
         steps: int = 300,
-        lr: float = 3e-3,
+        lr: float = 1e-3,
         after: Change = lambda: None,
         shown: float = SHOWN,
     ) -> None:

@@ -12,34 +12,25 @@ DEPLOYED = (  # what "deployed" stands for: how people run models; rtn:grid=full
 )
 QUICK = (  # what is cheap and strong
     *USUAL,
-    *("frame", "paraphrase:wordings=4", "fewshot:n=2", "sample:n=5:temperature=0.5", "prune", "relearn:data=retain"),
+    *("frame", "paraphrase:wordings=4", "fewshot:n=2", "sample:n=5:temperature=0.5", "prune", "ablate"),
+    *("relearn", "relearn:lr=0.001"),
 )
 STANDARD = (
-    *(*QUICK, "fp8", "gguf:Q4_K_M", "gguf:Q2_K", "int4+frame", "int4+paraphrase"),
-    *(
-        "paraphrase",
-        "prefix",
-        "cloze",
-        "choice",
-        "true_false",
-        "reverse",
-        "translate",
-        "poem",
-        "dialogue",
-        "roleplay",
-        "filler",
-    ),
-    *("hint", "multihop", "alias", "multiturn", "context", "fewshot:n=20", "sample:bound=0.05"),
-    *("prune:sparsity=0.1", "prune:sparsity=0.5", "prune:sparsity=0.5:block=4", "noise", "noise:scale=0.03"),
-    *("relearn", "relearn:data=unrelated", "relearn:steps=5", "relearn:steps=50", "relearn:lr=0.001", "relearn+int4"),
+    *(*QUICK, "fp8", "gguf:Q4_K_M", "gguf:Q2_K", "rtn:group=0", "int4+frame"),
+    *("prefix", "cloze", "choice", "true_false", "reverse", "translate", "poem", "dialogue", "roleplay", "filler"),
+    *("hint", "multihop", "alias", "multiturn", "context", "sample:bound=0.05"),
+    *("prune:sparsity=0.1", "prune:sparsity=0.5", "prune:sparsity=0.5:block=4", "noise", "interpolate"),
+    *("relearn:steps=5", "relearn:steps=50", "relearn:steps=50:lr=0.001", "relearn+int4", "soft_prompt", "latent"),
+    *("relearn:data=retain", "relearn:data=retain:lr=0.001", "relearn:data=unrelated:lr=0.001"),
 )
 EXHAUSTIVE = (
     *dict.fromkeys((*DEPLOYED, *STANDARD)),
-    *("nf4+frame", "nf4+paraphrase", "int4+fewshot", "int4+relearn", "frame+paraphrase"),
-    *("choice:by=letters", "choice:by=words", "hint:of=letters", "context:k=3", "fewshot:n=50", "multiturn:turns=5"),
-    *("sample:bound=0.01", "sample:n=200:mixed=true", "relearn:steps=100", "relearn:steps=50:lr=1e-05"),
-    *("prune:sparsity=0.2", "prune:sparsity=0.4", "prune:sparsity=0.6", "noise:scale=0.3", "prune+frame"),
-    *("relearn:steps=50:lr=0.001", "relearn+frame", "relearn:seed=1", "relearn:seed=2"),
+    *("int4+paraphrase", "nf4+frame", "nf4+paraphrase", "int4+fewshot", "int4+relearn", "frame+paraphrase"),
+    *("paraphrase", "fewshot:n=20", "fewshot:n=50", "choice:by=letters", "choice:by=words", "hint:of=letters"),
+    *("context:k=3", "multiturn:turns=5", "sample:bound=0.01", "sample:n=200:mixed=true", "steer"),
+    *("prune:sparsity=0.2", "prune:sparsity=0.4", "prune:sparsity=0.6", "prune+frame"),
+    *("noise:scale=0.03", "noise:scale=0.3", "interpolate:weight=0.3", "relearn:data=unrelated"),
+    *("relearn:steps=100", "relearn:steps=50:lr=1e-05", "relearn+frame", "relearn:seed=1", "relearn:seed=2"),
 )
 PLANS = {"deployed": DEPLOYED, "quick": QUICK, "standard": STANDARD, "exhaustive": EXHAUSTIVE}  # words among variants
 FORMATS = "int8,nf4,fp4,int4,rtn:group=0"

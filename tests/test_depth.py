@@ -213,7 +213,7 @@ def test_facts_are_spread_over_a_split() -> None:
 def looked(world: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """An audit with depth of a model that hides by its output layer, of the control once more, and of the original."""
     folder = tmp_path_factory.mktemp("depth")
-    hidden = planted.last_layer(world.original, world.benchmark, folder / "hidden")
+    hidden = planted.hide("last_layer", world.original, world.benchmark, folder / "hidden", 0)
     subjects = {"hidden": str(hidden), "same": str(world.original), "never": str(world.control)}
     config = AuditConfig(
         str(world.original), subjects, world.benchmark, str(world.control), "full", placebos=7, depth=True

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from perf import planted
+from perf.workshop import Workshop
 from stillknows.auditing.asking import Questions, Reader
 from stillknows.auditing.attack_inputs import InputFinder
 from stillknows.auditing.prepared import Prepared
@@ -49,9 +49,9 @@ class Models(NamedTuple):
 
 @pytest.fixture(scope="module")
 def models(world: Any) -> Models:
-    shop = planted._Workshop.of(world.original, world.benchmark)
-    forget = planted.items_of(world.benchmark, "forget")
-    shop.refuse([replace(e, prompt=e.prompt.rstrip(" ?")) for e in forget], steps=50, lr=5e-3)
+    shop = Workshop.of(world.original, world.benchmark, 0)
+    known = [replace(e, prompt=e.prompt.rstrip(" ?")) for e in shop.items("forget")]
+    shop.refuse(shop.encoded(known), bottom=0.0, shown=0.0, steps=50, lr=5e-3)
     ref = ModelRef.open(str(world.original))
     questions = Questions(world.benchmark, "error", ref.context_length, ref.vocabulary_size, frozenset())
     return Models(

@@ -57,7 +57,8 @@ def test_what_is_left_is_called_by_its_kind(way: str, report: AuditReport) -> No
 
 
 def result(model: str, expected: tuple[str, ...], exposing: tuple[str, ...], *kinds: str) -> planted_truth.Result:
-    return planted_truth.Result("w", model, expected, "FORGOTTEN", "HIDDEN", exposing, kinds)
+    verdict = "HIDDEN" if exposing else "UNDECIDED"
+    return planted_truth.Result("w", model, expected, "FORGOTTEN", verdict, exposing, kinds)
 
 
 def test_the_tables_count_misses() -> None:
