@@ -204,7 +204,8 @@ class Unlearned:
 
     def __str__(self) -> str:
         told = f"{self.fit.steps} steps in {self.fit.seconds:.0f} s; {self.fit.stopped}"
-        return f"{told}\n{self.record['goal']['sentence']}" if "goal" in self.record else told
+        sentences = (self.record[part]["sentence"] for part in ("goal", "self_check") if part in self.record)
+        return "\n".join((told, *sentences))
 
     def __fspath__(self) -> str:
         return str(self.path)

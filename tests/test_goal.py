@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,9 +14,8 @@ import torch
 
 import stillknows as sk
 from stillknows.errors import UserError
-from stillknows.model.encoding import EncodedAnswer
 from stillknows.registry import bind
-from stillknows.training import loop
+from stillknows.training import language, loop
 from stillknows.training.loop import fit
 from stillknows.training.objective_inputs import Term
 from stillknows.training.range_test import LARGEST_RATE, MARGIN, STEPS, range_test
@@ -51,6 +51,9 @@ def test_a_request_without_options_forgets_and_keeps(forgotten: tuple[Path, dict
     assert {"as trained", "other wording 1"} <= set(found["looked_at"])
     assert f"retain {found['end']['retain']:.2f}" in found["sentence"]
     assert record["fit"]["stopped"] == goal.MET
+    assert set(record["self_check"]["seen"]) == {"full", "int4:group=64", "relearn:steps=5"}
+    assert record["self_check"]["seen"]["full"] == found["end"]
+    assert record["self_check"]["sentence"].startswith("the audit would find ")
     assert record["fit"]["steps"] % goal.ROUND_STEPS == 0
     assert record["settings"]["lr"] == record["range_test"]["lr"] == record["range_test"]["trials"][-1][0] / MARGIN
 
@@ -135,6 +138,12 @@ def test_plain_texts_need_a_length(world: Any, tmp_path: Path) -> None:
         unlearn.unlearn(replace(asked, method="npo + nll"), tmp_path / "out")
 
 
+def stand_ins() -> list[Any]:
+    """Two facts with their placebos, or 16 kept items: what a test says their scores are stands beside them."""
+    facts = (SimpleNamespace(fact=str(k // (goal.PLACEBOS + 1))) for k in range(16))
+    return [SimpleNamespace(example=example, ids=(1,), start=1) for example in facts]
+
+
 def probabilities(truth: float, placebo: float, kept: float) -> Callable[..., torch.Tensor]:
     """Stands for a model's scores: of every fact and of its placebos, and of what is kept."""
 
@@ -148,13 +157,13 @@ def probabilities(truth: float, placebo: float, kept: float) -> Callable[..., to
 
 def test_a_wording_that_shows_what_another_hides_decides(monkeypatch: pytest.MonkeyPatch, model: Any) -> None:
     """One in which the model showed next to nothing before is not looked at."""
-    asked, other, mute, kept = ([object()] * 16 for _ in range(4))
+    asked, other, mute, kept = (stand_ins() for _ in range(4))
     monkeypatch.setattr(goal, "scores", by_list({id(asked): 0.95, id(other): 0.9, id(mute): 0.2}))
     made = goal.Goal(model, {"as trained": asked, "other": other, "mute": mute}, kept)
     assert made.looked_at == ["as trained", "other"]
     assert made.start.excess == 1
     monkeypatch.setattr(goal, "scores", by_list({id(asked): 0.05, id(other): 0.5, id(mute): 0.9}))
-    found = made.outcome()
+    found = made.outcome(made.seen())
     assert found["status"] == "step limit"
     assert found["end"]["forget"] == 0.5
 
@@ -167,6 +176,7 @@ def test_what_is_trained_is_asked_in_the_words_of_what_is_kept_too(
     config = replace(request(world), benchmark=asked)
     work = unlearn._prepare(config, check_request(config)).work
     monkeypatch.setattr(goal, "scores", lambda model, items: torch.rand(len(items), 2).double())
+    monkeypatch.setattr(goal.language, "questions", lambda model, items: [])
     made = goal.Goal.of(model, work.forget, work.other_wordings or (), work.retain, work.answering)
     found = {item.example.prompt for item in made.probes["worded as kept facts 1"]}
     assert found <= {example.prompt for example in whole.splits[1].examples}
@@ -197,11 +207,11 @@ def by_list(truths: dict[int, float]) -> Callable[..., torch.Tensor]:
 def test_the_status_follows_the_scores(
     truth: float, kept: float, status: str, words: str, monkeypatch: pytest.MonkeyPatch, model: Any
 ) -> None:
-    items: list[EncodedAnswer] = [object()] * 16  # type: ignore[list-item]
+    items = stand_ins()
     monkeypatch.setattr(goal, "scores", probabilities(0.95, 0.11, 0.92))
     made = goal.Goal(model, {"as trained": items}, items[:4])
     monkeypatch.setattr(goal, "scores", probabilities(truth, 0.3, kept))
-    found = made.outcome()
+    found = made.outcome(made.seen())
     assert found["status"] == status
     assert words in found["sentence"]
     last = {"step": float(goal.LEAST_ROUNDS * goal.ROUND_STEPS)}
@@ -212,7 +222,7 @@ def test_the_status_follows_the_scores(
 
 def test_what_a_never_taught_model_guesses_is_a_guess(monkeypatch: pytest.MonkeyPatch, model: Any) -> None:
     """A truth that it finds likelier than placebos, as the capital of France, need not fall to their level."""
-    asked, kept = ([object()] * 16 for _ in range(2))
+    asked, kept = stand_ins(), stand_ins()
     lead = {"as trained": torch.tensor([[0.5, 0.5], [0.0, 0.0]], dtype=torch.float64)}
     found = {}
     for case, guesses in (("without", {}), ("with", lead)):
@@ -252,3 +262,25 @@ def test_in_python_too(world: Any, tmp_path: Path) -> None:
     found = sk.unlearn(world.original, world.benchmark, max_steps=2, out=tmp_path / "o")
     assert found.fit.steps == 2
     assert found.method == "exchange"
+
+
+def test_a_model_that_forgot_how_to_read_kept_too_little(monkeypatch: pytest.MonkeyPatch, model: Any) -> None:
+    """Retained answers can be learned by heart while all else breaks: questions are watched that nobody trains on."""
+    asked, kept, questions = stand_ins(), stand_ins(), stand_ins()
+    monkeypatch.setattr(goal.language, "questions", lambda model, items: questions)
+    monkeypatch.setattr(goal, "scores", by_list({id(asked): 0.95}))
+    made = goal.Goal(model, {"as trained": asked}, kept)  # type: ignore[arg-type]
+    unread = by_list({id(asked): 0.11})
+    monkeypatch.setattr(goal, "scores", lambda m, items: unread(m, items) * (0.5 if items is questions else 1))
+    found = made.seen()
+    assert (found.retain, found.language) == (1, 0.5)
+    assert made.status(found) == "floor bound"
+
+
+def test_questions_are_watched_in_models_that_read_them(make_model: Callable[..., Any], make_items: Any) -> None:
+    model, items = make_model(), make_items([2, 3, 4], prompt=6)
+    assert language.questions(model, items) == []
+    texts = [replace(item, start=1) for item in items]
+    fit(model, [Term(bind("objective", "nll"), texts)], Settings(1e-2, 1000, 60))
+    found = language.questions(model, items)
+    assert [item.ids for item in found] == [item.ids[: item.start] for item in items]

@@ -6,8 +6,9 @@ terms. The weights are put back afterwards.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 from stillknows.lazy import nn
@@ -15,6 +16,7 @@ from stillknows.model.encoding import EncodedAnswer
 from stillknows.model.forward import mean_probability, score_items
 from stillknows.model.layers import output_layer
 from stillknows.model.parameters import Snapshot, restored
+from stillknows.training import language
 from stillknows.training.cost import CostMeter
 from stillknows.training.loop import fit
 from stillknows.training.objective_inputs import Term
@@ -51,7 +53,9 @@ def range_test(
     """Return the largest learning rate that leaves the retain score as it is, with a margin; the weights stay.
 
     One run of STEPS steps in which the rate rises from LEAST_RATE to LARGEST_RATE ends at the first rate after which
-    less than SUFFERS of the retain items' mean answer probability is left; the result is MARGIN times smaller than it.
+    less than SUFFERS of the retain items' mean answer probability is left, or of the most that it was until then: items
+    that the model hardly knew are learned on the way. In a model that reads language, so is what it says of their
+    questions, see `language`. The result is MARGIN times smaller than that rate.
 
     Args:
         terms: as of `fit`; `settings`: of the run to come, of which batch sizes and seed are taken.
@@ -59,32 +63,36 @@ def range_test(
         how: further arguments of `fit`, such as `step_plugins` and `teachers`.
     """
     watched = retain[:: max(1, len(retain) // WATCHED)][:WATCHED]
-    layer = output_layer(model)
-
-    def score() -> float:
-        return mean_probability(score_items(model, layer, watched, with_distribution=())) if watched else 1.0
-
     ramp = replace(
         settings, lr=LARGEST_RATE, schedule="ramp", warmup=0, max_steps=STEPS, epochs=1e9, check_every=1,
         forget_below=0.0, retain_floor=0.0,
     )  # fmt: skip
     with restored(model, Snapshot(model)), CostMeter(model) as meter:
-        done = fit(model, terms, ramp, watch=_Suffering(score), label="trying learning rates", **how)
+        done = fit(model, terms, ramp, watch=_Suffering(model, watched), label="trying learning rates", **how)
     trials = tuple((ramp.rate(step, STEPS), seen["kept"]) for step, seen in enumerate(done.history))
     return RangeTest(trials[-1][0] / MARGIN, trials, meter.seconds, meter.tokens)
 
 
 class _Suffering(Watch):
-    """Ends a run when too little is left of a score that is to stay."""
+    """Ends a run when too little is left of what is to stay, or of what training has made of it by then."""
 
-    def __init__(self, score: Callable[[], float]) -> None:
-        self.score, self.start = score, score()
+    def __init__(self, model: nn.Module, kept: Sequence[EncodedAnswer]) -> None:
+        self.scores = [partial(_mean_score, model, items) for items in (kept, language.questions(model, kept)) if items]
+        self.start = [score() for score in self.scores]
+        self.most = [1.0] * len(self.scores)
 
     def look(self) -> Seen:
-        return {"kept": self.score() / self.start if self.start else 1.0}
+        shares = [score() / start if start else 1.0 for score, start in zip(self.scores, self.start, strict=True)]
+        self.most = [max(pair) for pair in zip(shares, self.most, strict=True)]
+        of_most = (share / most for share, most in zip(shares, self.most, strict=True))
+        return {"kept": shares[0] if shares else 1.0, "of most": min(of_most, default=1.0)}
 
     def enough(self, seen: Seen) -> str:
-        return "" if seen["kept"] >= SUFFERS else "the retain score suffers"
+        return "" if seen["of most"] >= SUFFERS else "what is to stay suffers"
 
     def note(self, loss: float, history: Sequence[Seen]) -> str:
         return f"retain {history[-1]['kept']:.2f} of the original's"
+
+
+def _mean_score(model: nn.Module, items: Sequence[EncodedAnswer]) -> float:
+    return mean_probability(score_items(model, output_layer(model), items, with_distribution=()))

@@ -26,6 +26,7 @@ from stillknows.types import Example
 from stillknows.unlearning import alternative_answers
 from stillknows.unlearning.goal import Goal
 from stillknows.unlearning.method import Method
+from stillknows.unlearning.self_check import self_check
 
 RANGE_TEST = "range_test.json"  # its name beside the checkpoint, while a run is under way
 MOST_TURNS = 64  # exchanged answers to a question that are made; longer runs begin again with the first
@@ -90,7 +91,9 @@ def carry_out(work: Work, model: nn.Module, checkpoint: Path, plan_key: str) -> 
         for edit in chosen.edits:
             edit(**{name: given[name] for name in edit.plugin.needs})
         if aim:
-            choice["goal"] = aim.outcome()
+            end = aim.seen()
+            choice["goal"] = aim.outcome(end)
+            choice["self_check"] = self_check(model, aim, work.forget, end)
     outcome.add(preparing)
     outcome.add(editing)
     outcome.peak_memory_bytes = peak_memory(next(model.parameters()).device)

@@ -22,24 +22,24 @@ from stillknows.model.forward import score_items
 from stillknows.model.layers import output_layer
 from stillknows.model.ref import ModelRef
 from stillknows.progress import log
+from stillknows.training import language
 from stillknows.training.settings import Settings
 from stillknows.training.watch import Seen as History
 from stillknows.training.watch import Watch
 from stillknows.types import Example
-from stillknows.unlearning import exchanged_answers, frames, rewording
+from stillknows.unlearning import probes
 from stillknows.unlearning.alternative_answers import Answering
+from stillknows.unlearning.probes import AS_TRAINED, PLACEBOS
 
 ROUNDS, ROUND_STEPS = 12, 40
 LEAST_ROUNDS = 3  # each makes the truth one of more answers that were learned once, in wordings that nobody asked too
-PLACEBOS = 7
-ASKED, KEPT = 64, 192  # facts and kept items that are looked at
-PLACEBO_SEED = 7919  # added to the seed, so that placebos are other draws than the answers trained on
+KEPT = 192  # kept items that are looked at
 SHOWN = 0.25  # of what a model shows of its knowledge as trained, that a wording must show to be looked at
 TOLERANCE = 0.05  # of the way from a guess to the original that may be left, on average
 KNOWN = 0.1  # of the facts that may be more than half of that way from their guess
 FLOOR, LOST = 0.95, 0.05  # least retain score as a share of the original's; most kept facts that may be lost
+LANGUAGE = 0.8  # least share of the original's, of what a model says of questions that it is not trained on
 SLOWER = 0.5  # times the rate after a check at which too little was kept
-AS_TRAINED = "as trained"
 
 MET = "the goal was met at a check"  # why training ended; what the model is in the end has a status
 
@@ -64,6 +64,7 @@ class Seen(NamedTuple):
     are more than half of the way from their guess to the original, in some wording, by some score. likelier: share of
     the placebos that are likelier than their truth, ½ as guessed, in the wording of `forget`. retain: score as a share
     of the original's, the lower of the two. lost: share of the kept items of which less than half of a score is left.
+    language: mean probability of the kept questions' own tokens as a share of the original's; 1 where it read none.
     """
 
     forget: float
@@ -74,6 +75,7 @@ class Seen(NamedTuple):
     likelier: float
     retain: float
     lost: float
+    language: float
 
 
 def settings_for(settings: Settings) -> Settings:
@@ -108,6 +110,8 @@ class Goal(Watch):
         self.looked_at = [name for name in before if name == AS_TRAINED or shown[name] > least]
         self.facts = len(before[AS_TRAINED])
         self.kept_before_NG = scores(self.model, self.kept)
+        self.questions = language.questions(self.model, self.kept)
+        self.language_before = float(scores(self.model, self.questions)[:, 0].mean())
         self.start = self._seen(before, self.kept_before_NG)
 
     @classmethod
@@ -121,34 +125,31 @@ class Goal(Watch):
             others: further wordings of the facts to forget, by split.
             controls: never-taught models, which are loaded one after another.
         """
-        examples = [item.example for item in retain]
-        wordings = {AS_TRAINED: [item.example for item in forget]}
-        wordings |= {f"other wording {k}": found for k, found in enumerate(others, 1)}
-        asked = _spread(wordings[AS_TRAINED], ASKED)
-        kept_wordings = rewording.rewordings(asked, examples)
-        wordings |= {f"worded as kept facts {k}": found for k, found in enumerate(kept_wordings, 1)}
-        probes = {name: _encoded(_spread(found, ASKED), examples, how) for name, found in wordings.items()}
-        for frame in frames.HELD_OUT:
-            if any(frames.changes(frame, e.prompt, how.template) for e in asked):
-                probes[frame] = _encoded(asked, examples, how, frame)
-        return cls(model, probes, _spread(retain, KEPT), _leads(controls, probes))
+        found = probes.probes(forget, others, retain, how)
+        return cls(model, found, probes.spread(retain, KEPT), _leads(controls, found))
 
-    def seen(self) -> Seen:
-        """Measure the model as it is."""
-        return self._seen({name: self._measured(name) for name in self.looked_at}, scores(self.model, self.kept))
+    def seen(self, without: frozenset[str] = frozenset()) -> Seen:
+        """Measure the model as it is; some facts may be left out, such as those that it was just taught."""
+        measured = {name: self._measured(name) for name in self.looked_at}
+        return self._seen(measured, scores(self.model, self.kept), without)
 
-    def _seen(self, measured: Mapping[str, Tensor], now_NG: Tensor) -> Seen:
+    def _seen(self, measured: Mapping[str, Tensor], now_NG: Tensor, without: frozenset[str] = frozenset()) -> Seen:
         found: list[tuple[float, float, float, float]] = []
-        first, known_F = 0.0, torch.zeros(self.facts, dtype=torch.bool)
+        first, known = 0.0, dict[str, bool]()
         for name in self.looked_at:
-            s_FCG = measured[name]
-            guess_FG = torch.maximum(self.guess_FG[name], self._guessed(name, s_FCG))
+            facts = [item.example.fact for item in self.probes[name][:: PLACEBOS + 1]]
+            asked = [i for i, fact in enumerate(facts) if fact not in without]
+            if not asked:
+                continue
+            s_FCG, known_FG = measured[name][asked], self.known_FG[name][asked]
+            guess_FG = torch.maximum(self.guess_FG[name], self._guessed(name, measured[name]))[asked]
             above_FC = s_FCG[:, 1:, 0] >= s_FCG[:, :1, 0]
             first = max(first, float((~above_FC.any(1)).double().mean()))
-            far_FG = s_FCG[:, 0] - guess_FG > (self.known_FG[name] - guess_FG).clamp(min=0) / 2
-            known_F |= (far_FG & (self.known_FG[name] > guess_FG)).any(1)
+            far_FG = s_FCG[:, 0] - guess_FG > (known_FG - guess_FG).clamp(min=0) / 2
+            for i, far in zip(asked, (far_FG & (known_FG > guess_FG)).any(1).tolist(), strict=True):
+                known[facts[i]] = known.get(facts[i], False) or far
             forget_G, guess_G = s_FCG[:, 0].mean(0), guess_FG.mean(0)
-            span_G = self.known_FG[name].mean(0) - guess_G
+            span_G = known_FG.mean(0) - guess_G
             excess_G = torch.where(span_G > 0, (forget_G - guess_G) / span_G, 0.0)
             likelier = float(above_FC.double().mean())
             columns = map(Tensor.tolist, (excess_G, forget_G, guess_G))
@@ -159,7 +160,9 @@ class Goal(Watch):
             kept_G = now_NG.sum(0) / self.kept_before_NG.sum(0)
             lost = float((now_NG < self.kept_before_NG / 2).any(1).double().mean())
             kept = float(kept_G[kept_G.isfinite()].min()), lost
-        return Seen(forget, guess, excess, first, float(known_F.double().mean()), likelier, *kept)
+        read = float(scores(self.model, self.questions)[:, 0].mean()) / self.language_before if self.questions else 1.0
+        share = sum(known.values()) / len(known)
+        return Seen(forget, guess, excess, first, share, likelier, *kept, read)
 
     def look(self) -> History:
         """Measure the model and say what was seen; for the history of a run."""
@@ -193,7 +196,8 @@ class Goal(Watch):
         return (
             f"forget {number(seen.forget)} (guessed {number(seen.guess)}), {number(seen.known)} of the facts known "
             f"(at most {KNOWN}), truth first in {number(seen.first)} (at most {number(self._most_first())}); "
-            f"retain {number(seen.retain)} of the original's (at least {FLOOR}), {number(seen.lost)} lost"
+            f"retain {number(seen.retain)} of the original's (at least {FLOOR}), {number(seen.lost)} lost, "
+            f"language {number(seen.language)} (at least {LANGUAGE})"
         )
 
     def _most_first(self) -> float:
@@ -208,9 +212,8 @@ class Goal(Watch):
         """Return what can be guessed of every fact, [F, G], given what the model says of all candidates."""
         return s_FCG[:, 1:].mean(1) + self.lead.get(name, torch.zeros(1, 1))
 
-    def outcome(self) -> dict[str, Any]:
-        """Return what a run's record holds of the goal, with the model as it is at its end, and a sentence on it."""
-        end = self.seen()
+    def outcome(self, end: Seen) -> dict[str, Any]:
+        """Return what a run's record holds of the goal and of what was seen at its end, and a sentence on it."""
         status = self.status(end)
         return {
             "status": status,
@@ -224,7 +227,10 @@ class Goal(Watch):
 
     def _sentence(self, status: Status, end: Seen) -> str:
         score = f"forget {number(self.start.forget)} → {number(end.forget)}, where {number(end.guess)} is guessed"
-        kept = f"retain {number(end.retain)} of the original's, {number(end.lost)} of the kept items lost"
+        kept = (
+            f"retain {number(end.retain)} of the original's, {number(end.lost)} of the kept items lost, "
+            f"language {number(end.language)}"
+        )
         if status == "target met":
             return f"forgotten to the level of guesses: {score}; {kept}"
         if status == "floor bound":
@@ -238,7 +244,7 @@ class Goal(Watch):
 
 def keeps(seen: Seen) -> bool:
     """Tell whether enough is kept, on average and item by item."""
-    return seen.retain >= FLOOR and seen.lost <= LOST
+    return seen.retain >= FLOOR and seen.lost <= LOST and seen.language >= LANGUAGE
 
 
 def scores(model: nn.Module, items: Sequence[EncodedAnswer]) -> Tensor:
@@ -257,12 +263,12 @@ def candidate_scores(model: nn.Module, items: Sequence[EncodedAnswer]) -> Tensor
     return scores(model, items).reshape(-1, PLACEBOS + 1, 2)
 
 
-def _leads(controls: Sequence[ModelRef], probes: Mapping[str, Sequence[EncodedAnswer]]) -> dict[str, Tensor]:
+def _leads(controls: Sequence[ModelRef], asked: Mapping[str, Sequence[EncodedAnswer]]) -> dict[str, Tensor]:
     """Return by how much never-taught models score truths above placebos, the largest lead of each fact, ≥ 0."""
     found: dict[str, Tensor] = {}
     for control in controls:
         model = control.load().model
-        for name, items in probes.items():
+        for name, items in asked.items():
             s_FCG = candidate_scores(model, items)
             lead_FG = (s_FCG[:, 0] - s_FCG[:, 1:].mean(1)).clamp(min=0)
             found[name] = torch.maximum(found[name], lead_FG) if name in found else lead_FG
@@ -271,20 +277,3 @@ def _leads(controls: Sequence[ModelRef], probes: Mapping[str, Sequence[EncodedAn
 
 def _of_history(seen: History) -> Seen:
     return Seen(**{name: seen[name] for name in Seen._fields})
-
-
-def _spread(items: Sequence[Any], most: int) -> list[Any]:
-    """Return at most so many of the items, evenly over all of them."""
-    return [items[len(items) * k // most] for k in range(most)] if len(items) > most else list(items)
-
-
-def _encoded(
-    asked: Sequence[Example], others: Sequence[Example], how: Answering, frame: str = frames.AS_ASKED
-) -> list[EncodedAnswer]:
-    """Return every fact's question with its truth and its placebos, in a frame."""
-    placebos = exchanged_answers.draws(asked, others, PLACEBOS, how.seed + PLACEBO_SEED)
-    return [
-        how.framed(example, text, frame)
-        for example, found in zip(asked, placebos, strict=True)
-        for text in (example.answer, *found)
-    ]
