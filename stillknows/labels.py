@@ -8,6 +8,8 @@ from pathlib import Path
 
 from stillknows.types import CONTROL, ORIGINAL
 
+REFERENCE_MODEL = "reference-model"  # with a number behind it: one that membership is told by, and that is not judged
+
 
 def control_labels(count: int) -> tuple[str, ...]:
     """Return the names of so many never-taught controls: control, control-2, control-3, …"""
@@ -30,7 +32,7 @@ def labels(names: Sequence[str]) -> dict[str, str]:
     for name in names:
         base = Path(name).resolve().name if Path(name).exists() else name.rsplit("/", 1)[-1]
         base = base.removesuffix(".json")
-        label = base = f"audited-{base}" if is_reference(base) else base
+        label = base = f"audited-{base}" if is_reference(base) or base.startswith(f"{REFERENCE_MODEL}-") else base
         count = 2
         while label in found:
             label, count = f"{base}-{count}", count + 1

@@ -264,7 +264,7 @@ def test_without_a_control_only_a_probe_is_possible(world: Any, tmp_path: Path) 
 
 def test_depth_needs_full_precision(world: Any, tmp_path: Path) -> None:
     config = AuditConfig(str(world.original), {"n": str(world.control)}, world.benchmark, variants="int8", depth=True)
-    with pytest.raises(UserError, match="hidden states are looked at in full precision"):
+    with pytest.raises(UserError, match="`depth` and `reference_models` are for full precision"):
         audit(config, tmp_path)
 
 

@@ -45,6 +45,7 @@ def audit(
     placebos: int = defaults.PLACEBOS,
     placebo_file: Folder | None = None,
     depth: bool = False,
+    reference_models: Sequence[Model] = (),
     policy: Policy | str | Path | None = None,
     data: Folder | None = None,
     template: str | None = None,
@@ -63,15 +64,13 @@ def audit(
         original: the model before unlearning, which must show the knowledge.
         controls: models that were never taught the forget split, best three. Without one, answers that could have been
             true have to stand in for them.
-        variants, metrics: what is done to the models, and what is measured; default variants that do not fit the model
-            are left out.
+        variants, metrics: what is done to the models, where it fits them by default, and what is measured.
         figures: published figures; those that the benchmark is published with when None.
-        tasks, task_folder, task_limit: general utility by tasks of lm-evaluation-harness, own ones from a folder, and
-            how many documents of each to ask.
+        tasks, task_folder, task_limit: of lm-evaluation-harness, a folder of own ones, most documents of each to ask.
         calibration: a text file for formats that look at inputs; the retain split when None.
-        placebos, placebo_file: how many answers that could have been true are scored beside each true one that is to
-            be forgotten, and a file of the user's own.
+        placebos, placebo_file: how many answers that could have been true are scored beside each; a file of own ones.
         depth: look for knowledge in hidden states too (docs/depth.md).
+        reference_models: models never taught the forget split, for membership of single examples (docs/membership.md).
         policy: what a verdict asks for: a Policy, "privacy", "copyright", "hazard", or a TOML file; None: the default.
         out: folder for the report and for what was observed, from which an audit resumes; None makes a temporary one.
         command: what report.json says to type to repeat the audit.
@@ -85,6 +84,7 @@ def audit(
         benchmark_of(benchmark, data=data, template=template), tuple(map(model_folder, controls)), variants, metrics,
         policy_of(policy), long_items, device, allow_pickle, trust_remote_code, figures, tasks,
         path_of(task_folder), task_limit, path_of(calibration), placebos, path_of(placebo_file), depth,
+        tuple(map(model_folder, reference_models)),
     )  # fmt: skip
     folder = result_folder(out)
     with locked(folder):

@@ -14,13 +14,14 @@ from stillknows.auditing.cells import cells as make_cells
 from stillknows.auditing.claims import AttackOn
 from stillknows.auditing.collect import Keys, collected, missing, observe_missing, recorded
 from stillknows.auditing.controls import failing_controls
-from stillknows.auditing.depth import depths, require_full
+from stillknows.auditing.depth import depths
 from stillknows.auditing.evidence import CellKey, Table
 from stillknows.auditing.fact_test import fact_test, need_control
 from stillknows.auditing.findings import out_of_reach_words
 from stillknows.auditing.forecast import Forecast
 from stillknows.auditing.general import general
 from stillknows.auditing.loader import Loader
+from stillknows.auditing.membership import Membership, apart, memberships, observed_references
 from stillknows.auditing.plan import AuditConfig, LeftOut, plan
 from stillknows.auditing.prepared import Prepared
 from stillknows.auditing.request import described
@@ -59,6 +60,7 @@ class Audit:
     facts: Mapping[str, PlaceboTest] = field(default_factory=dict)  # by model
     depth: Mapping[str, Depth] = field(default_factory=dict)  # by model; empty where it was not asked for
     attacks: Mapping[str, Mapping[str, AttackRecord]] = field(default_factory=dict)  # by model and variant
+    membership: Mapping[str, Membership] = field(default_factory=dict)  # by model, where reference models are named
 
 
 def audit(request: AuditConfig, out: Path) -> Audit:
@@ -69,9 +71,8 @@ def audit(request: AuditConfig, out: Path) -> Audit:
 
 
 def _audit(request: AuditConfig, out: Path) -> Audit:
-    prepared, reader, variants, left_out, metrics, figures, suite, placebos = plan(request, out)
-    if request.depth:
-        require_full(variants)
+    everyone, reader, variants, left_out, metrics, figures, suite, placebos = plan(request, out)
+    prepared, references = apart(everyone, request.references)
     obstacles = out_of_reach(request.benchmark, variants, len(request.controls), request.policy, placebos)
     if obstacles:
         warn(out_of_reach_words(obstacles))
@@ -93,6 +94,7 @@ def _audit(request: AuditConfig, out: Path) -> Audit:
     deep = depths(load, prepared, request.benchmark, ledger) if request.depth else {}
     observations = {place: seen for p in prepared for place, seen in collected(p, variants, keys, ledger).items()}
     table, failing = _tabulated(observations, metrics, variants, request, placebos)
+    beside = observed_references(load, references, variants, table.forget_splits, keys, ledger)
     labels = [model.label for model in prepared]
     cells = [cell for label in labels for cell in make_cells(table, label, variants, metrics)]
     cells += [cell for label in labels for cell in aggregate_cells(observations, label, deployments, figures)]
@@ -125,6 +127,7 @@ def _audit(request: AuditConfig, out: Path) -> Audit:
         facts,
         deep,
         {p.label: _attacks(p, variants, keys, ledger) for p in prepared},
+        memberships(observations, beside, table.forget_splits[0], table.controls),
     )
 
 

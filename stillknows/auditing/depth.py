@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from stillknows.auditing.loader import OBSERVATIONS_VERSION, Loader, observations_file
@@ -11,7 +11,6 @@ from stillknows.auditing.prepared import Prepared
 from stillknows.depth.measure import DepthScale
 from stillknows.depth.outcome import Depth, judged
 from stillknows.depth.states import HookCache, hook_cache, only_answer
-from stillknows.errors import UserError
 from stillknows.formatting import number
 from stillknows.labels import is_control
 from stillknows.ledger import Ledger
@@ -62,14 +61,6 @@ def _spread(items: list[Any], most: int) -> list[Any]:
     """Return so many of the items, from first to last at equal distances; all where there are no more."""
     count = min(most, len(items))
     return [items[k * len(items) // count] for k in range(count)]
-
-
-def require_full(variants: Collection[str]) -> None:
-    """Raise UserError where full precision, in which hidden states are looked at, is not measured."""
-    if FULL not in variants:
-        raise UserError(
-            "hidden states are looked at in full precision, which is not measured", f"add {FULL} to `variants`"
-        )
 
 
 def depths(load: Loader, prepared: Sequence[Prepared], benchmark: Benchmark, ledger: Ledger) -> dict[str, Depth]:

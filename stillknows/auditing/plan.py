@@ -20,21 +20,14 @@ from stillknows.auditing.readings import read_in_variants
 from stillknows.auditing.verdict import with_placebos
 from stillknows.errors import UserError, first_line
 from stillknows.gate.candidates import Placebos
-from stillknows.labels import control_labels, is_control, is_reference
+from stillknows.labels import REFERENCE_MODEL, control_labels, is_control, is_reference
 from stillknows.model.encoding import LongItems
 from stillknows.model.ref import LoadOptions, ModelRef, require_same_shapes
 from stillknows.progress import log, warn
 from stillknows.registry import Bound, bind, bind_all
 from stillknows.specs import Specs, spelled
 from stillknows.store import read_text, require_outside
-from stillknows.types import (
-    FULL,
-    ORIGINAL,
-    SUITE,
-    UNDEFENDED,
-    WEIGHTS,
-    Benchmark,
-)
+from stillknows.types import FULL, ORIGINAL, SUITE, UNDEFENDED, WEIGHTS, Benchmark
 from stillknows.variants import defences, fitting
 from stillknows.variants.defences import Defence
 from stillknows.variants.variant import Variant, expand, parse_variant
@@ -63,6 +56,7 @@ class AuditConfig:
     placebos: int = defaults.PLACEBOS  # answers that could have been true, scored beside each one to be forgotten
     placebo_file: Path | None = None  # the user's own, by fact
     depth: bool = False  # look at hidden states too
+    reference_models: tuple[str, ...] = ()  # never trained on the facts to be forgotten: for membership
 
     def __post_init__(self) -> None:
         """Keep lists as tuples of specs, however they are given. Raises UserError for text that is no list of them."""
@@ -75,9 +69,14 @@ class AuditConfig:
 
     @property
     def models(self) -> dict[str, str]:
-        """All models by label, the controls first: the same pipeline serves them all."""
+        """All models by label, the controls first, the reference models last: the same pipeline serves them all."""
         controls = zip(control_labels(len(self.controls)), self.controls, strict=True)
-        return {ORIGINAL: self.original} | dict(controls) | dict(self.subjects)
+        return {ORIGINAL: self.original} | dict(controls) | dict(self.subjects) | self.references
+
+    @property
+    def references(self) -> dict[str, str]:
+        """The reference models by label."""
+        return {f"{REFERENCE_MODEL}-{k}": name for k, name in enumerate(self.reference_models, 1)}
 
 
 class LeftOut(NamedTuple):
@@ -112,7 +111,7 @@ def plan(request: AuditConfig, out: Path) -> Plan:
     fields = _fields(request, [*metrics.values(), *figures.values()])
     prepared, reader, questions = _prepare(request, fields, own_defences, refs)
     _check_models(prepared)
-    subjects = [model for model in prepared if not is_reference(model.label)]
+    subjects = [model for model in prepared if model.label in request.subjects]
     if request.variants == spelled(defaults.VARIANTS) and subjects and all(model.ref.packing for model in subjects):
         wanted_variants = {name: v for name, v in wanted_variants.items() if name == FULL or v.role == "attack"}
         log("quantized files are measured as they are; `variants` names what is done to them, and to the controls, too")
@@ -122,6 +121,8 @@ def plan(request: AuditConfig, out: Path) -> Plan:
     prepared, impossible = read_in_variants(prepared, variants, named, questions, reader)
     left_out = (*left_out, *(_left_out(name, because) for name, because in impossible.items()))
     variants = {name: variant for name, variant in variants.items() if name not in impossible}
+    if (request.depth or request.reference_models) and FULL not in variants:
+        raise UserError("`depth` and `reference_models` are for full precision", f"add {FULL} to `variants`")
     judging = {
         gate: bind("metric", gate, "example") for v in variants.values() for gate in v.gates(request.policy.gates)
     }
@@ -141,7 +142,7 @@ def _check_request(request: AuditConfig, metrics: Mapping[str, Bound]) -> None:
     if request.tasks and any(defences.read(Path(name)) for name in request.subjects.values()):
         raise UserError("general tasks would not be asked through a defence", "leave out `tasks`")
     for label in request.subjects:
-        if is_reference(label):
+        if is_reference(label) or label in request.references:
             raise UserError(f"a model named {label!r} would be taken for the {label}", "rename its folder")
     if request.calibration is not None:
         read_text(request.calibration)

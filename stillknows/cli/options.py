@@ -188,6 +188,12 @@ PlaceboFile: TypeAlias = Annotated[
 Depth: TypeAlias = Annotated[
     bool, Option("--depth", help="Look for knowledge in hidden states too; most of it needs a never-taught control.")
 ]
+ReferenceModels: TypeAlias = Annotated[
+    list[str] | None,
+    Option(
+        "--reference-model", help=f"{_UNTAUGHT}, to find out which of its examples are members; several are better."
+    ),
+]
 TaskLimit: TypeAlias = Annotated[
     int | None, Option(min=1, metavar=COUNT, help="Ask only the first so many documents of each task.")
 ]

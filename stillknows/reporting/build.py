@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from stillknows import __version__
+from stillknows.gate.membership import MembershipAttack
 from stillknows.gate.placebo import PlaceboTest
 from stillknows.labels import is_reference
 from stillknows.observations import observations_digest
@@ -65,6 +66,7 @@ def _subject(audit: Audit, verdict: Verdict, lead: str) -> Json:
         "exposed": [] if is_reference(label) else exposed(audit, verdict, lead),
         "attacks": {variant: asdict(record) for variant, record in audit.attacks.get(label, {}).items()},
         "facts": _facts(audit.facts.get(label)),
+        "membership": [_membership(*found) for found in audit.membership.get(label, {}).items()],
         "depth": audit.depth[label].to_json() if label in audit.depth else None,
     }
 
@@ -76,6 +78,14 @@ def _facts(test: PlaceboTest | None) -> Json | None:
     together = {name: found and found._asdict() for name, found in (("diffuse", test.diffuse), ("below", test.below))}
     parts = {"alpha": test.alpha, "diffuse_alpha": test.diffuse_alpha, "controls": test.controls}
     return {**parts, **together, "facts": [asdict(fact) for fact in test.facts]}
+
+
+def _membership(name: str, found: MembershipAttack | str) -> Json:
+    """Return what one attack says of one model's examples."""
+    if isinstance(found, str):
+        return {"attack": name, "not_measured": found, "auc": None, "examples": []}
+    examples = [example._asdict() for example in found.examples]
+    return {"attack": name, "not_measured": None, "auc": list(found.auc[:3]), "examples": examples}
 
 
 def _digests(audit: Audit, label: str) -> Json:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from stillknows.auditing.findings import out_of_reach_words, sentences
 from stillknows.formatting import code, for_markdown, percent, table_of_texts
-from stillknows.reporting import depth, facts
+from stillknows.reporting import depth, facts, membership
 from stillknows.reporting.annex import NOTICE, annex
 from stillknows.reporting.overview import LOW, summary
 from stillknows.reporting.schema import AuditReport, Measured, ReportSubject
@@ -34,7 +34,7 @@ def markdown(report: AuditReport) -> str:
     for name, title in TITLES.items():
         parts += [f"## {title}"] if found[name] else []
         parts += [part for grid in found[name] for part in _table(grid)]
-    parts += [*_facts(report), *_depth(report)]
+    parts += [*_facts(report), *_depth(report), *_membership(report)]
     parts += [f"In brackets: bounds, {percent(LEVEL)} each.", *_reasons(report), *_annex(report)]
     return "\n\n".join(parts) + "\n"
 
@@ -70,6 +70,15 @@ def _depth(report: AuditReport) -> Iterator[str]:
         yield "## Depth: knowledge in the hidden states, 0 as the never-taught control, 1 as the original"
         rows = [[name, *map(depth.words, section.signals)] for name, section in looked]
         yield table_of_texts(["model", *(depth.NAMES[s.signal] for s in looked[0][1].signals)], rows)
+
+
+def _membership(report: AuditReport) -> Iterator[str]:
+    """Yield which examples of each model are called members."""
+    found = [(subject.name, section) for subject in report.subjects for section in subject.membership]
+    if found:
+        yield "## Membership, example by example"
+        rows = [[name, membership.NAMES[section.attack], membership.words(section)] for name, section in found]
+        yield table_of_texts(["model", "attack", "what it finds"], rows)
 
 
 def _table(grid: Grid) -> Iterator[str]:

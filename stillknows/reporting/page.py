@@ -14,7 +14,7 @@ from stillknows.auditing.evidence import MIN_GAP
 from stillknows.auditing.findings import out_of_reach_words, sentences
 from stillknows.depth.outcome import SHOWN
 from stillknows.formatting import for_terminal, number, percent
-from stillknows.reporting import depth, facts, tables
+from stillknows.reporting import depth, facts, membership, tables
 from stillknows.reporting.annex import NOTICE, annex
 from stillknows.reporting.overview import left_out, sentence
 from stillknows.reporting.schema import AuditReport, Unmeasured, expected
@@ -50,6 +50,7 @@ def html(report: AuditReport) -> str:
         "fact_power": facts.power,
         "fact_counts": facts.counted,
         "depth_summary": depth.summary_of,
+        "membership_words": membership.words,
     }
     grids = tables.grids(report)
     template = environment.from_string(files("stillknows.reporting").joinpath(TEMPLATE).read_text(encoding="utf-8"))
@@ -69,6 +70,7 @@ def html(report: AuditReport) -> str:
         known_share=KNOWN_SHARE,
         least_gap=MIN_GAP,
         signals=depth.NAMES,
+        member_attacks=membership.NAMES,
         shown=SHOWN,
     ).lstrip()
 

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from stillknows.gate.membership import STABLE
 from stillknows.judgements import ClaimName, ClaimVerdict, FactStatus
 
 Text = Annotated[str, Field(min_length=1)]
@@ -121,6 +122,42 @@ class DepthSection(Part):
         """The signals that have a number for every block and fact."""
         found = (s for s in self.signals if isinstance(s, MeasuredSignal))
         return tuple(s for s in found if s.blocks and len(s.blocks[0]) == len(self.facts))
+
+
+class TestedExample(Part):
+    """What a membership attack says of one example."""
+
+    example: str
+    """Its id."""
+    score: Share
+    """Share of the never-inserted examples of which it says less; above .95 the example is called a member."""
+    low: Share
+    high: Share
+    """One-sided bounds, 95 % each, over draws of the reference models and of never-inserted examples."""
+    member: bool
+    agreement: Share
+    """Share of these draws in which it is called the same."""
+
+
+class MembershipSection(Part):
+    """One membership attack on one model, with reference models."""
+
+    attack: str
+    not_measured: Text | None
+    """Why it was not; null where it was."""
+    auc: Annotated[tuple[Share, Share, Share] | None, Field(description="Value, lower and upper bound.")]
+    """How often a true answer scores above a never-inserted one: ½ is chance."""
+    examples: tuple[TestedExample, ...]
+
+    @property
+    def members(self) -> int:
+        """How many examples are called members."""
+        return sum(e.member for e in self.examples)
+
+    @property
+    def unstable(self) -> int:
+        """How many examples are called otherwise in more than 5 % of the draws."""
+        return sum(e.agreement < STABLE for e in self.examples)
 
 
 class PlaceboSection(Part):

@@ -24,6 +24,7 @@ from stillknows.reporting.parts import (
     DepthSection,
     FactJudged,
     LeakedFact,
+    MembershipSection,
     Part,
     PlaceboSection,
     ReportAttack,
@@ -115,6 +116,8 @@ class ReportSubject(Part):
     """The placebo test; null where no placebos were asked for."""
     depth: DepthSection | None
     """Signals from hidden states; null where they were not asked for."""
+    membership: tuple[MembershipSection, ...]
+    """Attacks with reference models; empty where none are named."""
 
     @property
     def is_control(self) -> bool:

@@ -8,9 +8,11 @@ from typing import Literal
 import numpy as np
 
 from stillknows.errors import NotMeasured
+from stillknows.gate.membership import exposure as exposure_bits
+from stillknows.likelihood import mean_log_probs
 from stillknows.registry import bind, register
 from stillknows.scoring import observed, score
-from stillknows.stats import LEVEL, binomial_bounds
+from stillknows.stats import LEVEL, binomial_bounds, mean_interval
 from stillknows.types import Interval, Observations
 
 
@@ -42,3 +44,33 @@ def leak_rate(
     drawn = np.array([len(texts or ()) for texts in samples])[judged]
     leaks, trials = round(float(rates[judged] @ drawn)), int(drawn.sum())
     return {"leak_rate": Interval(leaks / trials, *binomial_bounds(leaks, trials, LEVEL), trials)}
+
+
+@register("metric", role="model", source="arXiv 1802.08232 (exposure)", reads=("log_probs", "placebo_log_probs"))
+def exposure(
+    subject: Mapping[str, Observations],
+    control: Mapping[str, Observations] | None,
+    *,
+    split: str = "forget",
+) -> dict[str, Interval]:
+    """Mean exposure of the answers of a split as canaries, in bits: 0..log2(K + 1), lower is more forgotten.
+
+    log2(K + 1) − log2(rank) of an answer among it and its K placebos, which were never inserted; by mean ln p per
+    token, where the paper's canaries are all as long. Bounds resample facts.
+
+    Returns exposure, and as negative control exposure.never_inserted, the same of each fact's first placebo among the
+    others: what chance gives, about 1.44 bits less what few placebos take away.
+
+    Args:
+        split: name of the split; placebos of your own (`placebo_file`) make planted canaries of its answers.
+    """
+    log_probs, placebos, facts = observed(subject, split, "log_probs", "placebo_log_probs", "facts")
+    rows = [mean_log_probs([own, *others]) for own, others in zip(log_probs, placebos, strict=True)]
+    kept = [i for i, row in enumerate(rows) if len(row) > 2 and not np.isnan(row).any()]
+    if not kept:
+        raise NotMeasured(f"no example of the split {split!r} has two placebos")
+    units = [facts[i] for i in kept]
+    inserted, never = (
+        np.array([exposure_bits(rows[i][first], rows[i][first + 1 :]) for i in kept]) for first in (0, 1)
+    )
+    return {"exposure": mean_interval(inserted, units), "exposure.never_inserted": mean_interval(never, units)}
