@@ -1,6 +1,6 @@
 """What the signals of hidden states say of models that hide, of unlearned ones, and of models that never knew.
 
-    python -m perf.depth [--seeds 3] [--work runs/depth] [--write]
+    python -m perf.depth [--seeds 2] [--work runs/depth] [--write]
 
 Small models of three blocks are trained from nothing. Prints each signal's range over seeds and how often it shows
 knowledge; `--write` puts the table into docs/depth.md.
@@ -98,7 +98,7 @@ def table(found: Mapping[str, Sequence[Depth]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--work", type=Path, default=ROOT / "runs/depth")
     parser.add_argument("--write", action="store_true")
     given = parser.parse_args()
