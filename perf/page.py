@@ -1,6 +1,6 @@
 """Write docs/speed.md from what the benchmarks left in docs/speed-*.json; no number is typed by hand.
 
-    for name in quantizers diagnosis evaluation unlearning; do
+    for name in quantizers diagnosis evaluation unlearning certificate; do
         python -m perf.$name --json docs/speed-$name.json
     done
     python -m perf.page [--docs docs]
@@ -105,12 +105,26 @@ def unlearning(content: Json) -> str:
     )
 
 
+def certificate(content: Json) -> str:
+    row = [*(_spread(content[way]) for way in ("sha256sum", "verify")), number(content["ratio"])]
+    return _section(
+        "`stillknows verify`",
+        "`python -m perf.certificate`: s of processor time for each gigabyte of weights, read from memory, against "
+        "coreutils' sha256sum; median (lowest to highest).",
+        markdown_table(["sha256sum", "verify", "ratio"], [row]),
+        content,
+    )
+
+
 def _section(title: str, words: str, table: str, content: Json) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in content["versions"].items())
     return f"## {title}\n\n{words}\n\n{table}\n\nWith {versions}.\n"
 
 
-SECTIONS = {"quantizers": quantizers, "diagnosis": diagnosis, "evaluation": evaluation, "unlearning": unlearning}
+SECTIONS = {
+    **{"quantizers": quantizers, "diagnosis": diagnosis, "evaluation": evaluation, "unlearning": unlearning},
+    "certificate": certificate,
+}
 
 if __name__ == "__main__":
     main()

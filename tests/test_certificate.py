@@ -163,7 +163,7 @@ def test_the_predicate_says_what_the_audit_rests_on(honest: Made) -> None:
     names = [part["name"] for part in found["resources"]]
     roles = {name.partition("/")[0] for name in names}
     assert roles == {"original", "control", "data", "audit"}
-    assert {"data/forget/forget.jsonl", "original/model.safetensors", "audit/report.json"} <= set(names)
+    assert {"data/forget/forget.jsonl", "original/model/model.safetensors", "audit/report.json"} <= set(names)
     assert "audit/observations/clean/int4/forget.npz" in names
     assert [part["name"] for part in found["configuration"]] == ["audit/ledger.json", "audit/report.json"]
     assert {"relearn", "gptq"} <= set(found["notTested"]["variants"])

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from stillknows.auditing.request import data_files
-from stillknows.checksums import content_digest
+from stillknows.checksums import content_digest, named_digest
 from stillknows.errors import Misfit, UserError
 from stillknows.ledger import LEDGER, Ledger
+from stillknows.model import adapters
 from stillknows.model.finding import folder_of
 from stillknows.model.modelfiles import ModelFiles
 from stillknows.model.packed.gguf import SUFFIX
@@ -19,7 +20,7 @@ from stillknows.store import slug
 from stillknows.types import FULL, UNDEFENDED
 from stillknows.variants import defences
 
-DEFENCE, MODEL = "defence", "model"
+DEFENCE, MODEL, ADAPTER = "defence", "model", "-adapter"
 MOST_NAMED = 5  # files that a message names
 Files = dict[str, Path]
 
@@ -39,10 +40,25 @@ def model_files(name: str) -> Files:
 
 
 def _files(role: str, name: str) -> Files:
+    """Return the files of a model, in the order of its fingerprint; of an adapter, its base's and then its own."""
     path = Path(name).expanduser()
-    root = path if path.suffix == SUFFIX and path.is_file() else folder_of(name, allow_pickle=True)
-    base = root.parent if root.is_file() else root
-    return {f"{role}/{file.relative_to(base).as_posix()}": file for file in ModelFiles(root).all()}
+    if path.suffix == SUFFIX and path.is_file():
+        return {f"{role}/{path.name}": path}
+    folder = folder_of(name, allow_pickle=True)
+    if not adapters.is_alone(folder):
+        return _named(role, folder, ModelFiles(folder).all())
+    adapter = adapters.Adapter(folder, trust_remote_code=True)  # that its files are listed runs no code
+    return _files(role, adapter.base_name) | _named(f"{role}{ADAPTER}", folder, adapter.files())
+
+
+def _named(role: str, folder: Path, files: Iterable[Path]) -> Files:
+    return {f"{role}/{file.relative_to(folder).as_posix()}": file for file in files}
+
+
+def fingerprint(found: Mapping[str, str]) -> str:
+    """Return a model's fingerprint from the digests of its files, by their names."""
+    own = ((name, digest) for name, digest in found.items() if name.startswith((f"{MODEL}/", f"{MODEL}{ADAPTER}/")))
+    return named_digest((PurePosixPath(name).name, digest) for name, digest in own)
 
 
 def benchmark_files(spec: str) -> Files:

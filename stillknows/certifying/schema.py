@@ -46,7 +46,7 @@ class Resource(CertificatePart):
     """A file that the certificate is about or that it rests on: an in-toto ResourceDescriptor."""
 
     name: str
-    """"role/path": the path within the folder that has this role."""
+    """"role/path": the path within the folder that has this role, for controls "label/role/path"."""
     digest: Digests
 
 

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from stillknows.auditing.findings import out_of_reach_words
-from stillknows.certifying.files import MODEL, Files, audit_files, benchmark_files, digests, model_files
+from stillknows.certifying.files import audit_files, benchmark_files, digests, fingerprint, model_files
 from stillknows.certifying.schema import (
     PREDICATE,
     RESULTS,
@@ -23,7 +23,6 @@ from stillknows.certifying.schema import (
     Resource,
     SigningKey,
 )
-from stillknows.checksums import named_digest
 from stillknows.errors import UserError
 from stillknows.ledger import LEDGER, Ledger
 from stillknows.registry import bind, plugins
@@ -100,12 +99,10 @@ def _described(subject: ReportSubject) -> AuditedModel:
 def _model_digests(subject: ReportSubject) -> dict[str, str]:
     """Return the digests of a model's files. Raises UserError where they are not those that were audited."""
     try:
-        files: Files = model_files(subject.path)
+        found = digests(model_files(subject.path))
     except UserError as error:
         raise UserError(f"the model {subject.name} cannot be certified: {error}", AGAIN) from error
-    found = digests(files)
-    own = ((file.name, found[name]) for name, file in files.items() if name.startswith(f"{MODEL}/"))
-    if named_digest(own) != subject.fingerprint:
+    if fingerprint(found) != subject.fingerprint:
         raise UserError(f"{subject.path} is not the model that was audited as {subject.name}", AGAIN)
     return found
 
@@ -115,7 +112,7 @@ def _resources(found: Mapping[str, str]) -> tuple[Resource, ...]:
 
 
 def _named(found: Mapping[str, str], role: str) -> tuple[Resource, ...]:
-    return _resources({f"{role}/{name.partition('/')[2]}": digest for name, digest in found.items()})
+    return _resources({f"{role}/{name}": digest for name, digest in found.items()})
 
 
 def _tests(subject: ReportSubject, result: str) -> tuple[str, ...]:

@@ -106,7 +106,7 @@ def _there(role: str, name: str) -> Files | None:
     if not Path(name).expanduser().exists():
         return None
     with misfit_where_unreadable():
-        return {f"{role}/{place.partition('/')[2]}": file for place, file in model_files(name).items()}
+        return {f"{role}/{place}": file for place, file in model_files(name).items()}
 
 
 def _of(certificate: Certificate, role: str) -> list[Resource]:
