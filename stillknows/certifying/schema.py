@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
+from stillknows.judgements import ClaimName, ClaimVerdict
 from stillknows.reporting.annex import AnnexRow
 from stillknows.reporting.parts import Part
 from stillknows.reporting.schema import LeftOutVariant, ReportSplit
@@ -28,6 +29,7 @@ RESULTS: dict[VerdictName, TestResult] = {
     "HIDDEN": "FAILED",
     "DAMAGED": "FAILED",
 }
+CLAIM_RESULTS: dict[ClaimVerdict, TestResult] = {"PASS": "PASSED", "INCONCLUSIVE": "WARNED", "FAIL": "FAILED"}
 
 
 class CertificatePart(Part):
@@ -80,10 +82,21 @@ class NotTested(CertificatePart):
     """Variants that the model or the benchmark did not allow."""
     cells: Annotated[int, Field(ge=0)]
     """Numbers that could not be measured; the report says why."""
-    untestable_facts: Annotated[int, Field(ge=0)]
-    """Facts of which the placebo test could say nothing; 0 as well where it was not asked for."""
+    open_facts: Annotated[int, Field(ge=0)]
+    """Facts of which nothing can be said by themselves."""
     out_of_reach: str
     """Why FORGOTTEN could not be found, whatever was observed; "" where it could."""
+
+
+class CertifiedClaim(CertificatePart):
+    """What can be claimed of the model; the report has the evidence."""
+
+    name: ClaimName
+    verdict: ClaimVerdict
+    variants: tuple[str, ...]
+    """Those that the verdict rests on."""
+    settle: str
+    """What would settle it; "" where it is settled."""
 
 
 class SigningKey(CertificatePart):
@@ -101,13 +114,14 @@ class Predicate(CertificatePart):
     configuration: tuple[Resource, ...]
     """What the audit was asked and its report: ledger.json and report.json."""
     passed_tests: tuple[str, ...]
-    """Variants in which the model has forgotten."""
+    """Variants in which the model has forgotten, and claims that pass."""
     warned_tests: tuple[str, ...]
-    """Variants in which nothing was decided."""
+    """Variants in which nothing was decided, and claims that are inconclusive."""
     failed_tests: tuple[str, ...]
-    """Variants in which it still knows, or is damaged."""
+    """Variants in which it still knows, or is damaged, and claims that fail."""
     verdict: VerdictName
     variants: dict[str, VerdictName]
+    claims: tuple[CertifiedClaim, ...]
     model: AuditedModel
     controls: tuple[AuditedModel, ...]
     """The original, and models that were never taught."""

@@ -11,12 +11,14 @@ from pathlib import Path
 from stillknows.auditing.findings import out_of_reach_words
 from stillknows.certifying.files import audit_files, benchmark_files, digests, fingerprint, model_files
 from stillknows.certifying.schema import (
+    CLAIM_RESULTS,
     PREDICATE,
     RESULTS,
     STATEMENT,
     AuditedBenchmark,
     AuditedModel,
     Certificate,
+    CertifiedClaim,
     Digests,
     NotTested,
     Predicate,
@@ -67,6 +69,10 @@ def certificate(folder: Path, key: SigningKey, label: str | None = None) -> Cert
             failed_tests=_tests(subject, "FAILED"),
             verdict=subject.verdict,
             variants=subject.variants,
+            claims=tuple(
+                CertifiedClaim(name=claim.name, verdict=claim.verdict, variants=claim.variants, settle=claim.settle)
+                for claim in subject.claims
+            ),
             model=_described(subject),
             controls=tuple(_described(s) for s in report.subjects if s.is_control),
             benchmark=AuditedBenchmark(
@@ -116,7 +122,9 @@ def _named(found: Mapping[str, str], role: str) -> tuple[Resource, ...]:
 
 
 def _tests(subject: ReportSubject, result: str) -> tuple[str, ...]:
-    return tuple(variant for variant, verdict in subject.variants.items() if RESULTS[verdict] == result)
+    variants = (variant for variant, verdict in subject.variants.items() if RESULTS[verdict] == result)
+    claims = (f"claim: {claim.name}" for claim in subject.claims if CLAIM_RESULTS[claim.verdict] == result)
+    return (*variants, *claims)
 
 
 def _links(report: AuditReport) -> Iterator[tuple[str, str]]:
@@ -140,6 +148,6 @@ def _not_tested(report: AuditReport, subject: ReportSubject) -> NotTested:
         variants=tuple(sorted(plugins("transform").keys() - run - {FULL})),
         left_out=report.left_out,
         cells=sum(isinstance(cell, Unmeasured) for cell in subject.cells),
-        untestable_facts=len(subject.facts.untestable) if subject.facts else 0,
+        open_facts=sum(fact.status == "open" for fact in subject.single_facts),
         out_of_reach=out_of_reach_words(report.out_of_reach),
     )
