@@ -9,7 +9,7 @@ from pathlib import Path
 import typer
 
 from stillknows.cli import options as o
-from stillknows.cli.terminal import app, examples, show
+from stillknows.cli.terminal import app, examples, show, with_flags
 
 PASSPHRASE = "STILLKNOWS_PASSPHRASE"
 
@@ -86,4 +86,4 @@ def verify(
     import stillknows as sk
 
     found = sk.verify(certificate, model, public_key=public_key, audit=audit, replay=replay, cells=cells, seed=seed)
-    show(found.to_json(), as_json, str(found))
+    show(found.to_json(), as_json, with_flags(str(found)))
