@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from stillknows.api.making import control, defend, fetch, finetune, import_model, quantize, unlearn
     from stillknows.auditing.policy import Policy
     from stillknows.errors import Misfit, UserError
+    from stillknows.model.endpoint import Endpoint
     from stillknows.registry import register
     from stillknows.results import Certified, Report, Scores, Unlearned, Verification
     from stillknows.types import Benchmark, Example, Split
@@ -32,16 +33,17 @@ _PLACES = {
     "api.making": ("control", "defend", "fetch", "finetune", "import_model", "quantize", "unlearn"),
     "auditing.verdict": ("Policy",),
     "errors": ("Misfit", "UserError"),
+    "model.endpoint": ("Endpoint",),
     "registry": ("register",),
     "results": ("Certified", "Report", "Scores", "Unlearned", "Verification"),
     "types": ("Benchmark", "Example", "Split"),
 }
 _MODULE_OF = {name: module for module, names in _PLACES.items() for name in names}
 __all__ = [
-    "Benchmark", "Certified", "Example", "Misfit", "Policy", "Report", "Scores", "Split", "Unlearned", "UserError",
-    "Verification", "audit", "certify", "compare", "control", "defend", "demo", "diagnose", "explain", "fetch",
-    "finetune", "history", "import_model", "load_report", "model_card", "quantize", "register", "score", "tune",
-    "unlearn", "validate_metrics", "verify",
+    "Benchmark", "Certified", "Endpoint", "Example", "Misfit", "Policy", "Report", "Scores", "Split", "Unlearned",
+    "UserError", "Verification", "audit", "certify", "compare", "control", "defend", "demo", "diagnose", "explain",
+    "fetch", "finetune", "history", "import_model", "load_report", "model_card", "quantize", "register", "score",
+    "tune", "unlearn", "validate_metrics", "verify",
 ]  # fmt: skip
 
 

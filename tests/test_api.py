@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import stillknows as sk
 
 PUBLIC = [
-    *("Benchmark", "Certified", "Example", "Misfit", "Policy", "Report", "Scores", "Split", "Unlearned", "UserError"),
-    *("Verification", "certify", "verify", "model_card"),
+    *("Benchmark", "Certified", "Endpoint", "Example", "Misfit", "Policy", "Report", "Scores", "Split", "Unlearned"),
+    *("UserError", "Verification", "certify", "verify", "model_card"),
     *(
         "audit",
         "compare",

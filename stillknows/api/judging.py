@@ -19,9 +19,11 @@ from stillknows.api.inputs import (
     result_folder,
 )
 from stillknows.arguments import typed
+from stillknows.auditing.plan import AuditConfig
 from stillknows.auditing.policy import Policy
 from stillknows.errors import UserError
 from stillknows.labels import labels
+from stillknows.model.endpoint import Endpoint
 from stillknows.reporting import report
 from stillknows.reporting.build import build
 from stillknows.results import Report, Scores
@@ -46,6 +48,7 @@ def audit(
     placebo_file: Folder | None = None,
     depth: bool = False,
     reference_models: Sequence[Model] = (),
+    endpoint: Endpoint | None = None,
     policy: Policy | str | Path | None = None,
     data: Folder | None = None,
     template: str | None = None,
@@ -71,22 +74,28 @@ def audit(
         placebos, placebo_file: how many answers that could have been true are scored beside each; a file of own ones.
         depth: look for knowledge in hidden states too (docs/depth.md).
         reference_models: models never taught the forget split, for membership of single examples (docs/membership.md).
+        endpoint: a model that a server holds, asked and not loaded; `models` may be missing then.
         policy: what a verdict asks for: a Policy, "privacy", "copyright", "hazard", or a TOML file; None: the default.
         out: folder for the report and for what was observed, from which an audit resumes; None makes a temporary one.
         command: what report.json says to type to repeat the audit.
     """
-    from stillknows.auditing import audit as auditing
-
-    if not models:
+    if not models and endpoint is None:
         raise UserError("no model to audit is given", "name one: audit(model, original=…, benchmark=…)")
-    config = auditing.AuditConfig(
+    config = AuditConfig(
         model_folder(original), labels([model_folder(model) for model in models]),
         benchmark_of(benchmark, data=data, template=template), tuple(map(model_folder, controls)), variants, metrics,
         policy_of(policy), long_items, device, allow_pickle, trust_remote_code, figures, tasks,
         path_of(task_folder), task_limit, path_of(calibration), placebos, path_of(placebo_file), depth,
         tuple(map(model_folder, reference_models)),
+        endpoint,
     )  # fmt: skip
-    folder = result_folder(out)
+    return _audited(config, result_folder(out), command, overwrite)
+
+
+def _audited(config: AuditConfig, folder: Path, command: str, overwrite: bool) -> Report:
+    """Run an audit and write its report."""
+    from stillknows.auditing import audit as auditing
+
     with locked(folder):
         require_new(folder / report.JSON, overwrite=overwrite)
         return Report(report.write(build(auditing.audit(config, folder), command), folder))

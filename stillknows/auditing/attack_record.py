@@ -38,10 +38,12 @@ class AttackRecord:
     found: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, model: Prepared, variant: Variant, meter: CostMeter, found: Mapping[str, str]) -> AttackRecord:
-        """Return the record of an attack that was made while the meter ran."""
+    def of(cls, model: Prepared, variant: Variant, meter: CostMeter | None, found: Mapping[str, str]) -> AttackRecord:
+        """Return the record of an attack that was made while the meter ran, None where nothing is read to make it."""
         steps = sum(link.options.get("steps", 0) for link in variant.working if link.plugin.role == "attack")
         queries = sum(_queries(model, variant, split) for split in model.reading(variant).items)
+        if meter is None:
+            return cls(steps, 0, 0, 0.0, queries, 0.0, found)
         return cls(steps, meter.tokens, meter.forward_tokens, meter.flops, queries, meter.seconds, found)
 
     @classmethod

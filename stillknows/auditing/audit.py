@@ -23,8 +23,9 @@ from stillknows.auditing.general import general
 from stillknows.auditing.loader import Loader
 from stillknows.auditing.membership import Membership, apart, memberships, observed_references
 from stillknows.auditing.plan import AuditConfig, LeftOut, plan
-from stillknows.auditing.prepared import Prepared
+from stillknows.auditing.prepared import Audited, Prepared
 from stillknows.auditing.request import described
+from stillknows.auditing.served import require_affordable
 from stillknows.auditing.updates import changes, updates
 from stillknows.auditing.verdict import judge, out_of_reach
 from stillknows.depth.outcome import Depth
@@ -32,7 +33,6 @@ from stillknows.gate.candidates import Placebos
 from stillknows.gate.placebo import PlaceboTest
 from stillknows.ledger import Ledger
 from stillknows.model import run_record
-from stillknows.model.ref import ModelRef
 from stillknows.progress import warn
 from stillknows.registry import Bound
 from stillknows.store import locked
@@ -45,7 +45,7 @@ class Audit:
     """The outcome: what was seen, the numbers made of it, the verdicts."""
 
     request: AuditConfig
-    sources: Mapping[str, ModelRef]
+    sources: Mapping[str, Audited]
     fingerprints: Mapping[str, str]
     records: Mapping[str, dict[str, Any] | None]
     versions: Mapping[str, str]
@@ -76,7 +76,7 @@ def _audit(request: AuditConfig, out: Path) -> Audit:
     obstacles = out_of_reach(request.benchmark, variants, len(request.controls), request.policy, placebos)
     if obstacles:
         warn(out_of_reach_words(obstacles))
-    run_records = {model.label: run_record.read(model.ref.path) for model in prepared}
+    run_records = {model.label: None if model.served else run_record.read(model.ref.path) for model in prepared}
     versions = run_record.versions() | ({} if suite is None else {"lm-eval": suite.version})
     deployments = {name: variant for name, variant in variants.items() if variant.role == "deployment"}
     formats = {name: variant for name, variant in deployments.items() if variant.is_plain}
@@ -84,9 +84,10 @@ def _audit(request: AuditConfig, out: Path) -> Audit:
     ledger.ask(described(request))
     load, measured = Loader(reader, [variant.chain for variant in variants.values()]), []
     todo = {model.label: missing(model, variants, keys, ledger) for model in prepared}
+    require_affordable(prepared, variants, todo)
     forecast = Forecast.of(prepared, variants, todo)
     for model in prepared:
-        if model.label != ORIGINAL:
+        if model.label != ORIGINAL and model.served is None:
             measured += [*changes(prepared[0], model, ledger), *updates(load, prepared[0], model, formats, ledger)]
         observe_missing(load, model, variants, keys, ledger, todo[model.label], forecast)
         if suite is not None:
@@ -112,7 +113,7 @@ def _audit(request: AuditConfig, out: Path) -> Audit:
     )
     return Audit(
         request,
-        {p.label: p.ref for p in prepared},
+        {p.label: p.source for p in prepared},
         {p.label: p.fingerprint for p in prepared},
         run_records,
         versions,

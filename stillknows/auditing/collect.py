@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 from stillknows.auditing.attack_record import AttackRecord, readable, record_file
@@ -14,9 +15,11 @@ from stillknows.auditing.forecast import Forecast, Todo, cost
 from stillknows.auditing.loader import OBSERVATIONS_VERSION, Loader, observations_file
 from stillknows.auditing.observe import observe
 from stillknows.auditing.prepared import Prepared
+from stillknows.auditing.served import target_of
 from stillknows.errors import UserError
 from stillknows.ledger import LEDGER, Ledger
 from stillknows.model.encoding import EncodedItem
+from stillknows.model.target import Target
 from stillknows.observations import load_observations, save_observations
 from stillknows.progress import progress, warn
 from stillknows.store import Serialized, digest
@@ -92,19 +95,12 @@ def observe_missing(
         for name, splits in todo.items():
             if not splits:
                 continue
-            target, variant = load(model), variants[name]
-            defence, found = model.defended(variant), dict[str, Any]()
-            place, key = record_file(ledger, model, name), keys.of_attack(model, variant)
-            with contextlib.ExitStack() as stack:
-                with CostMeter(target.model) as meter:
-                    given = model.inputs.given(load.beside, lambda named: load.adapter(named or model.ref))
-                    answering = stack.enter_context(variant.applied(target.model, given, found))
-                texts = readable(found, target.tokenizer, ledger, place)
-                record = AttackRecord.of(model, variant, meter, texts)
-                served = replace(target, model=defence.wrap(answering, target.tokenizer) if defence else answering)
+            variant, place = variants[name], record_file(ledger, model, name)
+            key = keys.of_attack(model, variant)
+            with _answering(load, model, variant, ledger, place) as (served, plain, record):
                 for split in splits:
                     fields, decoding = model.observed(variant, split)
-                    items = model.reading(variant).asked(split, target.model)
+                    items = model.reading(variant).asked(split, plain)
                     started = time.monotonic()
                     seen = observe(served, items, fields=fields, decoding=decoding)
                     file = observations_file(ledger.folder, model, name, split)
@@ -116,6 +112,25 @@ def observe_missing(
                         record.write(ledger, place, key)
                     forecast.measured(cost(model, variant, split), took)
                     advance(1, f"{name}, {split}")
+
+
+@contextlib.contextmanager
+def _answering(
+    load: Loader, model: Prepared, variant: Variant, ledger: Ledger, place: Path
+) -> Iterator[tuple[Target, Any, AttackRecord]]:
+    """Give what answers in a variant, behind the model's own defence; the model in memory, None where it is served
+    elsewhere; and what it took to make an attack, the vectors that it found beside `place`."""
+    if model.served is not None:
+        yield target_of(model, model.served), None, AttackRecord.of(model, variant, None, {})
+        return
+    target, defence, found = load(model), model.defended(variant), dict[str, Any]()
+    with contextlib.ExitStack() as stack:
+        with CostMeter(target.model) as meter:
+            given = model.inputs.given(load.beside, lambda named: load.adapter(named or model.ref))
+            answering = stack.enter_context(variant.applied(target.model, given, found))
+        texts = readable(found, target.tokenizer, ledger, place)
+        served = replace(target, model=defence.wrap(answering, target.tokenizer) if defence else answering)
+        yield target_of(model, served), target.model, AttackRecord.of(model, variant, meter, texts)
 
 
 def collected(

@@ -47,8 +47,7 @@ def observe(
         answers=tuple(e.answer for e in examples),
         log_probs=tuple(_floats(s.log_probs) for s in own),
         hits=tuple(s.hits.numpy() for s in own),
-        entropies=tuple(_floats(s.entropies) for s in own),
-        spreads=tuple(_floats(s.spreads) for s in own),
+        **_distributions(own),
         ends=np.array([item.answer.ends for item in items]),
         paraphrase_log_probs=_of_kind(scores, "paraphrase", len(items)),
         wrong_log_probs=_several_of_kind(scores, "wrong", items),
@@ -105,6 +104,13 @@ def _placebos(scores: Mapping[AnswerSlot, ItemScores], items: Sequence[EncodedIt
         "placebo_log_probs": _several_of_kind(scores, "placebos", items),
         "placebo_hits": tuple(hits),
     }
+
+
+def _distributions(own: Sequence[ItemScores]) -> dict[str, tuple[Floats, ...]]:
+    """Return the entropies and spreads of the answers' places; nothing where a target does not say them."""
+    if any(len(s.entropies) != len(s.log_probs) for s in own):
+        return {}
+    return {"entropies": tuple(_floats(s.entropies) for s in own), "spreads": tuple(_floats(s.spreads) for s in own)}
 
 
 def _floats(values: Tensor) -> Floats:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from stillknows import defaults
-from stillknows.auditing import comparable, harness
+from stillknows.auditing import comparable, harness, served
 from stillknows.auditing.asking import Questions, Reader
 from stillknows.auditing.calibration import calibration_tokens
 from stillknows.auditing.fact_test import readable_placebos
@@ -22,6 +22,7 @@ from stillknows.errors import UserError, first_line
 from stillknows.gate.candidates import Placebos
 from stillknows.labels import REFERENCE_MODEL, control_labels, is_control, is_reference
 from stillknows.model.encoding import LongItems
+from stillknows.model.endpoint import Endpoint
 from stillknows.model.ref import LoadOptions, ModelRef, require_same_shapes
 from stillknows.progress import log, warn
 from stillknows.registry import Bound, bind, bind_all
@@ -30,7 +31,7 @@ from stillknows.store import read_text, require_outside
 from stillknows.types import FULL, ORIGINAL, SUITE, UNDEFENDED, WEIGHTS, Benchmark
 from stillknows.variants import defences, fitting
 from stillknows.variants.defences import Defence
-from stillknows.variants.variant import Variant, expand, parse_variant
+from stillknows.variants.variant import Variant, parse_variant
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class AuditConfig:
     placebo_file: Path | None = None  # the user's own, by fact
     depth: bool = False  # look at hidden states too
     reference_models: tuple[str, ...] = ()  # never trained on the facts to be forgotten: for membership
+    endpoint: Endpoint | None = None  # a model that a server holds, audited beside the subjects
 
     def __post_init__(self) -> None:
         """Keep lists as tuples of specs, however they are given. Raises UserError for text that is no list of them."""
@@ -102,7 +104,7 @@ class Plan(NamedTuple):
 
 def plan(request: AuditConfig, out: Path) -> Plan:
     """Check and encode everything. Raises UserError for bad input."""
-    named, wanted_variants = expand(request.variants)
+    named, wanted_variants = served.wanted(request.variants, request.endpoint)
     metrics = bind_all("metric", request.metrics, "example")
     figures = bind_all("metric", request.figures or (), "model")
     _check_request(request, metrics)
@@ -115,7 +117,10 @@ def plan(request: AuditConfig, out: Path) -> Plan:
     if request.variants == spelled(defaults.VARIANTS) and subjects and all(model.ref.packing for model in subjects):
         wanted_variants = {name: v for name, v in wanted_variants.items() if name == FULL or v.role == "attack"}
         log("quantized files are measured as they are; `variants` names what is done to them, and to the controls, too")
-    variants, left_out = _fitted(request, prepared[0], wanted_variants, named, questions.placebos)
+    asked = served.askable(wanted_variants, request.endpoint)
+    variants, left_out = _fitted(request, prepared[0], asked, named, questions.placebos)
+    left_out += tuple(_left_out(name, served.NO_WEIGHTS) for name in wanted_variants if name not in asked)
+    prepared = served.with_served(request.endpoint, prepared, questions, reader)
     if own_defences:
         variants[UNDEFENDED] = parse_variant(FULL)._replace(defended=False)
     prepared, impossible = read_in_variants(prepared, variants, named, questions, reader)
@@ -144,6 +149,7 @@ def _check_request(request: AuditConfig, metrics: Mapping[str, Bound]) -> None:
     for label in request.subjects:
         if is_reference(label) or label in request.references:
             raise UserError(f"a model named {label!r} would be taken for the {label}", "rename its folder")
+    served.require_possible(request.endpoint, bool(request.tasks), request.depth)
     if request.calibration is not None:
         read_text(request.calibration)
     if request.tasks:

@@ -8,10 +8,18 @@ from typing import NamedTuple
 
 from stillknows.auditing.asking import Reading
 from stillknows.auditing.attack_inputs import AttackInputs
+from stillknows.model.endpoint_target import EndpointTarget
 from stillknows.model.ref import ModelRef
 from stillknows.types import Decoding
 from stillknows.variants.defences import Defence
 from stillknows.variants.variant import Variant
+
+
+class Audited(NamedTuple):
+    """What was audited, as the user named it; `packing` says how weights are quantized on disk."""
+
+    name: str
+    packing: str = ""
 
 
 class Prepared(NamedTuple):
@@ -20,6 +28,8 @@ class Prepared(NamedTuple):
     readings: what it reads, by `Variant.asking` and whether its own `defence` stands before it.
     inputs: what attacks on it are given.
     beside: identifies the original's reader where the model's own is another; `notes` say what is not measured then.
+    served: what answers in the place of weights; `ref` is the original then, whose tokenizer reads for it.
+    samples: how many answers to each prompt a model is judged by; 0 for its own log-probabilities.
     """
 
     label: str
@@ -32,6 +42,15 @@ class Prepared(NamedTuple):
     inputs: AttackInputs = AttackInputs()
     beside: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    served: EndpointTarget | None = None
+    samples: int = 0
+
+    @property
+    def source(self) -> Audited:
+        """What was audited: its name, and how its weights are quantized on disk."""
+        if self.served is not None:
+            return Audited(self.served.client.endpoint.name)
+        return Audited(self.ref.name, self.ref.packing)
 
     def reading(self, variant: Variant) -> Reading:
         """Return what the model reads in this variant."""

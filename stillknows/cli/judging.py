@@ -17,15 +17,17 @@ from stillknows.progress import log
         "stillknows audit runs/npo --original org/model --control runs/never --benchmark tofu:forget05 --out runs/a",
         "stillknows audit runs/a runs/b --original ./model --benchmark jsonl:forget=f.jsonl,retain=r.jsonl "
         "--variants full,int8,nf4,rtn:bits=3:group=64 --out runs/audit",
+        "stillknows audit --endpoint http://localhost:8000/v1 --model served --original ./model --control runs/never "
+        "--benchmark tofu:forget05 --budget 2000000 --out runs/endpoint",
         "stillknows audit runs/npo --original org/model --benchmark tofu:forget05 --tasks mmlu,gsm8k --task-limit 100 "
         "--out runs/general",
     )
 )
 def audit(
-    models: o.Models,
     original: o.Original,
     benchmark: o.Benchmark,
     out: o.Out,
+    models: o.Models = None,
     controls: o.Controls = None,
     variants: o.Variants = defaults.VARIANTS,
     metrics: o.Metrics = defaults.METRICS,
@@ -38,6 +40,11 @@ def audit(
     placebo_file: o.PlaceboFile = None,
     depth: o.Depth = False,
     reference_models: o.ReferenceModels = None,
+    endpoint: o.EndpointUrl = None,
+    model: o.ServedModel = None,
+    price: o.Price = None,
+    budget: o.Budget = None,
+    samples: o.Samples = 20,
     policy: o.Policy = "default",
     tolerance: o.Tolerance = None,
     utility_floor: o.AuditFloor = None,
@@ -59,10 +66,11 @@ def audit(
     from stillknows.api.inputs import policy_of
 
     report = sk.audit(
-        *models, original=original, benchmark=benchmark, controls=controls or (), variants=variants, metrics=metrics,
-        figures=figures, tasks=tasks, task_folder=task_folder, task_limit=task_limit, calibration=calibration,
-        placebos=placebos, placebo_file=placebo_file, depth=depth,
+        *(models or ()), original=original, benchmark=benchmark, controls=controls or (), variants=variants,
+        metrics=metrics, figures=figures, tasks=tasks, task_folder=task_folder, task_limit=task_limit,
+        calibration=calibration, placebos=placebos, placebo_file=placebo_file, depth=depth,
         reference_models=reference_models or (),
+        endpoint=o.endpoint_of(endpoint, model, price, budget, samples),
         policy=policy_of(policy, tolerance=tolerance, utility_floor=utility_floor), data=data, template=template,
         long_items=long_items, out=out, device=device, overwrite=overwrite, allow_pickle=allow_pickle,
         trust_remote_code=trust_remote_code, command=command_line(),

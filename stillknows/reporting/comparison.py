@@ -75,8 +75,8 @@ def history(folders: Sequence[str | Path], model: str | None = None) -> Json:
         model: its label where audits judge several models.
 
     Returns:
-        `releases`: each as `standings.ModelStanding.to_json` has it, with `change` against the release before: "more kept"
-        or "less kept" where bounds show it, "" where they do not, None for the first one and where the two audits
+        `releases`: each as `standings.ModelStanding.to_json` has it, with `change` against the release before: "more
+        kept" or "less kept" where bounds show it, "" where they do not, None for the first one and where the two audits
         cannot be compared; `because` says in what they differ then.
     """
     audits, releases = read_all(folders), []
