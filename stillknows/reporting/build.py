@@ -10,7 +10,7 @@ from stillknows.gate.membership import MembershipAttack
 from stillknows.gate.placebo import PlaceboTest
 from stillknows.labels import is_reference
 from stillknows.observations import observations_digest
-from stillknows.reporting.leaked import exposed, leaks
+from stillknows.reporting.leaked import drawn, exposed, leaks
 from stillknows.reporting.schema import SCHEMA_VERSION, AuditReport, Json, lead_of, parsed, worst
 from stillknows.specs import spelled
 from stillknows.types import Cell, Verdict
@@ -64,6 +64,7 @@ def _subject(audit: Audit, verdict: Verdict, lead: str) -> Json:
         "run": audit.records[label],
         "leaks": [] if is_reference(label) else leaks(audit, label, lead),
         "exposed": [] if is_reference(label) else exposed(audit, verdict, lead),
+        "drawn": [] if is_reference(label) else drawn(audit, verdict),
         "attacks": {variant: asdict(record) for variant, record in audit.attacks.get(label, {}).items()},
         "facts": _facts(audit.facts.get(label)),
         "membership": [_membership(*found) for found in audit.membership.get(label, {}).items()],

@@ -54,6 +54,29 @@ def exposed(audit: Audit, verdict: Verdict, lead: str) -> list[Json]:
     return shown
 
 
+def drawn(audit: Audit, verdict: Verdict) -> list[Json]:
+    """Return every fact that a model leaks with what drew it: the question, in the variant and on the split where the
+    model knows most of it by some gate."""
+    splits = [s.name for s in audit.request.benchmark.splits if s.role == "forget"]
+    gains: dict[tuple[CellKey, str], np.ndarray] = {}
+    found = []
+    for judged in verdict.facts:
+        places = [
+            (CellKey(verdict.subject, variant, split), gate)
+            for variant in judged.known
+            for split in splits
+            for gate in audit.request.policy.gates
+        ]
+        asked = [at for at in places if at in audit.table.scores and judged.fact in audit.table.facts[at[0]]]
+        if judged.status != "leaked" or not asked:
+            continue
+        gains |= {at: _gains(audit, *at) for at in asked if at not in gains}
+        rows = {at: audit.table.facts[at[0]].index(judged.fact) for at in asked}
+        best = max(asked, key=lambda at: np.nan_to_num(gains[at][rows[at]], nan=-np.inf))
+        found.append({"fact": judged.fact, **_fact(audit, *best, rows[best])})
+    return found
+
+
 def _score(audit: Audit, place: CellKey, model: str, metric: str) -> np.ndarray:
     """Return a model's scores by fact; NaN for a model that is not there."""
     own = audit.table.scores[place, metric]

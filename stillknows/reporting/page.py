@@ -14,8 +14,9 @@ from stillknows.auditing.evidence import MIN_GAP
 from stillknows.auditing.findings import out_of_reach_words, sentences
 from stillknows.depth.outcome import SHOWN
 from stillknows.formatting import for_terminal, number, percent
-from stillknows.reporting import depth, facts, membership, tables
+from stillknows.reporting import depth, facts, membership, plots, tables
 from stillknows.reporting.annex import NOTICE, annex
+from stillknows.reporting.brief import brief
 from stillknows.reporting.overview import left_out, sentence
 from stillknows.reporting.schema import AuditReport, Unmeasured, expected
 from stillknows.stats import LEVEL
@@ -51,12 +52,15 @@ def html(report: AuditReport) -> str:
         "fact_counts": facts.counted,
         "depth_summary": depth.summary_of,
         "membership_words": membership.words,
+        "rank_chart": plots.rank_chart,
     }
     grids = tables.grids(report)
     template = environment.from_string(files("stillknows.reporting").joinpath(TEMPLATE).read_text(encoding="utf-8"))
     return template.render(
         report=report,
         sentence=sentence(report),
+        brief=brief(report),
+        relearning=plots.relearning_charts(report),
         placebo_sources=facts.sources(report),
         out_of_reach=out_of_reach_words(report.out_of_reach),
         left_out=left_out(report),

@@ -209,6 +209,12 @@ class LeakedFact(Part):
     """Whether the fact counts as known there."""
 
 
+class DrawnFact(LeakedFact):
+    """A fact that leaks, with what drew it: the question, in the variant where it is given away most."""
+
+    fact: str
+
+
 class ReportAttack(Part):
     """What an attack took, the same for all models but for seconds, and what it found on this one."""
 

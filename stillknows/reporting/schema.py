@@ -22,6 +22,7 @@ from stillknows.reporting.parts import (
     ClaimMade,
     Count,
     DepthSection,
+    DrawnFact,
     FactJudged,
     LeakedFact,
     MembershipSection,
@@ -110,6 +111,8 @@ class ReportSubject(Part):
     leaks: Annotated[tuple[LeakedFact, ...], Field(max_length=NUM_LEAKS)]
     exposed: tuple[LeakedFact, ...]
     """One fact for each attack under which the model leaks: what was asked and answered."""
+    drawn: tuple[DrawnFact, ...]
+    """Every fact that leaks, with what drew it."""
     attacks: dict[str, ReportAttack]
     """What each attack took, by variant."""
     facts: PlaceboSection | None
