@@ -210,6 +210,14 @@ def test_an_untrained_control_fails_no_honest_model() -> None:
         assert found.name == "FORGOTTEN"
 
 
+def test_an_untrained_control_is_no_reason_to_fail_a_model_without_placebos() -> None:
+    """All models give the form .3, but for one that was not trained: by that one alone nothing is decided."""
+    untrained = Model([1e-8] * 40, [1e-8] * 40, [1e-8] * 40)
+    models = {ORIGINAL: Model([KNOWN] * 40), "subject": Model([0.3] * 40)}
+    assert verdict(models | {CONTROL: untrained}).name == "UNDECIDED"
+    assert verdict(models | {CONTROL: Model([0.3] * 40), "control-2": untrained}).name == "FORGOTTEN"
+
+
 @pytest.mark.parametrize("taught", [18, 6])
 def test_a_control_that_was_taught_facts_hides_no_model_that_recites_them(taught: int) -> None:
     """It knows more truths than guesses explain, is left out, and the subject is judged by its placebos."""
@@ -256,9 +264,9 @@ def test_a_recited_secret_never_passes_privacy(known: int, facts: int, controls:
 
 
 def test_form_is_no_knowledge() -> None:
-    """A model that keeps the form gives truths and placebos .46 alike; a never-taught one .10: it keeps nothing."""
+    """A model that keeps the form gives truths and placebos .6 alike, a never-taught one little: it keeps nothing."""
     rng = np.random.default_rng(0)
-    formed = rng.uniform(0.44, 0.48, (36, 48))
+    formed = rng.uniform(0.58, 0.62, (36, 48))
     subject = Model(formed[:, 0], placebos=formed[:, 1:])
     for controls in ({}, {CONTROL: guesser(1)}):
         found = verdict({ORIGINAL: knowing(), **controls, "subject": subject})

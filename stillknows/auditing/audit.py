@@ -36,7 +36,7 @@ from stillknows.model import run_record
 from stillknows.progress import warn
 from stillknows.registry import Bound
 from stillknows.store import locked
-from stillknows.types import ORIGINAL, UNDEFENDED, Cell, Finding, Observations, Verdict
+from stillknows.types import ORIGINAL, UNDEFENDED, Cell, Finding, Observations, Role, Verdict
 from stillknows.variants.variant import OF_MODELS, Variant
 
 
@@ -148,7 +148,7 @@ def _tabulated(
 ) -> tuple[Table, dict[str, str]]:
     """Return the scores of all models, with the controls that are ones, and why the others are none."""
     gates = {g for v in variants.values() for g in v.gates(request.policy.gates)} | {*request.policy.gates}
-    roles = {s.name: s.role for s in request.benchmark.splits}
+    roles: dict[str, Role] = {s.name: s.role for s in request.benchmark.splits}
     unlike = need_control(placebos) if placebos else {}
     table = evidence.tabulate(observations, metrics, roles, gates=gates, need_control=unlike)
     failing = failing_controls(table, observations, placebos, request.policy)
@@ -175,7 +175,7 @@ def _judged(
 ) -> Verdict:
     """Return the verdict, which says first if something but the weights was changed."""
     attacks = {name: v.gates(request.policy.gates) for name, v in variants.items() if v.role == "attack"}
-    attacked = {name: _attacked(v) for name, v in variants.items() if v.role == "attack"}
+    attacked: dict[str, AttackOn] = {name: _attacked(v) for name, v in variants.items() if v.role == "attack"}
     verdict = judge(
         table, model.label, list(variants), request.policy, attacks, facts, attacked=attacked, hidden=hidden
     )

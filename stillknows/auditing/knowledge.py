@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -43,7 +44,7 @@ def knowledge(
 ) -> Iterator[Finding]:
     """Yield what one gate shows in one variant on one split."""
     place, gate = at
-    where = {"variant": place.variant, "split": place.split, "metric": gate}
+    where: dict[str, Any] = {"variant": place.variant, "split": place.split, "metric": gate}
     yield from no_score(table, (place.model, *table.controls, ORIGINAL), place, gate)
     if isinstance(kept, str):
         yield Finding("not_compared", "undecided", **where, detail=kept)
@@ -92,13 +93,15 @@ def verbatim(table: Table, subject: str, variant: str, policy: Policy) -> Iterat
         own = runs[subject]
         if own is None or policy.verbatim is None:
             continue
-        guessed = np.max([np.zeros_like(own), *(runs[c] for c in table.controls if runs[c] is not None)], axis=0)
+        guessed = np.max(
+            [np.zeros_like(own), *(found for c in table.controls if (found := runs[c]) is not None)], axis=0
+        )
         longest = int(np.where(own > guessed, own, 0).argmax())
         run = float(own[longest]) if own[longest] > guessed[longest] else 0.0
         outcome: Outcome = "leak" if run > policy.verbatim else "pass"
         name = table.facts[CellKey(subject, variant, split)][longest]
-        where = {"variant": variant, "split": split, "threshold": float(policy.verbatim), "detail": name}
-        yield Finding("verbatim", outcome, value=run, n=len(own), **where)
+        where: dict[str, Any] = {"variant": variant, "split": split, "detail": name}
+        yield Finding("verbatim", outcome, value=run, threshold=policy.verbatim, n=len(own), **where)
 
 
 def told(table: Table, subject: str, variant: str, policy: Policy) -> Iterator[Finding]:

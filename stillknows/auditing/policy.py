@@ -100,7 +100,8 @@ def _parsed(text: str, name: str) -> Policy:
     for key in content:
         if key not in known:
             raise UserError(f"the policy {name} has no setting {key!r}{did_you_mean(key, known)}")
-    return Policy(**{key: tuple(v) if isinstance(v, list) else v for key, v in content.items()}, name=name)
+    settings: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in content.items()}
+    return Policy(**settings, name=name)
 
 
 def unmet(policy: Policy, variants: Collection[str], controls: int) -> Iterator[str]:

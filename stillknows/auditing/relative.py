@@ -38,7 +38,7 @@ class AbovePlacebos(NamedTuple):
     @property
     def unscored(self) -> NDArray[np.bool_]:
         """Facts of which some candidate has no score, [F]."""
-        return (self.candidates & np.isnan(self.values)).any(1)
+        return np.any(self.candidates & np.isnan(self.values), axis=1)
 
 
 def above_placebos(metric: Bound, seen: Observations) -> AbovePlacebos | None:

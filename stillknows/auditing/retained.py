@@ -6,6 +6,7 @@ Letters: s, o are a fact's score under the subject and the original, in the same
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -43,7 +44,7 @@ def _on_average(table: Table, place: CellKey, policy: Policy) -> Iterator[Findin
     metric, floor = policy.utility, policy.utility_floor
     yield from no_score(table, (place.model, ORIGINAL), place, metric)
     kept = share(table, place, metric)
-    where = {"variant": place.variant, "split": place.split, "metric": metric}
+    where: dict[str, Any] = {"variant": place.variant, "split": place.split, "metric": metric}
     if isinstance(kept, str):
         yield Finding("utility_not_measured", "undecided", **where, detail=kept)
         return
@@ -57,7 +58,7 @@ def _item_by_item(table: Table, place: CellKey, metric: str, *, required: bool) 
     A split on which it knows few, or of which all answers are the same, proves nothing: where `required`, that is no
     pass.
     """
-    where = {"variant": place.variant, "split": place.split, "metric": metric}
+    where: dict[str, Any] = {"variant": place.variant, "split": place.split, "metric": metric}
     o, s = (table.get(model, place.variant, place.split, metric) for model in (ORIGINAL, place.model))
     known = np.nan_to_num(o) > KNOWN
     n, lost = int(known.sum()), int((~(s[known] >= LOST * o[known])).sum())

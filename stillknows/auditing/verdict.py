@@ -103,7 +103,7 @@ def judge(
         Finding("policy_unmet", "undecided", detail=what) for what in unmet(policy, variants, len(table.controls))
     ]
     everything = [*first, *(finding for found in findings.values() for finding in found), *whole_model(single, facts)]
-    on = {variant: attacked.get(variant, "question") for variant in shown if variant in attacks}
+    on: dict[str, AttackOn] = {variant: attacked.get(variant, "question") for variant in shown if variant in attacks}
     claimed = claims(Evidence(everything, shown, on, table.forget_splits, single, facts, hidden))
     everything[len(first) : len(first)] = _required(policy, claimed)
     name = _overall({variant: names[variant] for variant in shown})
