@@ -97,7 +97,7 @@ class DepthScale:
         resamples = bootstrap(_ratio, gained_M, possible_M)
         kept = _within(interval(float(_ratio(gained_M, possible_M)), resamples, len(gained_M)))
         blocks_HN = np.full((len(holds_H), len(self.items)), np.nan)
-        blocks_HN[np.ix_(holds_H, self._probed)] = ranks_HM[holds_H]
+        blocks_HN[np.ix_(holds_H, np.array(self._probed))] = ranks_HM[holds_H]
         return DepthSignal("probe", kept, blocks=_rows(blocks_HN))
 
     @property
