@@ -26,6 +26,8 @@ from test_report import SUBJECTS, make_audit, make_report
 
 import stillknows as sk
 from stillknows.certifying import keys
+from stillknows.certifying.files import digests, model_files, require_model
+from stillknows.certifying.files import fingerprint as fingerprint_of
 from stillknows.certifying.schema import SCHEMA, json_schema
 from stillknows.errors import Misfit, UserError
 from stillknows.ledger import LEDGER, Ledger
@@ -327,6 +329,30 @@ def test_one_file_fits_whatever_it_is_called(honest: Made, tmp_path: Path) -> No
         sk.verify(tmp_path / "c.json", renamed)
     with pytest.raises(Misfit, match="is missing"):
         sk.verify(tmp_path / "c.json", made.model)
+
+
+def test_an_adapter_is_bound_with_its_base(saved: Case, tmp_path: Path) -> None:
+    base, adapter = saved(tmp_path / "base"), tmp_path / "adapter"
+    adapter.mkdir()
+    said = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": str(base),
+        "r": 1,
+        "lora_alpha": 1,
+    }
+    (adapter / "adapter_config.json").write_text(json.dumps(said))
+    save_file({"a": np.zeros(2, dtype=np.float32)}, adapter / "adapter_model.safetensors")
+    expected = digests(model_files(str(adapter)))
+    assert {"model/model.safetensors", "model-adapter/adapter_model.safetensors"} < expected.keys()
+    assert fingerprint_of(expected) == ModelRef.open(str(adapter)).fingerprint
+    require_model(expected, str(adapter))
+    for file in (base / "config.json", adapter / "adapter_model.safetensors"):
+        whole = file.read_bytes()
+        file.write_bytes(whole[:-1] + b" ")
+        with pytest.raises(Misfit, match=file.name):
+            require_model(expected, str(adapter))
+        file.write_bytes(whole)
 
 
 def test_what_lies_elsewhere_now_is_told_and_not_passed_over(made: Made) -> None:

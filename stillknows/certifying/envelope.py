@@ -19,7 +19,7 @@ from stillknows.json_text import parse_json
 
 if TYPE_CHECKING:
     from securesystemslib.dsse import Envelope
-    from securesystemslib.signer import CryptoSigner
+    from securesystemslib.signer import CryptoSigner  # type: ignore[reportPrivateImportUsage]
 
 PAYLOAD = "application/vnd.in-toto+json"
 

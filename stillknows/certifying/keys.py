@@ -12,7 +12,7 @@ from stillknows.progress import warn
 from stillknows.store import write_new
 
 if TYPE_CHECKING:
-    from securesystemslib.signer import CryptoSigner, SSlibKey
+    from securesystemslib.signer import CryptoSigner, SSlibKey  # type: ignore[reportPrivateImportUsage]
 
 PUBLIC = ".pub"  # behind the name of a private key: its public one
 NEEDED = ("cryptography", "rfc8785", "securesystemslib")
@@ -62,7 +62,7 @@ def signer(path: Path, passphrase: str | None = None) -> CryptoSigner:
     """
     require_installed()
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
-    from securesystemslib.signer import CryptoSigner
+    from securesystemslib.signer import CryptoSigner  # type: ignore[reportPrivateImportUsage]
 
     content = _read(path)
     if is_locked(path) and not passphrase:
@@ -105,7 +105,7 @@ def pem(key: SSlibKey) -> str:
 
 def _of(key: Any, place: Path | None = None) -> SSlibKey:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-    from securesystemslib.signer import SSlibKey
+    from securesystemslib.signer import SSlibKey  # type: ignore[reportPrivateImportUsage]
 
     if not isinstance(key, Ed25519PublicKey):
         raise UserError(f"{place} is a key of another kind than Ed25519", MAKE)
