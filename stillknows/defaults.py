@@ -21,7 +21,7 @@ STANDARD = (
     *("hint", "multihop", "alias", "multiturn", "context", "sample:bound=0.05"),
     *("prune:sparsity=0.1", "prune:sparsity=0.5", "prune:sparsity=0.5:block=4", "noise", "interpolate"),
     *("relearn:steps=5", "relearn:steps=50", "relearn:steps=50:lr=0.001", "relearn+int4", "soft_prompt", "latent"),
-    *("relearn:data=retain", "relearn:data=retain:lr=0.001", "relearn:data=unrelated:lr=0.001"),
+    *("relearn:data=retain", "relearn:data=retain:lr=0.001", "relearn:data=unrelated:lr=0.001", "adapter"),
 )
 EXHAUSTIVE = (
     *dict.fromkeys((*DEPLOYED, *STANDARD)),
@@ -31,7 +31,10 @@ EXHAUSTIVE = (
     *("prune:sparsity=0.2", "prune:sparsity=0.4", "prune:sparsity=0.6", "prune+frame"),
     *("noise:scale=0.03", "noise:scale=0.3", "interpolate:weight=0.3", "relearn:data=unrelated"),
     *("relearn:steps=100", "relearn:steps=50:lr=1e-05", "relearn+frame", "relearn:seed=1", "relearn:seed=2"),
+    *("rtt", *(f"rtt:fold={k}" for k in range(1, 5)), "distill", "gcg", "gcg:data=retain"),
+    *("soft_prompt:data=retain", "latent:data=retain", "before_after"),
 )
+REWRITTEN = ("rewrite", "rewrite:style=poem", "rewrite:style=dialogue")  # where a rewriter is named
 PLANS = {"deployed": DEPLOYED, "quick": QUICK, "standard": STANDARD, "exhaustive": EXHAUSTIVE}  # words among variants
 FORMATS = "int8,nf4,fp4,int4,rtn:group=0"
 METRICS = "answer_probability,exact_memorisation,extraction_strength,rouge_l"

@@ -76,7 +76,7 @@ NEEDS: Mapping[tuple[Kind, PluginRole | None], tuple[Needs, ...]] = {
     ),
     ("transform", "attack"): (
         *ROUNDED,
-        _form("split", "template", optional=("benchmark",), levels=("prompt",)),
+        _form("split", "template", optional=("benchmark", "rewriter"), levels=("prompt",)),
         _form("decoding", levels=("decoding",)),
         _form("model", optional=OF_ATTACKS, levels=("weights", "activations", "logits")),
     ),

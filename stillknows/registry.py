@@ -58,8 +58,8 @@ class Plugin:
     for: "knowledge" of the true answer (0..1, higher knows more), "membership" in the training data (unbounded, higher
     is more likely a member) or "behaviour" (its docstring says). `reads` are the fields of Observations that a model
     metric reads. `whole` marks a format in which what becomes of a row may depend on any other, though scales are a
-    row's own. Of an attack, `budget` is the option that leaves everything as it is at `unspent`, and `judged_by` are the
-    metrics that its answers are judged by; None for those of the verdict, () where the answers stand in the prompt.
+    row's own. Of an attack, `budget` is the option that leaves everything as it is at `unspent`, and `judged_by` are
+    the metrics that its answers are judged by; None for those of the verdict, () where the answers stand in the prompt.
     `aliases` are earlier names, the oldest first: texts may still use them.
     """
 

@@ -23,7 +23,6 @@ PUBLIC = [
         "defend",
         "demo",
         "diagnose",
-        "estimate_unlearn",
         "explain",
         "fetch",
         "finetune",

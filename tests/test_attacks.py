@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -147,6 +149,25 @@ def test_an_attack_that_costs_nothing_is_none(name: str, model: Any, make_items:
 def test_every_attack_has_a_budget_or_words_each_question_once() -> None:
     without = {name for name, plugin in plugins("transform", "attack").items() if not plugin.budget}
     assert without == {"frame", "cloze", "choice", "true_false", "reverse", "multihop", "alias"}
+
+
+NAMED = (
+    *("relearn", "rtt", "prune", "noise", "interpolate", "merge", "adapter", "ablate", "steer", "distill", "frame"),
+    *("paraphrase", "cloze", "choice", "reverse", "translate", "fewshot", "roleplay", "multihop", "alias", "context"),
+    *("sample", "gcg", "soft_prompt", "latent", "before_after"),
+)
+
+
+def test_all_attacks_are_listed_with_source_needs_and_defaults(cli: Any) -> None:
+    ran = cli("list", "attacks", "--json")
+    listed = {entry["name"]: entry for entry in json.loads(ran.out)["attacks"]}
+    assert {*NAMED} <= listed.keys() == plugins("transform", "attack").keys()
+    for name, entry in listed.items():
+        assert re.search(r"arXiv \d{4}\.\d{5}", entry["source"]), name
+        assert entry["needs"], name
+        assert entry["options"].keys() == entry["types"].keys(), name
+        assert entry["summary"], name
+        assert entry["budget"] is None or entry["unspent"] in (0, 1), name
 
 
 @pytest.mark.parametrize("spec", ["sample(n=10001)", "relearn(steps=1000001)"])

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from stillknows import defaults
 from stillknows.auditing.asking import Questions
 from stillknows.auditing.evidence import CellKey, Table, tabulate
 from stillknows.auditing.fact_test import candidate_scores
@@ -23,6 +24,8 @@ from stillknows.errors import UserError
 from stillknows.gate.candidates import placebos
 from stillknows.model.encoding import EncodedAnswer, EncodedItem, encode_split
 from stillknows.model.forward import ItemScores
+from stillknows.model.rewriter import Rewriter
+from stillknows.model.rewriter import _said as said
 from stillknows.registry import Bound, bind, plugins
 from stillknows.transforms.attacks import rewriting
 from stillknows.types import CHAT, CONTROL, ORIGINAL, Benchmark, Example, Split
@@ -321,7 +324,7 @@ def test_an_attack_that_does_not_fit_is_refused_by_name_and_left_out_otherwise(
     with pytest.raises(UserError, match="alias: alias needs to know of which entities the facts are, and mine does"):
         plan(request, tmp_path / "out")
     _, variants = expand(request.variants)
-    monkeypatch.setattr("stillknows.auditing.plan.expand", lambda text: (frozenset(), variants))
+    monkeypatch.setattr("stillknows.auditing.served.expand", lambda text: (frozenset(), variants))
     found = plan(request, tmp_path / "out")
     assert list(found.variants) == ["full", "frame"]
     alias, fewshot = found.left_out
@@ -352,19 +355,69 @@ def test_another_model_says_questions_in_other_words(save_model: Any, monkeypatc
 
 
 def test_a_rewriter_that_is_not_named_or_cannot_be_loaded_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"rewrite names no model .*\n  rewrite\(model=FOLDER\)"):
+    with pytest.raises(UserError, match=r"rewrite names no model .*\n  give `rewriter`, or rewrite\(model=FOLDER\)"):
         worded("rewrite", PLAIN)
     with pytest.raises(UserError, match="nowhere"):
         worded(f"rewrite(model={tmp_path / 'nowhere'})", PLAIN)
 
 
-def test_a_rewriter_says_the_same_for_the_same_seed(save_model: Any) -> None:
-    rewriter = str(save_model("rewriter"))
-    first = rewriting._versions(rewriter, ("where is Ada", "who is Bela"), 2, 0)
-    rewriting._versions.cache_clear()
-    assert first == rewriting._versions(rewriter, ("where is Ada", "who is Bela"), 2, 0)
-    assert first != rewriting._versions(rewriter, ("where is Ada", "who is Bela"), 2, 1)
-    assert [len(versions) for versions in first] == [2, 2]
+def test_an_audit_with_a_rewriter_that_cannot_be_loaded_ends_before_anything_is_observed(
+    world: Any, cli: Any, tmp_path: Path
+) -> None:
+    ran = cli(
+        *("audit", world.control, "--original", world.original, "--benchmark", world.benchmark.spec),
+        *("--variants", "full", "--rewriter", tmp_path / "nowhere", "--out", tmp_path / "out"),
+    )
+    assert (ran.code, ran.out) == (2, "")
+    assert "nowhere" in ran.err
+    assert not list(tmp_path.rglob("*.npz"))
+
+
+def test_what_a_rewriter_says_is_kept_and_the_same_for_the_same_seed(
+    save_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, task = str(save_model("rewriter")), rewriting.TASKS["question"]
+    questions = ["where is Ada", "who is Bela"]
+    made = [Rewriter(name, tmp_path / folder).said(questions, task, 2, seed) for folder, seed in (("a", 0), ("b", 1))]
+    assert [len(versions) for versions in made[0]] == [2, 2]
+    assert made[0] != made[1]
+    said.cache_clear()
+    assert made[0] == Rewriter(name, tmp_path / "c").said(questions, task, 2, 0)
+    said.cache_clear()
+    monkeypatch.setattr("stillknows.model.ref.ModelRef.load", lambda *_: pytest.fail("the rewriter was loaded again"))
+    assert made[0] == Rewriter(name, tmp_path / "a").said(questions, task, 2, 0)
+    assert made[1] == Rewriter("", tmp_path / "b").said(questions, task, 2, 1, name)
+
+
+@pytest.mark.parametrize("style", ["poem", "dialogue"])
+def test_a_poem_and_a_dialogue_end_with_the_question_and_tell_no_answer(
+    style: str, save_model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = PLAIN.splits[0].examples[0].prompt
+    texts = ["A name, a town\n\n of old", "He lived in old Lisbon", ""]
+    monkeypatch.setattr("stillknows.model.target.LocalTarget.generate", lambda *_: texts * 4)
+    found = worded(f"rewrite(model={save_model('rewriter')}, style={style}, seed=7)", PLAIN)
+    assert found["version_1"].examples[0].prompt == f"A name, a town\nof old\n{first}"
+    assert list(found) == ["version_1"]
+
+
+def test_a_rewriter_adds_its_wordings_to_an_audit(
+    world: Any, save_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every style is asked once for all questions, of which the placebos of some are fewer."""
+
+    def generate(self: Any, items: Sequence[EncodedAnswer], *_: Any) -> list[str]:
+        return [f"Say: {item.example.prompt.rsplit('uestion: ', 1)[1].splitlines()[0]}" for item in items]
+
+    monkeypatch.setattr("stillknows.model.target.LocalTarget.generate", generate)
+    request = AuditConfig(
+        str(world.original), {"mine": str(world.control)}, world.benchmark, (), "full", rewriter=str(save_model("r"))
+    )
+    found = plan(request, tmp_path / "out")
+    assert {*found.variants} == {"full", *defaults.REWRITTEN}
+    asked = found.prepared[0].reading(found.variants["rewrite"]).items["forget"][0].answer.example.prompt
+    assert asked == f"Say: {world.benchmark.splits[0].examples[0].prompt}"
+    assert len(list((tmp_path / "out/rewritings").iterdir())) == 3
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from stillknows.reporting import report
 from stillknows.transforms.compression import calibrated
 from stillknows.types import Benchmark, Example, Split
 from stillknows.variants import calibrate, compress, fitting
-from stillknows.variants.variant import OF_MODELS, parse_variant
+from stillknows.variants.variant import OF_MODELS, expand, parse_variant
 
 FORMATS = [
     *("full", "bf16", "fp8", "int8", "nf4", "fp4", "rtn:grid=full", "gptq", "awq", "hqq", "mxfp4", "nvfp4"),
@@ -178,7 +178,7 @@ def test_every_transform_of_a_model_leaves_all_weights_as_they_were(name: str, m
 
 @pytest.mark.parametrize("plan_name", list(defaults.PLANS))
 def test_every_plan_names_variants_that_exist_once_and_begins_with_the_full_model(plan_name: str) -> None:
-    named, chains = plan.expand(plan_name)
+    named, chains = expand(plan_name)
     assert named == frozenset()
     assert next(iter(chains)) == "full"
     assert [parse_variant(spec).spec for spec in defaults.PLANS[plan_name]] == list(chains)
@@ -186,16 +186,16 @@ def test_every_plan_names_variants_that_exist_once_and_begins_with_the_full_mode
 
 
 def test_plans_grow() -> None:
-    quick, standard, exhaustive = (set(plan.expand(word)[1]) for word in ("quick", "standard", "exhaustive"))
+    quick, standard, exhaustive = (set(expand(word)[1]) for word in ("quick", "standard", "exhaustive"))
     assert quick < standard < exhaustive
     assert set(defaults.DEPLOYED) <= exhaustive
 
 
 def test_plans_hold_no_variant_twice_and_leave_out_what_is_named() -> None:
-    named, chains = plan.expand("quick,deployed,frame,int4")
+    named, chains = expand("quick,deployed,frame,int4")
     assert named == {"frame", "int4"}
     assert len({tuple(variant.identity) for variant in chains.values()}) == len(chains)
-    assert set(chains) == {*plan.expand("quick")[1], *plan.expand("deployed")[1]}
+    assert set(chains) == {*expand("quick")[1], *expand("deployed")[1]}
 
 
 def test_teaching_that_leaves_too_few_facts_is_left_out_of_plans_and_done_if_named(

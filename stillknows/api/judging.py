@@ -49,6 +49,7 @@ def audit(
     depth: bool = False,
     reference_models: Sequence[Model] = (),
     endpoint: Endpoint | None = None,
+    rewriter: Model | None = None,
     policy: Policy | str | Path | None = None,
     data: Folder | None = None,
     template: str | None = None,
@@ -68,11 +69,10 @@ def audit(
         controls: models that were never taught the forget split, best three. Without one, answers that could have been
             true have to stand in for them.
         variants, metrics: what is done to the models, where it fits them by default, and what is measured.
-        figures: published figures; those that the benchmark is published with when None.
         tasks, task_folder, task_limit: of lm-evaluation-harness, a folder of own ones, most documents of each to ask.
-        calibration: a text file for formats that look at inputs; the retain split when None.
+        figures, calibration: the benchmark's own when None; a text for formats that look at inputs, else retain items.
         placebos, placebo_file: how many answers that could have been true are scored beside each; a file of own ones.
-        depth: look for knowledge in hidden states too (docs/depth.md).
+        depth, rewriter: look at hidden states too (docs/depth.md); a model in whose words questions are asked, too.
         reference_models: models never taught the forget split, for membership of single examples (docs/membership.md).
         endpoint: a model that a server holds, asked and not loaded; `models` may be missing then.
         policy: what a verdict asks for: a Policy, "privacy", "copyright", "hazard", or a TOML file; None: the default.
@@ -84,10 +84,9 @@ def audit(
     config = AuditConfig(
         model_folder(original), labels([model_folder(model) for model in models]),
         benchmark_of(benchmark, data=data, template=template), tuple(map(model_folder, controls)), variants, metrics,
-        policy_of(policy), long_items, device, allow_pickle, trust_remote_code, figures, tasks,
-        path_of(task_folder), task_limit, path_of(calibration), placebos, path_of(placebo_file), depth,
-        tuple(map(model_folder, reference_models)),
-        endpoint,
+        policy_of(policy), long_items, device, allow_pickle, trust_remote_code, figures, tasks, path_of(task_folder),
+        task_limit, path_of(calibration), placebos, path_of(placebo_file), depth,
+        tuple(map(model_folder, reference_models)), endpoint, rewriter and model_folder(rewriter),
     )  # fmt: skip
     return _audited(config, result_folder(out), command, overwrite)
 

@@ -12,6 +12,7 @@ from stillknows.gate.candidates import Placebos
 from stillknows.lazy import nn
 from stillknows.model.encoding import CHAT, EncodedAnswer, EncodedItem, Frame, LongItems, encode_split, prompt_text
 from stillknows.model.ref import ModelRef
+from stillknows.model.rewriter import Rewriter
 from stillknows.store import digest
 from stillknows.types import Benchmark, Split
 from stillknows.variants.defences import Defence, through, with_question
@@ -71,6 +72,7 @@ class Questions:
     context, tokens: how many tokens every model can read, and embeds.
     lowered: splits whose answers are scored in lower case as well.
     placebos: other answers to the items of splits to forget, scored as their own are; None for none.
+    rewriter: says questions in other words, for attacks that have that done.
     """
 
     benchmark: Benchmark
@@ -79,6 +81,7 @@ class Questions:
     tokens: int
     lowered: frozenset[str]
     placebos: Placebos | None = None
+    rewriter: Rewriter | None = None
 
     @property
     def in_chat(self) -> bool:
@@ -155,7 +158,7 @@ class Questions:
     ) -> list[EncodedItem]:
         """Return the items of a split in all of an attack's wordings, without placebos."""
         found = []
-        for name, wording in variant.worded(split, self.benchmark, taught).items():
+        for name, wording in variant.worded(split, self.benchmark, taught, self.rewriter).items():
             alone = replace(self, benchmark=replace(self.benchmark, splits=(wording,)), placebos=None)
             for item in alone.encoded(tokenizer, defences)[split.name]:
                 found.append(with_question(replace(item, wording=name), self._shown(item, wording, tokenizer)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import MappingProxyType
@@ -145,6 +145,7 @@ class InputFinder:
         what = link.options.get("data", "forget") if need == "taught" else need
         if what == "forget":
             taught = taught_by(link, self.splits)
+            self._require_untold(link, taught)
             return tuple(item for item in self._forget if item.example.fact in taught)
         found = {"retain": self._retained, "unrelated": self._unrelated, "random": self._random}[what]()
         if not found:
@@ -153,6 +154,17 @@ class InputFinder:
                 "add some to the retain split, or leave the attack out",
             )
         return found
+
+    def _require_untold(self, link: Bound, taught: Collection[str]) -> None:
+        """Raise UserError where a question is taught with its answer under one fact, and asked under another."""
+        facts = {(e.prompt, e.answer): e.fact for split in self.splits for e in split.examples if e.fact in taught}
+        for e in (e for split in self.splits for e in split.examples if e.fact not in taught):
+            if (told := facts.get((e.prompt, e.answer))) is not None:
+                raise UserError(
+                    f"{link.spec}: the answer to {e.id!r} would be taught and asked: facts {told!r} and {e.fact!r} ask "
+                    "the same",
+                    "give both items one fact",
+                )
 
     @cached_property
     def _forget(self) -> list[EncodedAnswer]:
@@ -183,9 +195,9 @@ class InputFinder:
         return tuple(found[:MOST_RETAINED])
 
     def _random(self) -> tuple[EncodedAnswer, ...]:
-        """Return texts of random tokens, as many as there are items to be forgotten."""
+        """Return texts of random ordinary tokens, as many as there are items to be forgotten."""
         draw, length = random.Random(0), min(LENGTH, self.questions.context)
-        texts = [tuple(draw.choices(self._plain, k=length)) for _ in self._forget]
+        texts = [tuple(draw.choices(self._ordinary, k=length)) for _ in self._forget]
         return tuple(
             EncodedAnswer(Example(f"random {i}", "", "random tokens", f"random {i}"), ids, 1, False)
             for i, ids in enumerate(texts)
@@ -207,7 +219,10 @@ class InputFinder:
             told |= {*tokenizer(answer, add_special_tokens=False)["input_ids"]}
         texts = (text.strip() for text in tokenizer.batch_decode([[token] for token in self._plain]))
         typed = (text.isprintable() and text != "" and HALF not in text for text in texts)
-        return tuple(t for t, is_typed in zip(self._plain, typed, strict=True) if is_typed and t not in told)
+        found = tuple(t for t, is_typed in zip(self._plain, typed, strict=True) if is_typed and t not in told)
+        if not found:
+            raise UserError("every token is a part of an answer to be forgotten", "leave out attacks that need others")
+        return found
 
 
 def mismatched(examples: Sequence[Example]) -> list[Example]:

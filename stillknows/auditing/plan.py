@@ -16,7 +16,7 @@ from stillknows.auditing.facts import ENOUGH_TOLD
 from stillknows.auditing.observe import OPTIONAL, PLACEBOS
 from stillknows.auditing.policy import Policy, least_facts
 from stillknows.auditing.prepared import Prepared
-from stillknows.auditing.readings import read_in_variants
+from stillknows.auditing.readings import LeftOut, left_out_of, read_in_variants
 from stillknows.auditing.verdict import with_placebos
 from stillknows.errors import UserError, first_line
 from stillknows.gate.candidates import Placebos
@@ -24,7 +24,8 @@ from stillknows.labels import REFERENCE_MODEL, control_labels, is_control, is_re
 from stillknows.model.encoding import LongItems
 from stillknows.model.endpoint import Endpoint
 from stillknows.model.ref import LoadOptions, ModelRef, require_same_shapes
-from stillknows.progress import log, warn
+from stillknows.model.rewriter import Rewriter
+from stillknows.progress import log
 from stillknows.registry import Bound, bind, bind_all
 from stillknows.specs import Specs, spelled
 from stillknows.store import read_text, require_outside
@@ -59,6 +60,7 @@ class AuditConfig:
     depth: bool = False  # look at hidden states too
     reference_models: tuple[str, ...] = ()  # never trained on the facts to be forgotten: for membership
     endpoint: Endpoint | None = None  # a model that a server holds, audited beside the subjects
+    rewriter: str | None = None  # a model that says questions in other words
 
     def __post_init__(self) -> None:
         """Keep lists as tuples of specs, however they are given. Raises UserError for text that is no list of them."""
@@ -81,13 +83,6 @@ class AuditConfig:
         return {f"{REFERENCE_MODEL}-{k}": name for k, name in enumerate(self.reference_models, 1)}
 
 
-class LeftOut(NamedTuple):
-    """A variant that nobody asked for by name and that this model or this benchmark does not allow."""
-
-    variant: str
-    because: str
-
-
 class Plan(NamedTuple):
     """Everything that an audit needs besides the weights. `prepared` begins with the original, whose `reader` serves
     all models."""
@@ -104,7 +99,9 @@ class Plan(NamedTuple):
 
 def plan(request: AuditConfig, out: Path) -> Plan:
     """Check and encode everything. Raises UserError for bad input."""
-    named, wanted_variants = served.wanted(request.variants, request.endpoint)
+    asked = (*request.variants, *(defaults.REWRITTEN if request.rewriter else ()))
+    named, wanted_variants = served.wanted(asked, request.endpoint)
+    named -= {*defaults.REWRITTEN[1:]} - {*request.variants}
     metrics = bind_all("metric", request.metrics, "example")
     figures = bind_all("metric", request.figures or (), "model")
     _check_request(request, metrics)
@@ -112,6 +109,7 @@ def plan(request: AuditConfig, out: Path) -> Plan:
     require_outside(out, [folder for ref in refs.values() for folder in ref.folders])
     fields = _fields(request, [*metrics.values(), *figures.values()])
     prepared, reader, questions = _prepare(request, fields, own_defences, refs)
+    questions = replace(questions, rewriter=Rewriter(request.rewriter or "", out, refs[ORIGINAL].options))
     _check_models(prepared)
     subjects = [model for model in prepared if model.label in request.subjects]
     if request.variants == spelled(defaults.VARIANTS) and subjects and all(model.ref.packing for model in subjects):
@@ -119,12 +117,12 @@ def plan(request: AuditConfig, out: Path) -> Plan:
         log("quantized files are measured as they are; `variants` names what is done to them, and to the controls, too")
     asked = served.askable(wanted_variants, request.endpoint)
     variants, left_out = _fitted(request, prepared[0], asked, named, questions.placebos)
-    left_out += tuple(_left_out(name, served.NO_WEIGHTS) for name in wanted_variants if name not in asked)
+    left_out += tuple(left_out_of(name, served.NO_WEIGHTS) for name in wanted_variants if name not in asked)
     prepared = served.with_served(request.endpoint, prepared, questions, reader)
     if own_defences:
         variants[UNDEFENDED] = parse_variant(FULL)._replace(defended=False)
     prepared, impossible = read_in_variants(prepared, variants, named, questions, reader)
-    left_out = (*left_out, *(_left_out(name, because) for name, because in impossible.items()))
+    left_out = (*left_out, *(left_out_of(name, because) for name, because in impossible.items()))
     variants = {name: variant for name, variant in variants.items() if name not in impossible}
     if (request.depth or request.reference_models) and FULL not in variants:
         raise UserError("`depth` and `reference_models` are for full precision", f"add {FULL} to `variants`")
@@ -266,7 +264,7 @@ def _fitted(
         except UserError as error:
             if name in named:
                 raise
-            left_out.append(_left_out(name, first_line(error).removeprefix(f"{name}: ")))
+            left_out.append(left_out_of(name, first_line(error).removeprefix(f"{name}: ")))
     return variants, tuple(left_out)
 
 
@@ -282,11 +280,6 @@ def _require_decidable(variant: Variant, request: AuditConfig, answers: Placebos
         if left < least and with_placebos(split, answers, bool(request.controls)) < ENOUGH_TOLD:
             what = f"it teaches facts and leaves {left} of the {split.name} split to be asked, fewer than {least}"
             raise UserError(what, "name it, to try it all the same")
-
-
-def _left_out(variant: str, because: str) -> LeftOut:
-    warn(f"{variant} is left out: {because}")
-    return LeftOut(variant, because)
 
 
 def _suite(request: AuditConfig) -> harness.Suite | None:

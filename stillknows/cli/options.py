@@ -123,9 +123,6 @@ OrderSeed: TypeAlias = Annotated[int, Option(help="Order of the items, and stoch
 Earlier: TypeAlias = Annotated[
     Path | None, Option(help="Folder of an earlier run on MODEL: unlearn more, from where it ended.")
 ]
-DryRun: TypeAlias = Annotated[
-    bool, Option("--dry-run", help="Tell memory, time and files of the run, and end; nothing is trained or written.")
-]
 Save: TypeAlias = Annotated[
     Literal["model", "adapter"],
     Option(metavar=CHOICE, help="What to write: the whole model, or of a method with lora its adapter alone."),
@@ -189,6 +186,10 @@ Placebos: TypeAlias = Annotated[
 ]
 PlaceboFile: TypeAlias = Annotated[
     Path | None, Option(help='JSON file with your own: {"fact": ["an answer that could have been true", …]}.')
+]
+Rewriter: TypeAlias = Annotated[
+    str | None,
+    Option(help="A model, folder or hub name, that says questions in other words, which are asked too (`rewrite`)."),
 ]
 Depth: TypeAlias = Annotated[
     bool, Option("--depth", help="Look for knowledge in hidden states too; most of it needs a never-taught control.")

@@ -20,6 +20,7 @@ from stillknows.errors import UserError
 from stillknows.kinds import Level, PluginRole
 from stillknows.lazy import Tensor, nn
 from stillknows.model import parameters
+from stillknows.model.rewriter import Rewriter
 from stillknows.needs import OF_DEFENCES, OWN_TOKENS
 from stillknows.registry import Bound, bind
 from stillknows.specs import Specs, chained, spelled
@@ -97,7 +98,9 @@ class Variant(NamedTuple):
         """The defences that change what the model reads."""
         return self._links("defence", "prompt")
 
-    def worded(self, split: Split, benchmark: Benchmark, taught: Collection[str] = ()) -> dict[str, Split]:
+    def worded(
+        self, split: Split, benchmark: Benchmark, taught: Collection[str] = (), rewriter: Rewriter | None = None
+    ) -> dict[str, Split]:
         """Return a split as attacks on questions word it, by the name of the wording; as it is, under "", without one.
 
         Of the facts in `taught`, those that an attack on the weights teaches are left out: nothing would be learned of
@@ -114,7 +117,7 @@ class Variant(NamedTuple):
             found = {
                 f"{before} {name}".strip(): wording
                 for before, asked in found.items()
-                for name, wording in _worded(link, asked, benchmark).items()
+                for name, wording in _worded(link, asked, benchmark, rewriter).items()
             }
         return found
 
@@ -287,9 +290,10 @@ def _fold(link: Bound) -> tuple[int, int]:
     return link.options.get("fold", 1), link.options.get("folds", 2)
 
 
-def _worded(link: Bound, split: Split, benchmark: Benchmark) -> dict[str, Split]:
+def _worded(link: Bound, split: Split, benchmark: Benchmark, rewriter: Rewriter | None) -> dict[str, Split]:
     """Return a split in the wordings of one attack. Raises UserError where it has none."""
     given = {"split": split, "template": split.template or benchmark.template, "benchmark": benchmark}
+    given |= {"rewriter": rewriter}
     found = link(**{name: given[name] for name in link.plugin.needs})
     if not any(wording.examples for wording in found.values()):
         raise UserError(f"{link.spec} changes no question of the {split.name} split", "leave it out")
