@@ -15,9 +15,18 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from stillknows.api.certifying import certify, verify
     from stillknows.api.comparing import compare, history
+    from stillknows.api.estimating import estimate_unlearn
     from stillknows.api.experimenting import demo, tune, validate_metrics
     from stillknows.api.judging import audit, diagnose, explain, load_report, model_card, score
-    from stillknows.api.making import control, defend, fetch, finetune, import_model, quantize, unlearn
+    from stillknows.api.making import (
+        control,
+        defend,
+        fetch,
+        finetune,
+        import_model,
+        quantize,
+        unlearn,
+    )
     from stillknows.auditing.policy import Policy
     from stillknows.errors import Misfit, UserError
     from stillknows.model.endpoint import Endpoint
@@ -28,6 +37,7 @@ if TYPE_CHECKING:
 _PLACES = {
     "api.certifying": ("certify", "verify"),
     "api.comparing": ("compare", "history"),
+    "api.estimating": ("estimate_unlearn",),
     "api.experimenting": ("demo", "tune", "validate_metrics"),
     "api.judging": ("audit", "diagnose", "explain", "load_report", "model_card", "score"),
     "api.making": ("control", "defend", "fetch", "finetune", "import_model", "quantize", "unlearn"),
@@ -41,9 +51,9 @@ _PLACES = {
 _MODULE_OF = {name: module for module, names in _PLACES.items() for name in names}
 __all__ = [
     "Benchmark", "Certified", "Endpoint", "Example", "Misfit", "Policy", "Report", "Scores", "Split", "Unlearned",
-    "UserError", "Verification", "audit", "certify", "compare", "control", "defend", "demo", "diagnose", "explain",
-    "fetch", "finetune", "history", "import_model", "load_report", "model_card", "quantize", "register", "score",
-    "tune", "unlearn", "validate_metrics", "verify",
+    "UserError", "Verification", "audit", "certify", "compare", "control", "defend", "demo", "diagnose",
+    "estimate_unlearn", "explain", "fetch", "finetune", "history", "import_model", "load_report", "model_card",
+    "quantize", "register", "score", "tune", "unlearn", "validate_metrics", "verify",
 ]  # fmt: skip
 
 

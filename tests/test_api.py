@@ -23,6 +23,7 @@ PUBLIC = [
         "defend",
         "demo",
         "diagnose",
+        "estimate_unlearn",
         "explain",
         "fetch",
         "finetune",

@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from stillknows.auditing.audit import AuditConfig, audit
+from stillknows.auditing.evidence import CellKey
+from stillknows.auditing.membership import memberships
 from stillknows.errors import NotMeasured, UserError
 from stillknows.gate import membership
 from stillknows.gate.membership import LIKELIHOOD, RATIO, ExampleScores, attack, lira_scores, pooled_spread, rmia_ratios
@@ -19,7 +21,7 @@ from stillknows.model.ref import ModelRef
 from stillknows.reporting.build import build
 from stillknows.reporting.markdown import markdown
 from stillknows.reporting.page import html
-from stillknows.types import CONTROL, ORIGINAL, Observations
+from stillknows.types import CONTROL, FULL, ORIGINAL, Observations
 
 RNG = np.random.default_rng(0)
 FACTS = tuple(f"fact {i}" for i in range(12))
@@ -203,6 +205,17 @@ def test_with_a_single_reference_model_the_likelihood_ratio_is_not_measured(
     found = audit(config, tmp_path).membership["held_out"]
     assert found[LIKELIHOOD] == "there are fewer than two reference models"
     assert found[RATIO].auc.n > 1
+
+
+def test_a_model_without_probabilities_is_not_attacked() -> None:
+    """Such as one that a server holds, which is only sampled."""
+    names = tuple("abc")
+    sampled = Observations(names, names, names, names, samples=(("x",),) * 3)
+    known = seen([-1.0] * 3, [[-2.0]] * 3)["forget"]
+    observations = {CellKey("served", FULL, "forget"): sampled, CellKey(ORIGINAL, FULL, "forget"): known}
+    found = memberships(observations, {CellKey("reference-model-1", FULL, "forget"): known}, "forget", ())
+    assert found["served"] == dict.fromkeys((RATIO, LIKELIHOOD), membership.NO_SCORE)
+    assert found[ORIGINAL][RATIO].auc.value == 1
 
 
 def test_a_reference_model_is_none_of_the_others(world: Any, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from stillknows.api.estimating import request_of
 from stillknows.api.inputs import (
     Folder,
     Items,
@@ -67,19 +68,16 @@ def unlearn(
     """
     from stillknows.auditing.findings import out_of_reach_words
     from stillknows.auditing.verdict import out_of_reach
-    from stillknows.unlearning import choices
     from stillknows.unlearning import unlearn as unlearning
 
-    given = {name: value for name, value in settings.items() if value is not None}
-    settings_of(given)
-    asked = benchmark_of(benchmark, data=data, template=template, refusals=refusals)
-    how = (long_items, device, allow_pickle, trust_remote_code, path_of(after), save)
-    config = unlearning.UnlearnConfig(
-        model_folder(model), asked, *choices.choose(asked, method, given), *how, [model_folder(c) for c in controls]
-    )
+    config = request_of(
+        model, benchmark, method=method, data=data, template=template, refusals=refusals, long_items=long_items,
+        device=device, after=after, controls=controls, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code,
+        save=save, **settings,
+    )  # fmt: skip
     folder = result_folder(out)
     record = unlearning.unlearn(config, folder, overwrite=overwrite, resume=resume)
-    if obstacles := out_of_reach(asked, (FULL,), 1, Policy()):
+    if obstacles := out_of_reach(config.benchmark, (FULL,), 1, Policy()):
         warn(out_of_reach_words(obstacles))
     return Unlearned(folder, record)
 

@@ -85,6 +85,8 @@ def memberships(
 
 def _membership(seen: Mapping[str, Observations], label: str, outside: Sequence[str]) -> Membership:
     others = [model for model in outside if model != label]
+    if any(seen[model].log_probs is None for model in (label, *others)):
+        return dict.fromkeys(LEAST_REFERENCES, NO_SCORE)
     scores = {model: _scores(seen[model]) for model in (label, *others)}
     if not len(scores[label].placebos_Z):
         return dict.fromkeys(LEAST_REFERENCES, NO_PLACEBOS)

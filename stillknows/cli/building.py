@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -72,6 +72,7 @@ def unlearn(
     after: o.Earlier = None,
     save: o.Save = "model",
     controls: o.Guessers = None,
+    dry_run: o.DryRun = False,
     resume: o.Resume = False,
     overwrite: o.Overwrite = False,
     allow_pickle: o.AllowPickle = False,
@@ -86,14 +87,20 @@ def unlearn(
     """
     import stillknows as sk
 
-    unlearned = sk.unlearn(
-        model, benchmark, out=out, method=method, lr=lr, weights=weights, epochs=epochs, max_steps=max_steps,
-        batch_size=batch_size, retain_batch_size=retain_batch_size, accumulate=accumulate, forget_below=forget_below,
-        retain_floor=retain_floor, check_every=check_every, warmup=warmup, beta2=beta2, seed=seed, data=data,
-        template=template, refusals=refusals, long_items=long_items, device=device, after=after, save=save,
-        controls=controls or (), resume=resume, overwrite=overwrite, allow_pickle=allow_pickle,
-        trust_remote_code=trust_remote_code,
-    )  # fmt: skip
+    options: dict[str, Any] = {
+        "out": out, "method": method, "lr": lr, "weights": weights, "epochs": epochs, "max_steps": max_steps,
+        "batch_size": batch_size, "retain_batch_size": retain_batch_size, "accumulate": accumulate,
+        "forget_below": forget_below, "retain_floor": retain_floor, "check_every": check_every, "warmup": warmup,
+        "beta2": beta2, "seed": seed, "data": data, "template": template, "refusals": refusals,
+        "long_items": long_items, "device": device, "after": after, "save": save,
+        "controls": controls or (), "resume": resume,
+        "overwrite": overwrite, "allow_pickle": allow_pickle, "trust_remote_code": trust_remote_code,
+    }  # fmt: skip
+    if dry_run:
+        estimate = sk.estimate_unlearn(model, benchmark, **options)
+        show(estimate.to_json(), as_json, str(estimate))
+        return
+    unlearned = sk.unlearn(model, benchmark, **options)
     hint = f"wrote {out}; {_next_audit(out, model, benchmark, data, template, controls or ())}"
     show(dict(unlearned.record), as_json, str(unlearned), hint)
 

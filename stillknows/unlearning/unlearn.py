@@ -21,7 +21,7 @@ from stillknows.training import low_rank, step_pipeline
 from stillknows.training.checkpoint import CHECKPOINT
 from stillknows.training.loop import FitResult
 from stillknows.types import Benchmark, Example, Role
-from stillknows.unlearning import alternative_answers, goal, sequence
+from stillknows.unlearning import alternative_answers, estimate, goal, sequence
 from stillknows.unlearning.execution import RANGE_TEST, Work, carry_out, companions_of
 from stillknows.unlearning.method import Method
 from stillknows.unlearning.request import UnlearnConfig, check_request, first_words, split_of
@@ -39,14 +39,33 @@ def unlearn(request: UnlearnConfig, out: Path, *, overwrite: bool = False, resum
     model's folder and for one that holds a finished run or another model (unless `overwrite`) or an unfinished run
     (unless `resume` or `overwrite`).
     """
+    prepared = _checked(request, out, overwrite, resume)
+    with locked(out):
+        _require_free(request, out, overwrite, resume)
+        return _run(request, prepared, out, out / CHECKPOINT, resume)
+
+
+def estimated(request: UnlearnConfig, out: Path, *, overwrite: bool = False, resume: bool = False) -> estimate.Estimate:
+    """Return what `unlearn` with the same arguments will take. No weights are loaded, and nothing is written.
+
+    Raises UserError as `unlearn` does before it loads the model, and for a run that takes more memory than is free,
+    with the option under which it would fit.
+    """
+    prepared = _checked(request, out, overwrite, resume)
+    work, skeleton, device = prepared.work, prepared.source.skeleton, request.device
+    found = estimate.of_run(work, skeleton, device, request.save, estimate.speed(skeleton, device))
+    estimate.require_room(found, work, skeleton, device)
+    return found
+
+
+def _checked(request: UnlearnConfig, out: Path, overwrite: bool, resume: bool) -> _Prepared:
+    """Check everything that can be checked without the weights."""
     chosen = check_request(request)
     _require_free(request, out, overwrite, resume)
     log(first_words(request))
     prepared = _prepare(request, chosen)
     require_outside(out, [*prepared.base.folders, *prepared.source.folders])
-    with locked(out):
-        _require_free(request, out, overwrite, resume)
-        return _run(request, prepared, out, out / CHECKPOINT, resume)
+    return prepared
 
 
 def _require_free(request: UnlearnConfig, out: Path, overwrite: bool, resume: bool) -> None:
