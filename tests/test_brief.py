@@ -53,6 +53,7 @@ def test_the_first_page_says_what_was_asked_the_answer_how_sure_it_is_and_what_w
     built: AuditReport,
 ) -> None:
     found = brief(built)
+    assert found.asked.startswith("Do clean, brittle and broken still know")
     assert "40 facts, asked for in 80 questions, in 3 forms of the model?" in found.asked
     assert "what was to be kept (retain)" in found.asked
     assert [(one.name, one.text) for one in found.answers] == [
@@ -64,6 +65,10 @@ def test_the_first_page_says_what_was_asked_the_answer_how_sure_it_is_and_what_w
     assert found.sure[0].startswith("By chance at most 5 %")
     assert any("of 4 facts 3 would have been found" in line and "1 if half as well" in line for line in found.sure)
     assert found.sure[-1] == "Compared with 1 never-taught control."
+    assert any(
+        line.startswith("What would settle “removed”, “absent”, “influence erased”: ") for line in found.not_tested
+    )
+    assert len(found.not_tested) == len(set(found.not_tested))
     assert found.not_tested[-1].startswith("Questions, formats and attacks that this page does not name")
     text = report.html(built)
     assert text.index('id="brief"') < text.index('id="claims"')

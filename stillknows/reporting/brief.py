@@ -52,9 +52,10 @@ def _asked(report: AuditReport) -> str:
     names = _listed([subject.name for subject in report.audited])
     attacks = len(report.subjects[0].attacks)
     forms, tried = len(report.variants) - attacks, f" and under {_count(attacks, 'attack')}" if attacks else ""
-    keeps = f" Does it still know what was to be kept ({_listed([s.name for s in kept])})?" if kept else ""
+    do, it = ("Does", "it") if len(report.audited) == 1 else ("Do", "they")
+    keeps = f" {do} {it} still know what was to be kept ({_listed([s.name for s in kept])})?" if kept else ""
     return (
-        f"Does {names} still know what was to be forgotten: {_count(facts, 'fact')}, asked for in "
+        f"{do} {names} still know what was to be forgotten: {_count(facts, 'fact')}, asked for in "
         f"{_count(questions, 'question')}, in {_count(forms, 'form')} of the model{tried}?{keeps}"
     )
 
@@ -94,11 +95,14 @@ def _open(report: AuditReport) -> Iterator[str]:
     """Yield what was not tested: what was left out, what would settle open claims, and what no audit covers."""
     ordered = sorted(report.left_out, key=lambda left: left.because)
     for because, left in groupby(ordered, key=lambda left: left.because):
-        yield f"{_listed([one.variant for one in left])}: {because}"
+        yield f"{_listed([one.variant for one in left])}: {because}."
+    settles: dict[str, dict[str, None]] = {}
     for subject in report.audited:
         for claim in subject.claims:
             if claim.settle:
-                yield f"What would settle whether it is {claim.name}: {claim.settle}"
+                settles.setdefault(claim.settle, {})[claim.name] = None
+    for settle, names in settles.items():
+        yield f"What would settle “{'”, “'.join(names)}”: {settle}."
     yield "Questions, formats and attacks that this page does not name, and answers that a prompt or a document tells."
 
 
