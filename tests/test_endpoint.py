@@ -262,7 +262,7 @@ def test_a_server_that_is_not_there_or_reads_other_tokens_is_one_message(
 
 
 def test_the_options_of_a_command_name_an_endpoint() -> None:
-    from stillknows.cli.options import endpoint_of
+    from stillknows.cli.endpoint_options import endpoint_of
 
     assert endpoint_of(None, None, None, None, 20) is None
     assert endpoint_of("http://h/v1", "m", "0.5/1.5", 3.0, 9) == Endpoint("http://h/v1", "m", (0.5, 1.5), 3.0, 9)

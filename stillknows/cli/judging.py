@@ -7,6 +7,7 @@ from pathlib import Path
 import typer
 
 from stillknows import defaults
+from stillknows.cli import endpoint_options as e
 from stillknows.cli import options as o
 from stillknows.cli.terminal import app, command_line, examples, show
 from stillknows.progress import log
@@ -40,11 +41,11 @@ def audit(
     placebo_file: o.PlaceboFile = None,
     depth: o.Depth = False,
     reference_models: o.ReferenceModels = None,
-    endpoint: o.EndpointUrl = None,
-    model: o.ServedModel = None,
-    price: o.Price = None,
-    budget: o.Budget = None,
-    samples: o.Samples = 20,
+    endpoint: e.EndpointUrl = None,
+    model: e.ServedModel = None,
+    price: e.Price = None,
+    budget: e.Budget = None,
+    samples: e.Samples = 20,
     rewriter: o.Rewriter = None,
     policy: o.Policy = "default",
     tolerance: o.Tolerance = None,
@@ -71,7 +72,7 @@ def audit(
         metrics=metrics, figures=figures, tasks=tasks, task_folder=task_folder, task_limit=task_limit,
         calibration=calibration, placebos=placebos, placebo_file=placebo_file, depth=depth,
         reference_models=reference_models or (), rewriter=rewriter,
-        endpoint=o.endpoint_of(endpoint, model, price, budget, samples),
+        endpoint=e.endpoint_of(endpoint, model, price, budget, samples),
         policy=policy_of(policy, tolerance=tolerance, utility_floor=utility_floor), data=data, template=template,
         long_items=long_items, out=out, device=device, overwrite=overwrite, allow_pickle=allow_pickle,
         trust_remote_code=trust_remote_code, command=command_line(),
