@@ -86,7 +86,7 @@ def audit(
         benchmark_of(benchmark, data=data, template=template), tuple(map(model_folder, controls)), variants, metrics,
         policy_of(policy), long_items, device, allow_pickle, trust_remote_code, figures, tasks, path_of(task_folder),
         task_limit, path_of(calibration), placebos, path_of(placebo_file), depth,
-        tuple(map(model_folder, reference_models)), endpoint, rewriter and model_folder(rewriter),
+        tuple(map(model_folder, reference_models)), endpoint, model_folder(rewriter) if rewriter else None,
     )  # fmt: skip
     return _audited(config, result_folder(out), command, overwrite)
 

@@ -68,8 +68,8 @@ class AttackInputs(NamedTuple):
 
     def with_those(self, other: AttackInputs) -> AttackInputs:
         """Return these inputs and the other's."""
-        pairs = zip(self, other, strict=True)
-        return AttackInputs(*({**mine, **theirs} for mine, theirs in pairs))
+        items, models = {**self.items, **other.items}, {**self.models, **other.models}
+        return AttackInputs(items, models, {**self.tokens, **other.tokens})
 
 
 @dataclass(frozen=True)

@@ -40,8 +40,9 @@ def exposed(audit: Audit, verdict: Verdict, lead: str) -> list[Json]:
     """Return, for each attack under which a model leaks, the fact with the largest gain over the control."""
     found: dict[str, Finding] = {}
     for finding in verdict.findings:
-        if finding.outcome == "leak" and finding.variant in audit.attacks.get(verdict.subject, {}):
-            found.setdefault(finding.variant, finding)
+        variant = finding.variant or ""
+        if finding.outcome == "leak" and variant in audit.attacks.get(verdict.subject, {}):
+            found.setdefault(variant, finding)
     shown = []
     for variant, finding in found.items():
         metric = finding.metric or lead
