@@ -45,13 +45,16 @@ def stillknows_audit(request: pytest.FixtureRequest) -> Callable[..., Report]:
 
         __tracebackhide__ = True
         marks = list(request.node.iter_markers(MARKER))
-        said = {name: value for mark in reversed(marks) for name, value in mark.kwargs.items()} | options
+        said: dict[str, Any] = {"overwrite": True}
+        for mark in reversed(marks):
+            said |= mark.kwargs
+        said |= options
         demanded = _verdicts(said.pop("verdict", DEMANDED))
         named = models or next((mark.args for mark in marks if mark.args), ())
         out = Path(said.pop("out", None) or _folder(request))
         report, why = None, ""
         try:
-            report = sk.audit(*named, **{"overwrite": True} | said, out=out)
+            report = sk.audit(*named, **said, out=out)
         except sk.UserError as error:
             why = f"stillknows cannot audit: {error}"
         if report is None:

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 import stillknows as sk
+import stillknows.auditing.audit  # here, since pytester takes back what a run imports, and numpy loads once
 from stillknows.registry import load_own
 
 pytest_plugins = ["pytester"]

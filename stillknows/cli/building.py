@@ -185,7 +185,9 @@ def control(
     from stillknows.training.controls import control_words
 
     made = sk.control(
-        original, benchmark, base=base, seeds=seeds, roles=roles or ("retain",), out=out, lr=lr, epochs=epochs,
+        original, benchmark, base=base, seeds=seeds,
+        roles=roles or ("retain",),  # type: ignore[reportArgumentType]  # checked there
+        out=out, lr=lr, epochs=epochs,
         max_steps=max_steps, batch_size=batch_size, seed=seed, data=data, template=template, device=device,
         overwrite=overwrite,
     )  # fmt: skip
