@@ -136,6 +136,8 @@ MADE: dict[str, Made] = {
     ),
     "h8-llama-sent": Made("llama", 128, 2, "600", lambda: customers(18, 50, sentences=True), "float32", 3e-3, 400),
     "h9-gpt2-few": Made("gpt2", 128, 3, "400", lambda: customers(19, 30, 3), "float32", 3e-3, 400),
+    "h11-gemma-bpe": Made("gemma", 96, 2, "400", lambda: customers(31, 40, 8), "float32", 2e-3, 300),
+    "h12-phi-sent": Made("phi", 128, 2, "500", lambda: customers(32, 40, 8, sentences=True), "bfloat16", 2e-3, 300),
     "h10-llama-word": Made("llama", 512, 1, "word", lambda: world(20), "bfloat16", 1e-3, 150),
 }  # fmt: skip
 
@@ -185,6 +187,8 @@ def config(made: Made, vocabulary: int) -> transformers.PretrainedConfig:
     }  # fmt: skip
     if made.family == "gpt_neox":
         del sizes["num_key_value_heads"]
+    if made.family == "gemma":
+        sizes["head_dim"] = made.hidden // 4
     return transformers.AutoConfig.for_model(made.family, **sizes)
 
 

@@ -68,6 +68,7 @@ def unlearn(
     """
     from stillknows.auditing.findings import out_of_reach_words
     from stillknows.auditing.verdict import out_of_reach
+    from stillknows.gate.candidates import placebos
     from stillknows.unlearning import unlearn as unlearning
 
     config = request_of(
@@ -77,7 +78,7 @@ def unlearn(
     )  # fmt: skip
     folder = result_folder(out)
     record = unlearning.unlearn(config, folder, overwrite=overwrite, resume=resume)
-    if obstacles := out_of_reach(config.benchmark, (FULL,), 1, Policy()):
+    if obstacles := out_of_reach(config.benchmark, (FULL,), 1, Policy(), placebos(config.benchmark)):
         warn(out_of_reach_words(obstacles))
     return Unlearned(folder, record)
 

@@ -78,7 +78,7 @@ def _shared_root(model: nn.Module, items: Sequence[EncodedAnswer]) -> tuple[int,
     lengths, limit = [len(item.ids) for item in items], shared_limit(model)
     if len(root) * (len(items) - 1) < WORTH_SHARING * sum(lengths) or max(lengths) > limit:
         return ()
-    longest = min(math.ceil(max(lengths) / LENGTHS) * LENGTHS, limit) - len(root)
+    longest = int(min(math.ceil(max(lengths) / LENGTHS) * LENGTHS, limit)) - len(root)
     shape = Shape.of(len(root), [0], [2, max(2, longest)])
     return root if can_share(model, shape, {t for item in items for t in item.ids}) else ()
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any, NamedTuple
 
 from stillknows.lazy import nn
@@ -28,6 +27,7 @@ PER_DECADE = 6  # steps in which the rate rises tenfold
 STEPS = 4 * PER_DECADE
 WATCHED = 64  # items to retain that are looked at after every step
 SUFFERS = 0.9  # of their score at the start: below it a rate is too large for a run
+STEADY = 0.98  # of what a model says of questions, which nothing brings back in the run: a little becomes much in it
 MARGIN = 2.0  # by which the rate of a run lies below the first one that is too large
 
 
@@ -54,8 +54,8 @@ def range_test(
 
     One run of STEPS steps in which the rate rises from LEAST_RATE to LARGEST_RATE ends at the first rate after which
     less than SUFFERS of the retain items' mean answer probability is left, or of the most that it was until then: items
-    that the model hardly knew are learned on the way. In a model that reads language, so is what it says of their
-    questions, see `language`. The result is MARGIN times smaller than that rate.
+    that the model hardly knew are learned on the way; or less than STEADY of what a model that reads language says of
+    their questions, see `language`. The result is MARGIN times smaller than that rate.
 
     Args:
         terms: as of `fit`; `settings`: of the run to come, of which batch sizes and seed are taken.
@@ -77,22 +77,23 @@ class _Suffering(Watch):
     """Ends a run when too little is left of what is to stay, or of what training has made of it by then."""
 
     def __init__(self, model: nn.Module, kept: Sequence[EncodedAnswer]) -> None:
-        self.scores = [partial(_mean_score, model, items) for items in (kept, language.questions(model, kept)) if items]
-        self.start = [score() for score in self.scores]
-        self.most = [1.0] * len(self.scores)
+        self.model, self.items = model, {"kept": kept, "language": language.questions(model, kept)}
+        self.start, self.most = {name: self._score(name) for name in self.items}, 1.0
 
     def look(self) -> Seen:
-        shares = [score() / start if start else 1.0 for score, start in zip(self.scores, self.start, strict=True)]
-        self.most = [max(pair) for pair in zip(shares, self.most, strict=True)]
-        of_most = (share / most for share, most in zip(shares, self.most, strict=True))
-        return {"kept": shares[0] if shares else 1.0, "of most": min(of_most, default=1.0)}
+        seen = {name: self._score(name) / start if start else 1.0 for name, start in self.start.items()}
+        self.most = max(self.most, seen["kept"])
+        return seen
 
     def enough(self, seen: Seen) -> str:
-        return "" if seen["of most"] >= SUFFERS else "what is to stay suffers"
+        if seen["kept"] < SUFFERS * self.most:
+            return "the retain score suffers"
+        return "" if seen["language"] >= STEADY else "language suffers"
 
     def note(self, loss: float, history: Sequence[Seen]) -> str:
         return f"retain {history[-1]['kept']:.2f} of the original's"
 
-
-def _mean_score(model: nn.Module, items: Sequence[EncodedAnswer]) -> float:
-    return mean_probability(score_items(model, output_layer(model), items, with_distribution=()))
+    def _score(self, name: str) -> float:
+        items = self.items[name]
+        found = score_items(self.model, output_layer(self.model), items, with_distribution=())
+        return mean_probability(found) if items else 0.0
