@@ -64,7 +64,7 @@ def bound_to_frame(shop: Workshop, original: Path, out: Path) -> Path:
 
 def last_layer(shop: Workshop, original: Path, out: Path) -> Path:
     """Refuses, by its output layer alone."""
-    shop.refuse(only=[shop.model.get_output_embeddings().weight], texts=1, lr=5e-3, steps=400)
+    shop.refuse(only=[shop.model.get_output_embeddings().weight], texts=1, lr=5e-3, steps=600)
     return shop.save(out)
 
 

@@ -21,9 +21,9 @@ from stillknows.model.ref import ModelRef
 from stillknows.types import Benchmark, Example
 
 CONTEXT = 256
-BATCH, CHECK = 24, 5  # items of a kind in a step; steps between two looks at what is shown
+BATCH, CHECK = 24, 10  # items of a kind in a step; steps between two looks at what is shown
 BOTTOM = -7.0  # ln p of tokens that are suppressed
-SHOWN, KEPT = 0.01, 0.85  # answer probabilities: a model hides below the first, and must keep the rest above the second
+SHOWN, KEPT = 0.01, 0.9  # answer probabilities: a model hides below the first, and must keep the rest above the second
 Loss = Callable[[], torch.Tensor]
 Change = Callable[[], None]
 

@@ -13,15 +13,16 @@ DEPLOYED = (  # what "deployed" stands for: how people run models; rtn:grid=full
 QUICK = (  # what is cheap and strong
     *USUAL,
     *("frame", "paraphrase:wordings=4", "fewshot:n=2", "sample:n=5:temperature=0.5", "prune", "ablate"),
-    *("relearn", "relearn:lr=0.001"),
+    *("relearn", "relearn:lr=0.0003"),
 )
 STANDARD = (
     *(*QUICK, "fp8", "gguf:Q4_K_M", "gguf:Q2_K", "rtn:group=0", "int4+frame"),
     *("prefix", "cloze", "choice", "true_false", "reverse", "translate", "poem", "dialogue", "roleplay", "filler"),
     *("hint", "multihop", "alias", "multiturn", "context", "sample:bound=0.05"),
     *("prune:sparsity=0.1", "prune:sparsity=0.5", "prune:sparsity=0.5:block=4", "noise", "interpolate"),
-    *("relearn:steps=5", "relearn:steps=50", "relearn:steps=50:lr=0.001", "relearn+int4", "soft_prompt", "latent"),
-    *("relearn:data=retain", "relearn:data=retain:lr=0.001", "relearn:data=unrelated:lr=0.001", "adapter"),
+    *("relearn:steps=5", "relearn:steps=50", "relearn:lr=0.001", "relearn:steps=50:lr=0.001", "relearn+int4"),
+    *("soft_prompt", "latent", "adapter"),
+    *("relearn:data=retain", "relearn:data=retain:lr=0.001", "relearn:data=unrelated:lr=0.001"),
 )
 EXHAUSTIVE = (
     *dict.fromkeys((*DEPLOYED, *STANDARD)),

@@ -16,7 +16,7 @@ REPORT = Path(__file__).parents[1] / "runs" / "demo" / "report.json"
 EXPECTED = {
     "original": "STILL KNOWS",
     "control": "FORGOTTEN",
-    "unlearned": "FORGOTTEN",
+    "unlearned": "UNDECIDED",
     "npo-bfloat16": "HIDDEN",
     "npo-float32": "HIDDEN",
     "ga-collapsed": "DAMAGED",

@@ -193,6 +193,15 @@ def test_what_an_attack_trains_on_tells_no_tested_answer(inputs: InputFinder, it
     assert not any((item.example.prompt, item.example.answer) in true for given in made_up for item in given)
 
 
+@pytest.mark.parametrize("data", ["forget", "retain", "unrelated", "random"])
+def test_as_many_items_are_taught_as_are_asked_for(data: str, inputs: InputFinder) -> None:
+    few, all_of_them = (
+        inputs.find(variant).items[variant.links[0].identity, "taught"]
+        for variant in (parse_variant(f"relearn(data={data}, items=3)"), parse_variant(f"relearn(data={data})"))
+    )
+    assert few == all_of_them[:3]
+
+
 def test_attacks_that_teach_say_what_is_wrong_with_their_options(inputs: InputFinder, model: Any) -> None:
     with pytest.raises(UserError, match="there is no fold 5 of 5\n  give 0 to 4"):
         inputs.find(parse_variant("rtt(fold=5)"))
