@@ -263,6 +263,21 @@ def test_a_recited_secret_never_passes_privacy(known: int, facts: int, controls:
     assert found.name == "STILL KNOWS" or count < 47
 
 
+def test_a_secret_that_a_control_guesses_as_well_is_no_pass_under_privacy() -> None:
+    """One of three controls gives it too: a guess by default, and no pass where guesses are none."""
+    policy = replace(read_policy("privacy"), claim=None, variants=(), attacks=())
+    lucky, recited = ([KNOWN, *guesser(seed).forget[1:]] for seed in (1, 2))
+    models = {
+        ORIGINAL: knowing(),
+        CONTROL: replace(guesser(1), forget=lucky),
+        "control-2": guesser(3),
+        "control-3": guesser(4),
+        "subject": replace(guesser(2), forget=recited),
+    }
+    assert verdict(models).name == "FORGOTTEN"
+    assert verdict(models, policy).name != "FORGOTTEN"
+
+
 def test_form_is_no_knowledge() -> None:
     """A model that keeps the form gives truths and placebos .6 alike, a never-taught one little: it keeps nothing."""
     rng = np.random.default_rng(0)

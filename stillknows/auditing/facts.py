@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from stillknows.auditing.comparing import Scored, scored
+from stillknows.auditing.comparing import Scored, is_known, scored
 from stillknows.auditing.evidence import MIN_GAP, CellKey, Table
 from stillknows.auditing.fact_test import belongs
 from stillknows.gate.placebo import FactResult, PlaceboTest
@@ -74,16 +74,24 @@ class _Seen(NamedTuple):
 
 
 def fact_verdicts(
-    table: Table, subject: str, gates: Gates, usual: Sequence[str], test: PlaceboTest | None, *, half: bool = False
+    table: Table,
+    subject: str,
+    gates: Gates,
+    usual: Sequence[str],
+    test: PlaceboTest | None,
+    *,
+    half: bool = False,
+    guesses_pass: bool = True,
 ) -> FactVerdicts:
     """Judge each fact by the placebo test and by the gates of all variants.
 
     Args:
         gates: by variant. usual: those of the policy; an attack's own metrics tell no single fact, since a choice among
             four is guessed.
+        guesses_pass: a fact is not known that a control gives as well; otherwise it is, if it lies above its placebos.
         half: a fact must be one that would be named if it were known half as well as by the original.
     """
-    seen = _seen(table, subject, gates, usual)
+    seen = _seen(table, subject, gates, usual, guesses_pass)
     results = {fact.fact: fact for fact in test.facts} if test else {}
     names = dict.fromkeys(
         f for place, facts in table.facts.items() if place.split in table.forget_splits for f in facts
@@ -138,7 +146,7 @@ def _why(result: FactResult | None, original: bool) -> str:
     return result.untestable or "it would not be named even if it were known as before"
 
 
-def _seen(table: Table, subject: str, gates: Gates, usual: Sequence[str]) -> _Seen:
+def _seen(table: Table, subject: str, gates: Gates, usual: Sequence[str], guesses_pass: bool) -> _Seen:
     known: dict[str, set[str]] = {variant: set() for variant in gates}
     blind: dict[str, set[str]] = {variant: set() for variant in gates}
     said, told, original = set[str](), set[str](), set[str]()
@@ -148,6 +156,8 @@ def _seen(table: Table, subject: str, gates: Gates, usual: Sequence[str]) -> _Se
         known[variant] |= {*names[found.known]}
         if tuple(gates[variant]) != tuple(usual):
             continue
+        if not guesses_pass:
+            known[variant] |= {*names[found.relative & is_known(found.s, np.zeros_like(found.c), found.o)]}
         blind[variant] |= {*names[found.known & ~found.relative]}
         said |= {*names[_said(found)]}
         for f in np.flatnonzero(found.relative):

@@ -94,7 +94,8 @@ def judge(
     """
     attacks = attacks or {}
     gates = {variant: attacks.get(variant, policy.gates) for variant in variants}
-    single = fact_verdicts(table, subject, gates, policy.gates, facts, half=policy.half_known)
+    strict = {"half": policy.half_known, "guesses_pass": policy.guesses_pass}
+    single = fact_verdicts(table, subject, gates, policy.gates, facts, **strict)
     findings = _findings(table, subject, gates, policy, attacks, facts, single)
     names: dict[str, VerdictName] = {variant: variant_verdict(found) for variant, found in findings.items()}
     shown = [variant for variant, found in findings.items() if _shows(found)]
