@@ -218,6 +218,7 @@ def test_the_status_follows_the_scores(
     assert made.enough(found["end"] | last) == (goal.MET if status == "target met" else "")
     assert made.enough(found["end"] | {"step": last["step"] - 1}) == ""
     assert made.pace([found["end"], made.start._asdict()]) == (goal.SLOWER if kept == 0.5 else 1.0)
+    assert made.pace([found["end"]] * 12) == (goal.SLOWEST if kept == 0.5 else 1.0)
 
 
 def test_what_a_never_taught_model_guesses_is_a_guess(monkeypatch: pytest.MonkeyPatch, model: Any) -> None:

@@ -27,7 +27,8 @@ PER_DECADE = 6  # steps in which the rate rises tenfold
 STEPS = 4 * PER_DECADE
 WATCHED = 64  # items to retain that are looked at after every step
 SUFFERS = 0.9  # of their score at the start: below it a rate is too large for a run
-STEADY = 0.98  # of what a model says of questions, which nothing brings back in the run: a little becomes much in it
+STEADY = 0.98  # of what a model says of questions, which nothing brings back in a run
+LANGUAGE_MARGIN = 8.0  # by which the rate of a run lies below the first one at which that suffers
 MARGIN = 2.0  # by which the rate of a run lies below the first one that is too large
 
 
@@ -55,7 +56,8 @@ def range_test(
     One run of STEPS steps in which the rate rises from LEAST_RATE to LARGEST_RATE ends at the first rate after which
     less than SUFFERS of the retain items' mean answer probability is left, or of the most that it was until then: items
     that the model hardly knew are learned on the way; or less than STEADY of what a model that reads language says of
-    their questions, see `language`. The result is MARGIN times smaller than that rate.
+    their questions, see `language`. The result is MARGIN times smaller than that rate; in the last case
+    LANGUAGE_MARGIN times, as what a single step hardly touches may be lost over many.
 
     Args:
         terms: as of `fit`; `settings`: of the run to come, of which batch sizes and seed are taken.
@@ -70,7 +72,8 @@ def range_test(
     with restored(model, Snapshot(model)), CostMeter(model) as meter:
         done = fit(model, terms, ramp, watch=_Suffering(model, watched), label="trying learning rates", **how)
     trials = tuple((ramp.rate(step, STEPS), seen["kept"]) for step, seen in enumerate(done.history))
-    return RangeTest(trials[-1][0] / MARGIN, trials, meter.seconds, meter.tokens)
+    margin = MARGIN if done.history[-1]["language"] >= STEADY else LANGUAGE_MARGIN
+    return RangeTest(trials[-1][0] / margin, trials, meter.seconds, meter.tokens)
 
 
 class _Suffering(Watch):

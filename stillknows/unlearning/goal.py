@@ -39,7 +39,7 @@ TOLERANCE = 0.05  # of the way from a guess to the original that may be left, on
 KNOWN = 0.1  # of the facts that may be more than half of that way from their guess
 FLOOR, LOST = 0.95, 0.05  # least retain score as a share of the original's; most kept facts that may be lost
 LANGUAGE = 0.8  # least share of the original's, of what a model says of questions that it is not trained on
-SLOWER = 0.5  # times the rate after a check at which too little was kept
+SLOWER, SLOWEST = 0.5, 0.25  # times the rate after a check at which too little was kept; least share that is left of it
 
 MET = "the goal was met at a check"  # why training ended; what the model is in the end has a status
 
@@ -178,7 +178,7 @@ class Goal(Watch):
 
     def pace(self, history: Sequence[History]) -> float:
         """Return the share of the rate that is left: it is lowered after every check at which too little was kept."""
-        return SLOWER ** sum(not keeps(_of_history(seen)) for seen in history)
+        return max(SLOWEST, SLOWER ** sum(not keeps(_of_history(seen)) for seen in history))
 
     def note(self, loss: float, history: Sequence[History]) -> str:
         """Return where the scores stand, and where they have to be."""
