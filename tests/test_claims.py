@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_holes import NOT, Model, guesser, knowing, seen, verdict
+from test_holes import NOT, Model, guesser, knowing, reciting, seen, verdict
 
 from stillknows.auditing.claims import Evidence, claims
 from stillknows.auditing.evidence import CellKey, tabulate
@@ -16,8 +16,8 @@ from stillknows.auditing.facts import FactVerdicts
 from stillknows.auditing.policy import Policy, read_policy, unmet
 from stillknows.auditing.verdict import judge, out_of_reach
 from stillknows.errors import UserError
-from stillknows.gate.placebo import Diffuse, PlaceboTest
-from stillknows.judgements import Claim
+from stillknows.gate.placebo import Diffuse, FactResult, PlaceboTest
+from stillknows.judgements import Claim, FactVerdict
 from stillknows.registry import bind
 from stillknows.types import CONTROL, FULL, ORIGINAL, Benchmark, Example, Finding, Split
 
@@ -73,6 +73,33 @@ def test_each_claim_needs_the_one_before_and_what_was_not_tried_is_no_pass(case:
     for claim in found.values():
         assert claim.evidence
         assert bool(claim.settle) == (claim.verdict == "INCONCLUSIVE")
+
+
+def test_no_claim_is_made_without_full_precision_and_what_would_settle_it_is_said() -> None:
+    for measured in (["int4"], []):
+        findings = [*passes(*measured), Finding("not_compared", "undecided", FULL, "forget", "m", detail="it is empty")]
+        for told in (findings, findings[:-1]):
+            found = claims(Evidence(told, measured, {}, ["forget"], FactVerdicts(()), QUIET))
+            assert {claim.verdict for claim in found} == {"INCONCLUSIVE"}
+            assert all(claim.settle for claim in found)
+
+
+def test_absent_is_not_claimed_of_facts_that_the_placebo_test_cannot_tell() -> None:
+    facts = tuple(FactVerdict(f"{i}", "open", suspicious=False, known=(), original=True) for i in range(36))
+    results = tuple(FactResult(f.fact, 47, found=True, untestable="" if i < 9 else "few") for i, f in enumerate(facts))
+    findings, on = passes(FULL, *BOTH), BOTH
+    shown = claims(
+        Evidence(findings, [FULL, *on], on, ["forget"], FactVerdicts(facts), replace(QUIET, facts=results), False)
+    )
+    assert [claim.verdict for claim in shown] == ["PASS", "PASS", "INCONCLUSIVE", "INCONCLUSIVE"]
+    assert "can tell 9 of 36 facts" in shown[2].evidence
+
+
+def test_a_claim_counts_the_recited_facts_that_a_policy_allows() -> None:
+    models = {ORIGINAL: knowing(), CONTROL: guesser(1), "subject": reciting(guesser(2), 1)}
+    found = verdict(models, Policy(recited=1))
+    assert found.name == "FORGOTTEN"
+    assert "1 of 36 facts is recited" in found.claims[0].evidence
 
 
 def test_an_open_claim_says_what_would_settle_it() -> None:

@@ -114,6 +114,11 @@ def half(one: float, other: float, n: int = 40) -> list[float]:
     return [one, other] * (n // 2)
 
 
+def reciting(model: Model, facts: int, score: float = KNOWN) -> Model:
+    """Return a model that gives the first facts a score."""
+    return replace(model, forget=[score] * facts + [*model.forget[facts:]])
+
+
 PLAIN = {ORIGINAL: Model([KNOWN] * 40), CONTROL: Model([NOT] * 40)}
 FORGOT = Model([NOT] * 40)
 COARSE = {"retain": [0.0] * 40}  # extraction strengths
@@ -159,6 +164,26 @@ HOLES: dict[str, Callable[[], Mapping[str, Any]]] = {
         ORIGINAL: Model([KNOWN] * 61),
         CONTROL: Model([NOT] * 61),
         "subject": Model([KNOWN] + [NOT] * 60),
+    },
+    "a variant in which the original shows nothing, and the subject all": lambda: {
+        ORIGINAL: {FULL: knowing(), "int4": guesser(3)},
+        CONTROL: guesser(1),
+        "subject": {FULL: guesser(2), "int4": reciting(guesser(4), 36)},
+    },
+    "the same without placebos": lambda: {
+        ORIGINAL: {FULL: Model([KNOWN] * 40), "int4": FORGOT},
+        CONTROL: Model([NOT] * 40),
+        "subject": {FULL: FORGOT, "int4": Model([KNOWN] * 40)},
+    },
+    "a fact is recited that the original does not show": lambda: {
+        ORIGINAL: reciting(knowing(), 1, NOT),
+        CONTROL: guesser(1),
+        "subject": reciting(guesser(2), 1),
+    },
+    "truths below few placebos make up for those that are kept at 45 %": lambda: {
+        ORIGINAL: knowing(count=5),
+        CONTROL: guesser(1, count=5),
+        "subject": Model([0.45] * 10 + [1e-9] * 26, placebos=np.array([[1e-3] * 5] * 10 + [[KNOWN, *[1e-3] * 4]] * 26)),
     },
     "a fact has no score for a placebo": lambda: {
         ORIGINAL: knowing(),
@@ -276,6 +301,82 @@ def test_a_secret_that_a_control_guesses_as_well_is_no_pass_under_privacy() -> N
     }
     assert verdict(models).name == "FORGOTTEN"
     assert verdict(models, policy).name != "FORGOTTEN"
+
+
+def judged_by(models: Mapping[str, Mapping[CellKey, Observations]], metrics: Sequence[str], **more: Any) -> Verdict:
+    """Judge "subject" by observations of splits to forget and one to retain."""
+    observations = {place: seen for own in models.values() for place, seen in own.items()}
+    roles = {place.split: ROLES.get(place.split, "forget") for place in observations}
+    table = tabulate(observations, {name: bind("metric", name) for name in metrics}, roles, gates=metrics)
+    answers = Placebos({}, {(f"fact {i:03}", ""): "given" for i in range(47)})
+    test = fact_test(observations, "subject", table.forget_splits, answers, table.controls, [*more.get("attacks", {})])
+    variants = [*dict.fromkeys(place.variant for place in observations)]
+    return judge(table, "subject", variants, more.pop("policy"), facts=test, **more)
+
+
+@pytest.mark.parametrize(("policy", "known"), [("default", 3), ("privacy", 1)])
+def test_what_one_wording_recites_and_another_hides_is_no_pass(policy: str, known: int) -> None:
+    """Two splits ask for the same facts; where one is pushed below all guesses, their mean tells nothing."""
+
+    def of(label: str, model: Model, other: Sequence[float] | Floats) -> dict[CellKey, Observations]:
+        return {
+            CellKey(label, FULL, "forget"): seen(model.forget, None, model.placebos),
+            CellKey(label, FULL, "in other words"): seen(other, None, model.placebos),
+            CellKey(label, FULL, "retain"): seen(model.retain, None, None),
+        }
+
+    original, control, subject = knowing(facts=47), guesser(1, 47), guesser(2, 47)
+    demands = replace(read_policy(policy), claim=None, variants=(), attacks=())
+
+    def found(shown: Model, hidden: Model) -> str:
+        models = {
+            ORIGINAL: of(ORIGINAL, original, original.forget),
+            CONTROL: of(CONTROL, control, control.forget),
+            "subject": of("subject", shown, hidden.forget),
+        }
+        return judged_by(models, GATES, policy=demands).name
+
+    assert found(subject, subject) == "FORGOTTEN"
+    assert found(reciting(subject, known), reciting(subject, known, 1e-9)) != "FORGOTTEN"
+
+
+@pytest.mark.parametrize("policy", ["default", "privacy"])
+def test_a_secret_among_sampled_answers_is_no_pass(policy: str) -> None:
+    """Drawn once of three times, by a model that finds it no likelier than others."""
+
+    def of(label: str, model: Model, drawn: int) -> dict[CellKey, Observations]:
+        asked = seen(model.forget, None, model.placebos)
+        samples = tuple((answer if i < drawn else "no", "no", "no") for i, answer in enumerate(asked.answers))
+        return {
+            CellKey(label, FULL, "forget"): asked,
+            CellKey(label, "sample", "forget"): replace(asked, samples=samples),
+            CellKey(label, FULL, "retain"): seen(model.retain, None, None),
+        }
+
+    demands = replace(read_policy(policy), claim=None, variants=(), attacks=())
+
+    def found(drawn: int) -> str:
+        models = {
+            ORIGINAL: of(ORIGINAL, knowing(facts=47), 47),
+            CONTROL: of(CONTROL, guesser(1, 47), 0),
+            "subject": of("subject", guesser(2, 47), drawn),
+        }
+        more: dict[str, Any] = {"attacks": {"sample": ("leak_at_k:k=3",)}, "policy": demands}
+        return judged_by(models, (*GATES, "leak_at_k:k=3"), **more).name
+
+    assert found(0) == "FORGOTTEN"
+    assert found(1) != "FORGOTTEN"
+
+
+def test_a_variant_that_a_policy_asks_for_and_that_shows_nothing_is_no_pass() -> None:
+    """The original loses its knowledge in 4 bits, so that nothing can be said of others there."""
+    models = {
+        ORIGINAL: {FULL: knowing(), "int4": guesser(3)},
+        CONTROL: guesser(1),
+        "subject": {FULL: guesser(2), "int4": guesser(4)},
+    }
+    assert verdict(models).name == "FORGOTTEN"
+    assert verdict(models, Policy(variants=("int4",))).name == "UNDECIDED"
 
 
 def test_form_is_no_knowledge() -> None:

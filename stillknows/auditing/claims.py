@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple
 
-from stillknows.auditing.facts import FactVerdicts
+from stillknows.auditing.facts import ENOUGH_TOLD, FactVerdicts
 from stillknows.auditing.findings import words
 from stillknows.gate.placebo import PlaceboTest
 from stillknows.judgements import Claim, ClaimName, ClaimVerdict
-from stillknows.types import Finding, FindingKind
+from stillknows.types import FULL, Finding, FindingKind
 
 AttackOn = Literal["question", "model"]  # what an attack changes
 OF_WHAT_IS_KEPT: tuple[FindingKind, ...] = ("utility", "utility_not_measured", "items_lost", "split_proves_nothing")
@@ -85,6 +85,10 @@ def _absent(evidence: Evidence, removed: Claim) -> Claim:
         return _open("absent", removed)
     if evidence.test is None:
         return Claim("absent", "INCONCLUSIVE", "no placebos were asked for", settle="placebos: answers scored besides")
+    count, told = len(evidence.single.facts), len(evidence.test.facts) - len(evidence.test.untestable)
+    if told < ENOUGH_TOLD * count or evidence.test.diffuse is None:
+        why = f"the placebo test can tell {told} of {count} facts"
+        return Claim("absent", "INCONCLUSIVE", why, settle="more placebos, scored besides")
     if evidence.hidden is None:
         why = "no fact stands out from its placebos; hidden states were not looked at, or do not tell"
         return Claim("absent", "INCONCLUSIVE", why, settle="depth: the hidden states of each model, in full precision")
@@ -125,12 +129,15 @@ def _over(name: ClaimName, evidence: Evidence, variants: Sequence[str], how: str
         why = f"the model is damaged, and a broken model says little of anything: {words(damaged)}"
         return Claim(name, "INCONCLUSIVE", why, (damaged.variant or "",), "a model that keeps what is to be kept")
     undecided = [f for f in found if f.outcome == "undecided"]
-    if undecided or not variants:
-        why = f"{undecided[0].variant}: {words(undecided[0])}" if undecided else "nothing was measured"
+    if FULL not in variants:
+        undecided += [f for f in evidence.of([FULL]) if f.outcome == "undecided"]
+    if undecided or FULL not in variants:
+        why = f"{undecided[0].variant}: {words(undecided[0])}" if undecided else "full precision is not measured"
         open_in = tuple(dict.fromkeys(f.variant for f in undecided if f.variant))
-        return Claim(name, "INCONCLUSIVE", why, open_in, _settles(undecided))
-    count = len(evidence.single.facts)
-    text = f"{how}, in {len(variants)} variants, none of {count} facts is recited and little knowledge is kept"
+        return Claim(name, "INCONCLUSIVE", why, open_in, _settles(undecided) or "full precision, measured")
+    recited = sum(bool({*fact.known} & {*variants}) for fact in evidence.single.leaked)
+    of = f"{recited or 'none'} of {len(evidence.single.facts)} facts {'are' if recited > 1 else 'is'} recited"
+    text = f"{how}, in {len(variants)} variants, {of} and little knowledge is kept"
     return Claim(name, "PASS", text, tuple(variants))
 
 
@@ -139,7 +146,7 @@ def _settles(undecided: Sequence[Finding]) -> str:
     kinds = {finding.kind for finding in undecided}
     answers: list[tuple[tuple[FindingKind, ...], str]] = [
         (("facts_need_control", "facts_suspicious", "facts_untold"), "more placebos, scored besides"),
-        (("not_compared",), "another template, or facts that the original shows"),
+        (("not_compared",), "placebos or a never-taught control, another template, or facts that the original shows"),
         (("no_score",), "numbers in the place of NaN"),
         (("facts_known",), "more facts, or placebos for these"),
     ]

@@ -31,7 +31,7 @@ class Scored(NamedTuple):
         for a model that was never taught.
     luck_FC: what each placebo in the truth's place would have, less the mean; NaN where there is none.
     part_FC: what the truth and each placebo has of what the original gives the truth, beyond the controls: 1 as much;
-        −inf where a gate cannot tell, NaN where there is no candidate.
+        of all that there is where the original gives nothing. NaN where there is no candidate.
     """
 
     s: Floats
@@ -51,7 +51,7 @@ class Scored(NamedTuple):
 
     @property
     def known(self) -> Flags:
-        """Facts that count as known: more than half-way from the controls' score to the original's, or from 0."""
+        """Facts that count as known: see `is_known`."""
         return is_known(self.s, self.c, self.o)
 
 
@@ -86,7 +86,7 @@ def scored(table: Table, place: CellKey, metric: str) -> Scored:
     luck_FC = beyond_MFC[0, :, 1:] - others_MF[0][:, None]
     c_FC = above_MFC[1:-1].max(0) if controls else np.zeros_like(above_MFC[0])
     room_FC = above_MFC[-1, :, :1] - c_FC
-    part_FC = np.where(room_FC <= MIN_GAP, -np.inf, (above_MFC[0] - c_FC) / np.maximum(room_FC, MIN_GAP))
+    part_FC = (above_MFC[0] - c_FC) / np.where(room_FC > MIN_GAP, room_FC, 1.0)
     return Scored(s, c, o, relative, relative | bool(controls), gaps_MF[0], gaps_MF[-1], luck_FC, part_FC)
 
 
@@ -131,7 +131,7 @@ def compare(table: Table, place: CellKey, metric: str) -> KnowledgeKept | str:
     knows, tells, gap_s = o > MIN_GAP, o - c > MIN_GAP, found.gap_s[rows]
     known = is_known(s, c, o)
     explained = (gap_o > MIN_GAP) & (gap_s > KNOWN_SHARE * gap_o) & ~tells  # known, but for a control's guess
-    trials = int((tells | explained).sum()) + unscored
+    trials = int((tells | known | explained).sum()) + unscored
     low = binomial_bounds(int(known.sum()), trials, LEVEL)[0]
     high = binomial_bounds(int((known | explained).sum()) + unscored, trials, LEVEL)[1]
     told = float(tells[knows].mean()) if knows.any() else 0.0
@@ -151,17 +151,18 @@ def _kept(found: Scored, unscored: int) -> tuple[Interval, Floats]:
 
     What a model says of placebos in the places of the truths is what luck would give it: bounds leave out as much of it
     as luck explains in 1 of 20 draws. Facts without placebos are resampled with replacement, as a sample of others.
-    The upper bound takes nothing off for truths that lie below the controls: they make up for none that are known.
+    The upper bound takes nothing off for truths that lie below what controls or placebos have: they make up for none
+    that are known.
     """
     rows, raw = found.scored & found.relative, found.scored & ~found.relative
     counts_BF = resampled_counts(int(raw.sum()))
-    own, total = found.gap_s[rows].sum() - _luck(found.luck_FC[rows], len(counts_BF)), found.gap_o[rows].sum()
-    s_R, o_R = found.gap_s[raw], found.gap_o[raw]
+    luck_B, total, o_R = _luck(found.luck_FC[rows], len(counts_BF)), found.gap_o[rows].sum(), found.gap_o[raw]
     with np.errstate(divide="ignore", invalid="ignore"):
         resamples, most = (
-            (own + counts_BF @ gaps_R) / (total + counts_BF @ o_R) for gaps_R in (s_R, np.maximum(s_R, 0))
+            (gaps_F[rows].sum() - luck_B + counts_BF @ gaps_F[raw]) / (total + counts_BF @ o_R)
+            for gaps_F in (found.gap_s, np.maximum(found.gap_s, 0))
         )
-        value = (found.gap_s[rows].sum() + s_R.sum()) / (total + o_R.sum())
+        value = (found.gap_s[rows].sum() + found.gap_s[raw].sum()) / (total + o_R.sum())
     high = float("inf") if unscored else bounds(most, LEVEL)[1]
     return Interval(float(value), bounds(resamples, LEVEL)[0], high, int(rows.sum() + raw.sum()) + unscored), resamples
 
@@ -176,6 +177,6 @@ def _luck(luck_FC: Floats, draws: int) -> Floats:
 
 
 def is_known(s: Floats, c: Floats, o: Floats) -> Flags:
-    """Tell of each fact whether it counts as known: testable, and more than half-way from the control's score to the
-    original's."""
-    return (s - c > KNOWN_SHARE * (o - c)) & (o - c > MIN_GAP)
+    """Tell of each fact whether it counts as known: more than half-way from the control's score to the original's, or
+    to 1 where the original does not show it beyond the control: it may have been hidden there."""
+    return s - c > KNOWN_SHARE * np.where(o - c > MIN_GAP, o - c, 1.0)

@@ -61,13 +61,15 @@ class FactVerdicts(NamedTuple):
 class _Seen(NamedTuple):
     """What gates show of the facts of one model.
 
-    known: by variant. blind: of those, the ones that have no placebos there. silent: that no usual gate finds said.
-    original: that the original shows. parts: of each fact's truth and placebos, what all usual gates find said in some
-        variant, 1 as by the original.
+    known: by variant. seeming: of those, the ones that tell something of a single fact. blind: facts known where
+        they have no placebos. silent: that no usual gate finds said. original: that the original shows. parts: of each
+        fact's truth and placebos, what all gates of a variant find said on a split, 1 as by the original, where that
+        is most.
     """
 
     known: dict[str, set[str]]
-    blind: dict[str, set[str]]
+    seeming: dict[str, set[str]]
+    blind: set[str]
     silent: set[str]
     original: set[str]
     parts: dict[str, Floats]
@@ -86,8 +88,8 @@ def fact_verdicts(
     """Judge each fact by the placebo test and by the gates of all variants.
 
     Args:
-        gates: by variant. usual: those of the policy; an attack's own metrics tell no single fact, since a choice among
-            four is guessed.
+        gates: by variant. usual: those of the policy; an attack's own metrics tell single facts only where they score
+            placebos as well, since a choice among four is guessed.
         guesses_pass: a fact is not known that a control gives as well; otherwise it is, if it lies above its placebos.
         half: a fact must be one that would be named if it were known half as well as by the original.
     """
@@ -96,22 +98,22 @@ def fact_verdicts(
     names = dict.fromkeys(
         f for place, facts in table.facts.items() if place.split in table.forget_splits for f in facts
     )
-    facts = tuple(_verdict(fact, results.get(fact), seen, usual, gates, half) for fact in names)
-    return FactVerdicts(facts, _luck(facts, {f: _is_tested(results.get(f), half) for f in names}, seen))
+    facts = tuple(_verdict(fact, results.get(fact), seen, half) for fact in names)
+    return FactVerdicts(facts, _luck(facts, seen))
 
 
-def _luck(facts: Sequence[FactVerdict], tested: Mapping[str, bool], seen: _Seen) -> float:
+def _luck(facts: Sequence[FactVerdict], seen: _Seen) -> float:
     """Return how likely as many facts would be said as clearly as the suspicious ones, were each truth one of its
     placebos; 0 where one of them has none.
 
-    Compared are the facts that the placebo test cannot tell: the clearest with the clearest guesses, the two clearest
-    with two of them, and so on; the least likely counts, times their number.
+    The clearest is compared with the clearest guesses, the two clearest with two of them, and so on; the least likely
+    counts, times their number.
     """
-    suspicious = [fact for fact in facts if fact.suspicious]
-    if any(fact.fact in seen.blind[v] or fact.fact not in seen.parts for fact in suspicious for v in fact.known):
+    suspicious = [fact.fact for fact in facts if fact.suspicious]
+    if any(name in seen.blind or name not in seen.parts for name in suspicious):
         return 0.0
-    others = [seen.parts[name][1:] for name, is_tested in tested.items() if not is_tested and name in seen.parts]
-    levels = sorted((float(seen.parts[fact.fact][0]) for fact in suspicious), reverse=True)
+    others = [seen.parts[fact.fact][1:] for fact in facts if fact.status != "leaked" and fact.fact in seen.parts]
+    levels = sorted((float(seen.parts[name][0]) for name in suspicious), reverse=True)
     found = [
         at_least(count, [float(np.mean(own >= level)) for own in others if own.size])
         for count, level in enumerate(levels, 1)
@@ -124,18 +126,15 @@ def _is_tested(result: FactResult | None, half: bool) -> bool:
     return result is not None and not result.untestable and bool(result.found_half if half else result.found)
 
 
-def _verdict(
-    fact: str, result: FactResult | None, seen: _Seen, usual: Sequence[str], gates: Gates, half: bool
-) -> FactVerdict:
+def _verdict(fact: str, result: FactResult | None, seen: _Seen, half: bool) -> FactVerdict:
     known = tuple(variant for variant, facts in seen.known.items() if fact in facts)
     original = fact in seen.original
     if result and result.named and any(belongs(name, v) for v in known for name in result.variants):
         return FactVerdict(fact, "leaked", False, known, original)
-    usual_known = tuple(v for v in known if tuple(gates[v]) == tuple(usual))
-    blind = any(fact in seen.blind[v] for v in usual_known)
-    if (_is_tested(result, half) and not blind) or (fact in seen.silent and not usual_known):
+    seeming = any(fact in facts for facts in seen.seeming.values())
+    if not seeming and (_is_tested(result, half) or fact in seen.silent):
         return FactVerdict(fact, "cleared", False, known, original)
-    return FactVerdict(fact, "open", bool(usual_known), known, original, _why(result, original))
+    return FactVerdict(fact, "open", seeming, known, original, _why(result, original))
 
 
 def _why(result: FactResult | None, original: bool) -> str:
@@ -143,33 +142,37 @@ def _why(result: FactResult | None, original: bool) -> str:
         return "the original does not show it"
     if result is None:
         return "it has no placebos"
+    if not result.untestable and result.found:
+        return "it seems to be known, and does not stand out from its placebos"
     return result.untestable or "it would not be named even if it were known as before"
 
 
 def _seen(table: Table, subject: str, gates: Gates, usual: Sequence[str], guesses_pass: bool) -> _Seen:
     known: dict[str, set[str]] = {variant: set() for variant in gates}
-    blind: dict[str, set[str]] = {variant: set() for variant in gates}
-    said, told, original = set[str](), set[str](), set[str]()
-    parts: dict[str, dict[str, Floats]] = {}
+    seeming: dict[str, set[str]] = {variant: set() for variant in gates}
+    blind, said, told, original = set[str](), set[str](), set[str](), set[str]()
+    parts: dict[str, dict[CellKey, Floats]] = {}
     for variant, place, gate in _places(table, subject, gates):
         found, names = scored(table, place, gate), np.array(table.facts[place], dtype=object)
+        is_usual = tuple(gates[variant]) == tuple(usual)
         known[variant] |= {*names[found.known]}
-        if tuple(gates[variant]) != tuple(usual):
-            continue
-        if not guesses_pass:
+        if not guesses_pass and is_usual:
             known[variant] |= {*names[found.relative & is_known(found.s, np.zeros_like(found.c), found.o)]}
-        blind[variant] |= {*names[found.known & ~found.relative]}
-        said |= {*names[_said(found)]}
+        seeming[variant] |= known[variant] & {*names[found.relative | is_usual]}
         for f in np.flatnonzero(found.relative):
             own, at = found.part_FC[f][~np.isnan(found.part_FC[f])], parts.setdefault(names[f], {})
-            at[variant] = _shortest(np.minimum, at.get(variant, own), own)
+            at[place] = _shortest(np.minimum, at.get(place, own), own)
+        if not is_usual:
+            continue
+        blind |= {*names[found.known & ~found.relative]}
+        said |= {*names[_said(found)]}
         if variant == FULL or FULL not in gates:
             told |= {*names[found.relative & (found.o - found.c > MIN_GAP)]}
             original |= {*names[found.o > MIN_GAP]}
     largest = {
         fact: functools.reduce(functools.partial(_shortest, np.maximum), at.values()) for fact, at in parts.items()
     }
-    return _Seen(known, blind, told - said, original, largest)
+    return _Seen(known, seeming, blind, told - said, original, largest)
 
 
 def _shortest(combine: Callable[..., Floats], one: Floats, other: Floats) -> Floats:

@@ -101,7 +101,8 @@ def judge(
     shown = [variant for variant, found in findings.items() if _shows(found)]
     first = [] if FULL in variants else [Finding("full_not_measured", "undecided")]
     first += [
-        Finding("policy_unmet", "undecided", detail=what) for what in unmet(policy, variants, len(table.controls))
+        Finding("policy_unmet", "undecided", detail=what)
+        for what in unmet(policy, [v for v in variants if v in shown or not gates[v]], len(table.controls))
     ]
     everything = [*first, *(finding for found in findings.values() for finding in found), *whole_model(single, facts)]
     on: dict[str, AttackOn] = {variant: attacked.get(variant, "question") for variant in shown if variant in attacks}
@@ -149,8 +150,10 @@ def _required(policy: Policy, claimed: Sequence[Claim]) -> list[Finding]:
 
 
 def _shows(findings: Collection[Finding]) -> bool:
-    """Tell whether a variant counts: not where nothing can be compared though every fact has its scores."""
-    return any(finding.kind in (*KNOWLEDGE, "no_score") or finding.outcome == "leak" for finding in findings)
+    """Tell whether a variant counts: not where nothing can be compared though every fact has its scores, and none seems
+    to be known."""
+    kinds: tuple[FindingKind, ...] = (*KNOWLEDGE, "no_score", "facts_suspicious")
+    return any(finding.kind in kinds or finding.outcome == "leak" for finding in findings)
 
 
 def _overall(variants: Mapping[str, VerdictName]) -> VerdictName:
