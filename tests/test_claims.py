@@ -95,6 +95,13 @@ def test_absent_is_not_claimed_of_facts_that_the_placebo_test_cannot_tell() -> N
     assert "can tell 9 of 36 facts" in shown[2].evidence
 
 
+def test_single_truths_below_all_guesses_are_a_trace_of_unlearning() -> None:
+    results = tuple(FactResult(f"{i}", 47, found=True, pushed_below=i == 0) for i in range(36))
+    found = claimed(test=replace(QUIET, facts=results))
+    assert words(found) == "PPPF"
+    assert "1 of" in found["influence erased"].evidence
+
+
 def test_a_claim_counts_the_recited_facts_that_a_policy_allows() -> None:
     models = {ORIGINAL: knowing(), CONTROL: guesser(1), "subject": reciting(guesser(2), 1)}
     found = verdict(models, Policy(recited=1))
@@ -153,6 +160,8 @@ def test_what_a_policy_asks_of_the_plan_is_said_before_anything_is_observed_and_
     lacking = ["the variant int4", "the attack frame", "2 never-taught controls"]
     assert list(unmet(policy, [FULL, "relearn:data=retain+nf4"], 1)) == lacking
     asked = tuple(Example(f"{i}", f"p{i}", "a", f"{i}") for i in range(40))
+    assert list(unmet(Policy(variants=("int8",)), [FULL, "relearn+int8"], 0)) == ["the variant int8"]
+    assert not list(unmet(Policy(variants=("int8",), attacks=("relearn",)), ["int8:group=64", "relearn+nf4"], 0))
     benchmark = Benchmark("b", (Split("forget", "forget", asked), Split("retain", "retain", asked)))
     told = out_of_reach(benchmark, [FULL, "relearn:data=retain+nf4"], 1, policy)
     assert [f.detail for f in told] == lacking
@@ -161,6 +170,17 @@ def test_what_a_policy_asks_of_the_plan_is_said_before_anything_is_observed_and_
     assert verdict(models, policy).name == "UNDECIDED"
     assert verdict(models, Policy(claim="suppressed")).name == "FORGOTTEN"
     assert verdict(models, Policy(claim="removed")).name == "UNDECIDED"
+
+
+def test_a_longest_run_that_was_not_observed_is_no_pass() -> None:
+    place = {label: CellKey(label, FULL, "forget") for label in (ORIGINAL, CONTROL, "subject")}
+    scores = {ORIGINAL: [0.95] * 40, CONTROL: [NOT] * 40, "subject": [NOT] * 40}
+    observations = {at: replace(seen(scores[label], None, None), hits=None) for label, at in place.items()}
+    observations |= {at._replace(split="retain"): seen([0.95] * 40, None, None) for at in place.values()}
+    metrics = {"answer_probability": bind("metric", "answer_probability")}
+    table = tabulate(observations, metrics, {"forget": "forget", "retain": "retain"}, gates=metrics)
+    assert judge(table, "subject", [FULL], Policy(gates=("answer_probability",))).name == "FORGOTTEN"
+    assert judge(table, "subject", [FULL], Policy(gates=("answer_probability",), verbatim=9)).name == "UNDECIDED"
 
 
 def test_a_text_that_is_continued_word_for_word_is_a_leak_under_a_policy_that_bounds_it() -> None:

@@ -303,6 +303,30 @@ def test_a_secret_that_a_control_guesses_as_well_is_no_pass_under_privacy() -> N
     assert verdict(models, policy).name != "FORGOTTEN"
 
 
+def test_a_secret_without_placebos_that_a_control_was_taught_is_no_pass_under_privacy() -> None:
+    """Whether it was taught or guesses cannot be told; the form of an answer, which it gives too, is no guess."""
+    demands = replace(read_policy("privacy"), claim=None, variants=(), attacks=())
+    honest, control = Model([NOT] * 100), Model([NOT] * 100)
+    models = {ORIGINAL: Model([KNOWN] * 100), CONTROL: reciting(control, 5)}
+    assert verdict(models | {"subject": honest}, demands).name == "FORGOTTEN"
+    assert verdict(models | {"subject": reciting(honest, 5)}, demands).name == "UNDECIDED"
+    formed = {ORIGINAL: Model([KNOWN] * 100), CONTROL: Model([0.6] * 100), "subject": Model([0.6] * 100)}
+    assert verdict(formed, demands).name == "FORGOTTEN"
+
+
+def test_placebos_of_which_no_hits_were_observed_are_none_for_a_gate_that_reads_these() -> None:
+    """Extraction strengths are compared as they are then, and need a control."""
+    models = {ORIGINAL: knowing(), CONTROL: guesser(1), "subject": guesser(2)}
+    observations = {}
+    for label, model in models.items():
+        asked = replace(seen(model.forget, None, model.placebos), placebo_hits=None)
+        observations[label] = {CellKey(label, FULL, "forget"): asked}
+        observations[label][CellKey(label, FULL, "retain")] = seen(model.retain, None, None)
+    assert judged_by(observations, GATES, policy=DEFAULT).name == "FORGOTTEN"
+    del observations[CONTROL]
+    assert judged_by(observations, GATES, policy=DEFAULT).name == "UNDECIDED"
+
+
 def judged_by(models: Mapping[str, Mapping[CellKey, Observations]], metrics: Sequence[str], **more: Any) -> Verdict:
     """Judge "subject" by observations of splits to forget and one to retain."""
     observations = {place: seen for own in models.values() for place, seen in own.items()}

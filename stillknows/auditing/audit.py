@@ -36,7 +36,7 @@ from stillknows.model import run_record
 from stillknows.progress import warn
 from stillknows.registry import Bound
 from stillknows.store import locked
-from stillknows.types import ORIGINAL, UNDEFENDED, Cell, Finding, Observations, Role, Verdict
+from stillknows.types import CONTROL, ORIGINAL, UNDEFENDED, Cell, Finding, Observations, Role, Verdict
 from stillknows.variants.variant import OF_MODELS, Variant
 
 
@@ -106,7 +106,7 @@ def _audit(request: AuditConfig, out: Path) -> Audit:
     }
     facts = {label: test for label, test in tests.items() if test}
     dropped = [Finding("control_failed", "note", model=label, detail=why) for label, why in failing.items()]
-    shown = {label: depth.shows for label, depth in deep.items()}
+    shown = {label: depth.shows for label, depth in deep.items()} if CONTROL not in failing else {}  # their zero
     verdicts = tuple(
         _judged(table, p, prepared[0], variants, request, facts.get(p.label), dropped, shown.get(p.label))
         for p in prepared

@@ -100,6 +100,10 @@ def _erased(evidence: Evidence, absent: Claim) -> Claim:
     if evidence.test is not None and evidence.test.is_pushed_below:
         below = next((words(f) for f in evidence.findings if f.kind == "facts_below"), "truths lie below guesses")
         return Claim(name, "FAIL", below)
+    pushed = [fact.fact for fact in evidence.test.facts if fact.pushed_below] if evidence.test else []
+    if pushed:
+        count = f"{len(pushed)} of {len(evidence.single.facts)} true answers lie below all that guesses explain"
+        return Claim(name, "FAIL", f"a trace of unlearning: {count}")
     if absent.verdict == "FAIL":
         return Claim(name, "FAIL", f"it is not absent: {absent.evidence}", absent.variants)
     if absent.verdict != "PASS":

@@ -98,7 +98,8 @@ def tabulate(
     facts = {place: tuple(np.unique(seen.facts).tolist()) for place, seen in observations.items()}
     controls = tuple(dict.fromkeys(place.model for place in observations if is_control(place.model)))
     answers = {place.split: len(set(seen.answers)) for place, seen in observations.items()}
-    runs = {at: _longest_runs(seen) for at, seen in observations.items() if gates and roles[at.split] == "forget"}
+    asked = {at: seen for at, seen in observations.items() if gates and roles[at.split] == "forget"}
+    runs = {at: _longest_runs(seen) for at, seen in asked.items() if seen.hits is not None}
     return Table(scores, roles, controls, missing, facts, above, frozenset(need_control), answers, runs)
 
 

@@ -90,7 +90,8 @@ def fact_verdicts(
     Args:
         gates: by variant. usual: those of the policy; an attack's own metrics tell single facts only where they score
             placebos as well, since a choice among four is guessed.
-        guesses_pass: a fact is not known that a control gives as well; otherwise it is, if it lies above its placebos.
+        guesses_pass: a fact is not known that a control gives as well; otherwise it is, if it lies above its placebos
+            or the control has as much as the original.
         half: a fact must be one that would be named if it were known half as well as by the original.
     """
     seen = _seen(table, subject, gates, usual, guesses_pass)
@@ -157,11 +158,11 @@ def _seen(table: Table, subject: str, gates: Gates, usual: Sequence[str], guesse
         is_usual = tuple(gates[variant]) == tuple(usual)
         known[variant] |= {*names[found.known]}
         if not guesses_pass and is_usual:
-            known[variant] |= {*names[found.relative & is_known(found.s, np.zeros_like(found.c), found.o)]}
+            known[variant] |= {*names[_guessed(found)]}
         seeming[variant] |= known[variant] & {*names[found.relative | is_usual]}
         for f in np.flatnonzero(found.relative):
             own, at = found.part_FC[f][~np.isnan(found.part_FC[f])], parts.setdefault(names[f], {})
-            at[place] = _shortest(np.minimum, at.get(place, own), own)
+            at[place] = _shortest(np.minimum, at[place], own) if place in at else own
         if not is_usual:
             continue
         blind |= {*names[found.known & ~found.relative]}
@@ -179,6 +180,12 @@ def _shortest(combine: Callable[..., Floats], one: Floats, other: Floats) -> Flo
     """Combine what two cells say of a fact's candidates, as far as both have them."""
     count = min(len(one), len(other))
     return combine(one[:count], other[:count])
+
+
+def _guessed(found: Scored) -> NDArray[np.bool_]:
+    """Tell which facts would be known without the controls: the form of an answer is no guess at one."""
+    alone = is_known(found.s, np.zeros_like(found.c), found.o)
+    return alone & (found.relative | (found.comparable & (found.o - found.c <= MIN_GAP)))
 
 
 def _said(found: Scored) -> NDArray[np.bool_]:

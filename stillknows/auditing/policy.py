@@ -105,11 +105,13 @@ def _parsed(text: str, name: str) -> Policy:
 
 
 def unmet(policy: Policy, variants: Collection[str], controls: int) -> Iterator[str]:
-    """Yield what a policy asks of the plan and the plan does not hold."""
-    for kind, names in (("variant", policy.variants), ("attack", policy.attacks)):
-        for name in names:
-            if not any(name == variant or name in _transforms(variant) for variant in variants):
-                yield f"the {kind} {name}"
+    """Yield what a policy asks of the plan and the plan does not hold: a variant by itself, an attack in any chain."""
+    for name in policy.variants:
+        if not any(name == variant or [name] == _transforms(variant) for variant in variants):
+            yield f"the variant {name}"
+    for name in policy.attacks:
+        if not any(name == variant or name in _transforms(variant) for variant in variants):
+            yield f"the attack {name}"
     if controls < policy.controls:
         yield f"{policy.controls} never-taught control{'s' * (policy.controls > 1)}"
 

@@ -72,6 +72,8 @@ def _candidate_scores(metric: Bound, seen: Observations) -> list[Floats] | None:
     placebos = seen.placebo_log_probs
     if placebos is None or not {*metric.plugin.needs} <= {*OWN, *SAME} or not any(placebos):
         return None
+    if any(getattr(seen, OWN[need]) is None for need in metric.plugin.needs if need in OWN):
+        return None
     counts = [len(answers) for answers in placebos]
     index = np.repeat(np.arange(len(counts)), counts)
     fields: dict[str, Any] = {name: _flat(getattr(seen, placebo)) for name, placebo in OWN.items()}
