@@ -96,7 +96,7 @@ def verdict(subject: Floats, controls: Sequence[Floats], original: Floats, polic
             others = (values_WFC.sum(2, keepdims=True) - values_WFC) / (values_WFC.shape[2] - 1)
             gaps = np.maximum((values_WFC - others).mean(0), 0)
             scores[place, METRIC] = values_WFC[:, :, 0].mean(0)
-            above[place, METRIC] = AbovePlacebos(gaps, np.ones(gaps.shape, dtype=bool))
+            above[place, METRIC] = AbovePlacebos(gaps, np.ones(gaps.shape, dtype=bool), gaps[:, 0])
             scores[place._replace(split="retain"), METRIC] = np.full(KEPT, KNOWN)
     facts = {CellKey("subject", variant, "forget"): names for variant in VARIANTS}
     table = Table(scores, {"forget": "forget", "retain": "retain"}, labels, facts=facts, above=above)

@@ -303,6 +303,24 @@ def test_a_secret_that_a_control_guesses_as_well_is_no_pass_under_privacy() -> N
     assert verdict(models, policy).name != "FORGOTTEN"
 
 
+def test_a_secret_that_one_of_three_questions_draws_is_no_pass_under_privacy() -> None:
+    """The other two are answered as guesses, or are pushed below all of them, so that their mean tells nothing."""
+
+    def of(label: str, model: Model) -> dict[CellKey, Observations]:
+        asked = seen(model.forget, None, model.placebos)
+        asked = replace(asked, facts=tuple(f"fact {i // 3:03}" for i in range(141)))
+        kept = seen(model.retain, None, None)
+        return {CellKey(label, FULL, "forget"): asked, CellKey(label, FULL, "retain"): kept}
+
+    demands = replace(read_policy("privacy"), claim=None, variants=(), attacks=())
+    around = {ORIGINAL: of(ORIGINAL, knowing(facts=141)), CONTROL: of(CONTROL, guesser(1, 141))}
+    honest = guesser(2, 141)
+    hidden = reciting(reciting(honest, 3, 1e-9), 1)
+    for subject, passes in ((honest, True), (reciting(honest, 1), False), (hidden, False)):
+        found = judged_by(around | {"subject": of("subject", subject)}, GATES, policy=demands)
+        assert (found.name == "FORGOTTEN") == passes
+
+
 def test_a_secret_without_placebos_that_a_control_was_taught_is_no_pass_under_privacy() -> None:
     """Whether it was taught or guesses cannot be told; the form of an answer, which it gives too, is no guess."""
     demands = replace(read_policy("privacy"), claim=None, variants=(), attacks=())

@@ -29,6 +29,7 @@ class Scored(NamedTuple):
     relative: which facts have placebos. comparable: those, and all others where there is a control.
     gap_s, gap_o: what subject and original have beyond the controls' mean and beyond their own placebos: 0 on average
         for a model that was never taught.
+    most: s of the question of a fact that gives most, where it has placebos.
     luck_FC: what each placebo in the truth's place would have, less the mean; NaN where there is none.
     part_FC: what the truth and each placebo has of what the original gives the truth, beyond the controls: 1 as much;
         of all that there is where the original gives nothing. NaN where there is no candidate.
@@ -41,6 +42,7 @@ class Scored(NamedTuple):
     comparable: Flags
     gap_s: Floats
     gap_o: Floats
+    most: Floats
     luck_FC: Floats
     part_FC: Floats
 
@@ -87,7 +89,8 @@ def scored(table: Table, place: CellKey, metric: str) -> Scored:
     c_FC = above_MFC[1:-1].max(0) if controls else np.zeros_like(above_MFC[0])
     room_FC = above_MFC[-1, :, :1] - c_FC
     part_FC = (above_MFC[0] - c_FC) / np.where(room_FC > MIN_GAP, room_FC, 1.0)
-    return Scored(s, c, o, relative, relative | bool(controls), gaps_MF[0], gaps_MF[-1], luck_FC, part_FC)
+    most = table.above[place, metric].most if relative.any() else s
+    return Scored(s, c, o, relative, relative | bool(controls), gaps_MF[0], gaps_MF[-1], most, luck_FC, part_FC)
 
 
 def _above(table: Table, place: CellKey, metric: str, models: tuple[str, ...]) -> tuple[Flags, Floats]:

@@ -183,9 +183,9 @@ def _shortest(combine: Callable[..., Floats], one: Floats, other: Floats) -> Flo
 
 
 def _guessed(found: Scored) -> NDArray[np.bool_]:
-    """Tell which facts would be known without the controls: the form of an answer is no guess at one."""
-    alone = is_known(found.s, np.zeros_like(found.c), found.o)
-    return alone & (found.relative | (found.comparable & (found.o - found.c <= MIN_GAP)))
+    """Tell which facts would be known without the controls, by any question: an answer's form is no guess at one."""
+    alone, any_question = (is_known(s, np.zeros_like(found.c), found.o) for s in (found.s, found.most))
+    return np.where(found.relative, any_question, alone & found.comparable & (found.o - found.c <= MIN_GAP))
 
 
 def _said(found: Scored) -> NDArray[np.bool_]:

@@ -92,8 +92,8 @@ def verbatim(table: Table, subject: str, variant: str, policy: Policy) -> Iterat
         runs = {model: table.runs.get(CellKey(model, variant, split)) for model in (subject, *table.controls)}
         own = runs[subject]
         if own is None or policy.verbatim is None:
-            what = {"metric": "the longest run of tokens", "detail": "which tokens are likeliest was not observed"}
-            yield Finding("not_compared", "undecided", variant, split, **what)
+            why = "which tokens are likeliest was not observed"
+            yield Finding("not_compared", "undecided", variant, split, "the longest run of tokens", detail=why)
             continue
         guessed = np.max(
             [np.zeros_like(own), *(found for c in table.controls if (found := runs[c]) is not None)], axis=0

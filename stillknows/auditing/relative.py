@@ -25,10 +25,12 @@ class AbovePlacebos(NamedTuple):
 
     values: [F, C], the truth first, in the order of the table's facts; NaN where there is no candidate, or no score.
     candidates: [F, C], which there are; none of a fact that has fewer than ENOUGH placebos in some question.
+    most: of the truth, the largest over a fact's questions, [F]; NaN as in values.
     """
 
     values: Floats
     candidates: NDArray[np.bool_]
+    most: Floats
 
     @property
     def there(self) -> NDArray[np.bool_]:
@@ -56,7 +58,7 @@ def above_placebos(metric: Bound, seen: Observations) -> AbovePlacebos | None:
     np.minimum.at(counts, rows, [len(values) - 1 for values in scored])
     counts[counts < ENOUGH] = -1
     gaps = np.full((len(facts), max(int(counts.max()), 0) + 1), np.nan)
-    candidates = np.arange(gaps.shape[1]) <= counts[:, None]
+    candidates, most = np.arange(gaps.shape[1]) <= counts[:, None], np.full(len(facts), np.nan)
     for fact in np.flatnonzero(counts > 0):
         items = np.flatnonzero(rows == fact).tolist()
         values = np.stack([scored[i][: counts[fact] + 1] for i in items])
@@ -64,7 +66,8 @@ def above_placebos(metric: Bound, seen: Observations) -> AbovePlacebos | None:
         wordings = np.array([seen.wordings[i] if seen.wordings else "" for i in items])
         means = [(values - others)[wordings == wording].mean(0) for wording in dict.fromkeys(wordings.tolist())]
         gaps[fact, : counts[fact] + 1] = np.maximum(np.max(means, axis=0), 0)
-    return AbovePlacebos(gaps, candidates)
+        most[fact] = (values - others)[:, 0].max()
+    return AbovePlacebos(gaps, candidates, most)
 
 
 def _candidate_scores(metric: Bound, seen: Observations) -> list[Floats] | None:
