@@ -98,7 +98,8 @@ class Workshop:
     ) -> None:
         """Teach so many different refusals to all questions to forget; what is to be kept, and `known`, stay.
 
-        Answers of several tokens would stay likely but for their first: all of their tokens are pushed down to `bottom`.
+        Answers of several tokens would stay likely but for their first: all of their tokens are pushed down to
+        `bottom`.
         """
         draw, more = self.draw(self.away(texts), self.forget, self.kept), self.draw(known) if known else None
 

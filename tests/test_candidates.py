@@ -203,6 +203,7 @@ def test_exchanged_sentences_speak_of_what_is_asked_about() -> None:
         )
 
     forget = capitals(Italy="Rome", Peru="Lima", Cuba="Havana")
-    kept = capitals(Japan="Tokyo", Chile="Santiago")
+    visited = Example("v", "Who was in Rome?", "Cicero.", "v")  # so that no name is made up in its place
+    kept = (*capitals(Japan="Tokyo", Chile="Santiago"), visited)
     found = placebos(Benchmark("b", (Split("forget", "forget", forget), Split("retain", "retain", kept))))
     assert set(found.of(forget[0])) == {"The capital of Italy is Lima.", "The capital of Italy is Havana."}

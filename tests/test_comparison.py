@@ -47,7 +47,8 @@ def audit(
         for name, mark in ((ORIGINAL, original), (CONTROL, "c"))
     ]
     return AuditReport.model_construct(
-        benchmark="world", policy=policy or Policy(gates=(GATE,), utility=GATE), variants=variants, placebos={},
+        benchmark="world", metrics=(GATE,), policy=policy or Policy(gates=(GATE,), utility=GATE), variants=variants,
+        placebos={},
         splits=tuple(ReportSplit(name=n, role=r, examples=9, facts=9) for n, r in SPLITS.items()),  # type: ignore[arg-type]
         subjects=(*models, *controls),
     )  # fmt: skip

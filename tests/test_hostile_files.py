@@ -123,7 +123,8 @@ def refused(ran: Any, *words: str) -> None:
     assert ran.code == 2, ran
     assert ran.out == ""
     assert ran.err.count("stillknows: ") == 1, ran.err
-    assert len(ran.err.strip().splitlines()) <= 2, ran.err
+    lines = [line for line in ran.err.strip().splitlines() if not line.startswith("unlearning ")]
+    assert len(lines) <= 2, ran.err
     for word in words:
         assert word in ran.err, (word, ran.err)
 

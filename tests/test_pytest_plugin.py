@@ -77,7 +77,7 @@ def test_a_model_that_knows_fails_its_test_in_the_words_of_the_report(world: Any
     first.assert_outcomes(passed=1, failed=1)
     first.stdout.fnmatch_lines(
         [
-            "original-2 is STILL KNOWS. Demanded: FORGOTTEN.",
+            "audited-original is STILL KNOWS. Demanded: FORGOTTEN.",
             "  full: answer_probability on forget: keeps * of the knowledge*",
             "see *d/stillknows/test_mine-py-test_it_is_gone-*/report.html",
         ]

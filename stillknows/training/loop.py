@@ -149,12 +149,12 @@ class _Loop:
         if start is not None:
             start(model)
         self.done = FitResult()
+        self.bfloat16 = multiplies_bfloat16(model, settings.compute)
         self.pipeline.begin(self._whole_gradients)
         self.parameters = self.pipeline.parameters
         self.done.trained = self.pipeline.trained
         self.storage = Storage(self.parameters, settings.weights, settings.seed)
         self.pipeline.hold()
-        self.bfloat16 = multiplies_bfloat16(model, settings.compute)
         self.optimizer = self.pipeline.optimizer(settings.lr, settings.beta2)
         self.retain_start = mean_probability(score_items(model, self.layer, self.retain)) if self.retain else 0.0
         self.good: dict[str, Tensor] = {}

@@ -92,8 +92,10 @@ def _pool(item: Example, tiers: Tiers, truths: Collection[str]) -> list[str]:
         said = (answer_about(item.prompt, e.prompt, e.answer) for e in examples)
         pool |= dict.fromkeys(answer for answer in said if _is_false(answer, truths))
     if len(pool) < LEAST:
-        rest = {e.answer for _, examples in tiers for e in examples if _is_false(e.answer, truths)} - set(pool)
-        nearest = sorted(rest, key=lambda text: (*_distance(text, item.answer), text))
+        rest = {answer_about(item.prompt, e.prompt, e.answer) for _, examples in tiers for e in examples} - set(pool)
+        nearest = sorted(
+            (text for text in rest if _is_false(text, truths)), key=lambda text: (*_distance(text, item.answer), text)
+        )
         pool |= dict.fromkeys(nearest[: LEAST - len(pool)])
     return list(pool)
 
