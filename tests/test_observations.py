@@ -37,6 +37,8 @@ def everything() -> Observations:
         spreads=(np.array([0.1, 0.2, 0.3]), np.array([0.4]), np.array([0.5, 0.6])),
         paraphrase_log_probs=(np.array([-1.0]), np.empty(0), np.array([-2.0, -3.0])),
         wrong_log_probs=((np.array([-4.0, -5.0]), np.array([-6.0])), (), (np.array([-7.0]),)),
+        placebos=(("Ida", "Zug"), ("Rome",), ()),
+        placebo_hits=((np.array([True]), np.array([False, True])), (np.array([True]),), ()),
         placebo_log_probs=((np.array([-1.5]), np.array([-2.5, -3.5])), (np.array([-0.5]),), ()),
         lowered_log_probs=(np.array([-0.5]), np.array([-0.75]), np.array([-8.0])),
         gradient_norms=np.array([1.5, 2.5, 3.5]),

@@ -377,7 +377,7 @@ def test_a_level_that_does_not_go_with_the_parameters_is_refused(
             ("beta",),
             "asks for 'beta', which nothing provides; it is given nothing\n  options follow a *",
         ),
-        ("metric", "example", ("reference_reference_hits",), "did you mean 'reference_hits'?"),
+        ("metric", "example", ("reference_hit",), "did you mean 'reference_hits'?"),
     ],
 )
 def test_needs_must_go_together(kind: Kind, role: PluginRole, names: tuple[str, ...], message: str) -> None:

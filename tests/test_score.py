@@ -118,6 +118,8 @@ def write_report(folder: Path, variant: str) -> None:
         "depth": None,
         "leaks": [],
         "exposed": [],
+        "drawn": [],
+        "membership": [],
         "attacks": {},
         "variants": {variant: "UNDECIDED"},
     }

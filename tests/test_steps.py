@@ -128,7 +128,7 @@ def test_a_resumed_run_ends_with_the_same_bits(
     monkeypatch.setattr(_Loop, "step", lambda self, total: (taken.append(1), step(self, total))[1])
     resumed = make_model(layers=2)
     again = fit(resumed, terms, settings, **how)
-    assert len(taken) == 3
+    assert len(taken) == 2  # of five: each of the first three was saved
     assert same(weights_of(resumed), weights_of(whole))
     assert again.history == outcome.history
 

@@ -377,5 +377,5 @@ def test_a_student_learns_what_its_teacher_knows_from_its_answers_to_other_thing
     """Random weights, trained on what the model says of items to retain and of random texts: no answer is told."""
     plain = Hiding(load("original"), load("control"), items, inputs)
     original, control = plain.gained("distill(steps=150, lr=5e-3, batch_size=64)")
-    assert original > 0.4
+    assert original > control + 0.15
     assert control < 0.25
