@@ -102,6 +102,15 @@ def test_single_truths_below_all_guesses_are_a_trace_of_unlearning() -> None:
     assert "1 of" in found["influence erased"].evidence
 
 
+def test_a_removed_claim_names_the_attacks_that_show_nothing() -> None:
+    nothing = Finding("not_compared", "undecided", "choice", "forget", "m", detail="there is no never-taught control")
+    found = claimed([nothing])["removed"]
+    assert found.verdict == "PASS"
+    assert "not counted" in found.evidence
+    assert "choice" in found.evidence
+    assert "not counted" not in claimed()["removed"].evidence
+
+
 def test_a_claim_counts_the_recited_facts_that_a_policy_allows() -> None:
     models = {ORIGINAL: knowing(), CONTROL: guesser(1), "subject": reciting(guesser(2), 1)}
     found = verdict(models, Policy(recited=1))

@@ -8,6 +8,7 @@ before. What was not tried is never a pass.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Literal, NamedTuple
 
 from stillknows.auditing.facts import ENOUGH_TOLD, FactVerdicts
@@ -72,7 +73,14 @@ def _removed(evidence: Evidence, suppressed: Claim) -> Claim:
     if lacking:
         why = f"{everything.evidence}; of attacks, {len(evidence.attacks)} were tried"
         return Claim("removed", "INCONCLUSIVE", why, (), "; ".join(lacking))
-    return everything
+    return replace(everything, evidence=f"{everything.evidence}{_silent(evidence)}")
+
+
+def _silent(evidence: Evidence) -> str:
+    """Name the variants that show nothing, and so were not counted."""
+    where = (f.variant for f in evidence.findings if f.kind == "not_compared" and f.variant not in evidence.variants)
+    silent = ", ".join(filter(None, dict.fromkeys(where)))
+    return f"; not counted, since nothing can be compared there: {silent}" if silent else ""
 
 
 def _absent(evidence: Evidence, removed: Claim) -> Claim:
