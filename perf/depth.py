@@ -77,7 +77,7 @@ def looked_at(folder: Path, seed: int) -> dict[str, Depth]:
     original = teach(folder / ORIGINAL, benchmark, "", seed)
     control = teach(folder / CONTROL, benchmark, "forget", seed)
     subjects = {name: str(path) for name, path in models_of(folder, benchmark, original, seed).items()}
-    config = AuditConfig(str(original), subjects, benchmark, str(control), "full", placebos=11, depth=True)
+    config = AuditConfig(str(original), subjects, benchmark, (str(control),), "full", placebos=11, depth=True)
     return dict(audit(config, folder / "audit").depth)
 
 

@@ -71,7 +71,8 @@ def last_layer(shop: Workshop, original: Path, out: Path) -> Path:
 def refusal_direction(shop: Workshop, original: Path, out: Path) -> Path:
     """Refuses, by one direction that a few neurons of the first block add to the residual stream."""
     inside = {id(module) for module in blocks(shop.model)[0].modules()}
-    gate, up, down = [linear.module.weight for linear in shop.matrices() if id(linear.module) in inside][-3:]
+    written = [linear.module.get_parameter("weight") for linear in shop.matrices() if id(linear.module) in inside]
+    gate, up, down = written[-3:]
     parts, chosen = (gate, up, down.T), down.norm(dim=0).argsort()[:NEURONS]
     before = [part.detach().clone() for part in parts]
 

@@ -79,7 +79,9 @@ def asked(benchmark: Benchmark) -> Benchmark:
 def models_of(world: World, folder: Path, original: Path) -> dict[str, tuple[Path, tuple[str, ...]]]:
     """Return the models of a world with the kinds of residue that are right; those that are there stay."""
     ways = {name: way for name, way in planted.WAYS.items() if way.fits(world.made.tokens)}
-    made = {n: (planted.hide(n, original, world.benchmark, folder / n, world.seed), (ways[n].kind,)) for n in ways}
+    made: dict[str, tuple[Path, tuple[str, ...]]] = {
+        n: (planted.hide(n, original, world.benchmark, folder / n, world.seed), (ways[n].kind,)) for n in ways
+    }
     return made | {name: (path, NEVER) for name, path in never_taught(world, folder).items()}
 
 

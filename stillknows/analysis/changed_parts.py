@@ -45,7 +45,7 @@ def changed_parts(original: ModelRef, model: ModelRef) -> ChangedParts:
         sizes[EMBEDDINGS].relative,
         blocks.relative,
         sizes[OUTPUT].relative,
-        blocks.changed / max(1, blocks.count),
+        blocks.changed / max(1, blocks.matrices),
         blocks.low / blocks.wide if blocks.wide else torch.nan,
     )
 
@@ -66,7 +66,7 @@ class _Sizes(NamedTuple):
     """Sums over matrices: how many, how many changed, Σ θo², Σ (θu − θo)², that of those that are wide enough, and what
     of it lies in few directions."""
 
-    count: int
+    matrices: int
     changed: int
     before: float
     update: float

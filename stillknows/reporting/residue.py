@@ -149,7 +149,11 @@ def _ordered(subject: ReportSubject, found: Mapping[Kind, Sequence[str]], exposi
     first: list[Kind] = [place] if place else []
     if not place and not strong:
         first = ["refusal"] if _does_refuse(subject) else []
-    return list(dict.fromkeys([*first, *strong, *weak]))
+    ordered: list[Kind] = []
+    for kind in (*first, *strong, *weak):
+        if kind not in ordered:
+            ordered.append(kind)
+    return ordered
 
 
 def _weaker(subject: ReportSubject, found: Mapping[Kind, Sequence[str]]) -> bool:
