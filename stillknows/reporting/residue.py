@@ -142,18 +142,16 @@ def _ordered(subject: ReportSubject, found: Mapping[Kind, Sequence[str]], exposi
     place = _place(subject)
     if place in ("last_layer", "names"):
         return [place]
-    strong = [k for k in MEANINGS if k in found and k not in WEAK and _strongest(subject, found[k]) >= STRONG]
-    weak = [k for k in MEANINGS if k in found and k not in strong]
+    strong: list[Kind] = [
+        k for k in MEANINGS if k in found and k not in WEAK and _strongest(subject, found[k]) >= STRONG
+    ]
+    weak: list[Kind] = [k for k in MEANINGS if k in found and k not in strong]
     if "precision" in strong and "small_weights" in strong:
         strong.sort(key=lambda k: k == "precision" and _weaker(subject, found))
     first: list[Kind] = [place] if place else []
     if not place and not strong:
         first = ["refusal"] if _does_refuse(subject) else []
-    ordered: list[Kind] = []
-    for kind in (*first, *strong, *weak):
-        if kind not in ordered:
-            ordered.append(kind)
-    return ordered
+    return [*first, *(kind for kind in (*strong, *weak) if kind not in first)]
 
 
 def _weaker(subject: ReportSubject, found: Mapping[Kind, Sequence[str]]) -> bool:
