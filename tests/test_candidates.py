@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,16 @@ def test_a_value_that_answers_the_same_question_too_is_no_placebo() -> None:
 def test_an_answer_that_is_the_truth_or_holds_it_is_no_placebo(other: str) -> None:
     asked = example("a", "Where does Ada live?", "Balor", wrong=("Dolor", other, "Balorette"))
     assert {*placebos(benchmark((asked,)), given={"a": asked.wrong}).of(asked)} == {"Dolor", "Balorette"}
+
+
+def test_a_truth_that_kept_data_give_to_the_same_question_is_guessable() -> None:
+    """Unless its placebos are given to it as well: people live in all of the cities, or in the truth and few others."""
+    asked = example("a", "Where does Ada Brook live?", CITIES[0])
+    others = people(len(CITIES), "Ret", CITIES)
+    married = tuple(replace(e, prompt=e.prompt.replace("Where does", "Where did")) for e in others)
+    assert placebos(benchmark((asked,), others)).guessable == frozenset()
+    assert placebos(benchmark((asked,), (*married, *others[:2]))).guessable == {"a"}
+    assert placebos(benchmark((asked,), (*married, *others[1:3]))).guessable == frozenset()
 
 
 def test_an_answer_that_the_truth_holds_is_no_placebo() -> None:

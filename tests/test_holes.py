@@ -5,7 +5,7 @@ Models are made of scores alone: a subject, one or several controls and the orig
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -72,6 +72,7 @@ def verdict(
     models: Mapping[str, Model | Mapping[str, Model]],
     policy: Policy = DEFAULT,
     roles: Sequence[str] = tuple(ROLES),
+    guessable: Collection[str] = (),
 ) -> Verdict:
     """Judge "subject" as an audit does: with controls that are ones, and the placebo test."""
     observations, variants = {}, [FULL]
@@ -87,7 +88,7 @@ def verdict(
                     getattr(own, split), own.strengths.get(split), placebos
                 )
     metrics = {gate: bind("metric", gate) for gate in GATES}
-    table = tabulate(observations, metrics, {split: ROLES[split] for split in roles}, gates=GATES)
+    table = tabulate(observations, metrics, {split: ROLES[split] for split in roles}, gates=GATES, guessable=guessable)
     facts = {fact for place, names in table.facts.items() if place.split == "forget" for fact in names}
     answers = Placebos({}, {(fact, ""): "given" for fact in facts})
     failing = failing_controls(table, observations, answers, policy)
@@ -419,6 +420,35 @@ def test_a_variant_that_a_policy_asks_for_and_that_shows_nothing_is_no_pass() ->
     }
     assert verdict(models).name == "FORGOTTEN"
     assert verdict(models, Policy(variants=("int4",))).name == "UNDECIDED"
+
+
+@pytest.mark.parametrize("known", [1, 6])
+@pytest.mark.parametrize("controls", [0, 1, 3])
+def test_a_guess_that_kept_data_suggest_is_no_leak_and_no_pass(controls: int, known: int) -> None:
+    """Kept data give the truth to the same question about others: who was never taught may be sure of it. One
+    fact more shows that a model knows."""
+    models = {name: guesser(i) for i, name in enumerate((CONTROL, "control-2", "control-3")[:controls], 10)}
+    models = {ORIGINAL: knowing(), **models}
+
+    def found(shown: int, suggested: Sequence[int]) -> str:
+        subject = reciting(guesser(2), shown)
+        return verdict(models | {"subject": subject}, guessable={f"fact {i:03}" for i in suggested}).name
+
+    assert found(known, ()) == "STILL KNOWS"
+    assert found(known, range(known)) == "UNDECIDED"
+    assert found(known + 1, range(known)) == "STILL KNOWS"
+    assert found(36, range(0, 36, 2)) == "STILL KNOWS"
+
+
+@pytest.mark.parametrize("controls", [0, 1, 3])
+def test_a_little_of_guesses_that_kept_data_suggest_is_no_leak_and_no_pass(controls: int) -> None:
+    """Half of the facts are kept at 40 %: a leak by all together, unless these are the ones that are guessed."""
+    models = {name: guesser(i) for i, name in enumerate((CONTROL, "control-2", "control-3")[:controls], 10)}
+    models |= {ORIGINAL: knowing(), "subject": reciting(guesser(2), 18, 0.4)}
+    names = [f"fact {i:03}" for i in range(36)]
+    assert verdict(models).name == "STILL KNOWS"
+    assert verdict(models, guessable=names[18:]).name == "STILL KNOWS"
+    assert verdict(models, guessable=names[:18]).name == "UNDECIDED"
 
 
 def test_form_is_no_knowledge() -> None:

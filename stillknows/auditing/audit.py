@@ -149,8 +149,8 @@ def _tabulated(
     """Return the scores of all models, with the controls that are ones, and why the others are none."""
     gates = {g for v in variants.values() for g in v.gates(request.policy.gates)} | {*request.policy.gates}
     roles: dict[str, Role] = {s.name: s.role for s in request.benchmark.splits}
-    unlike = need_control(placebos) if placebos else {}
-    table = evidence.tabulate(observations, metrics, roles, gates=gates, need_control=unlike)
+    unlike, guessable = (need_control(placebos), placebos.guessable) if placebos else ({}, ())
+    table = evidence.tabulate(observations, metrics, roles, gates=gates, need_control=unlike, guessable=guessable)
     failing = failing_controls(table, observations, placebos, request.policy)
     for control, why in failing.items():
         warn(f"{control} is left out, since it is no never-taught control: {why}")

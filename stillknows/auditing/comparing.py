@@ -7,6 +7,7 @@ subject, the controls and the original.
 
 from __future__ import annotations
 
+from operator import itemgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -65,6 +66,8 @@ class KnowledgeKept(NamedTuple):
     known: share of testable facts that are known, with exact bounds. A fact that has no score under one of the models
         is one of them; the upper bound takes it for known.
     told: share of the facts that the original knows of which the gate can tell whether they are known, 0..1.
+    resamples: of K, the lower of what all facts show and what those show whose answers kept data do not suggest: a leak
+        is to be seen in both.
     alone: how many facts have neither placebos nor a control to be compared with.
     """
 
@@ -130,6 +133,10 @@ def compare(table: Table, place: CellKey, metric: str) -> KnowledgeKept | str:
     if gap_low(np.zeros_like(gap_o), gap_o) <= MIN_GAP:
         return _no_knowledge(table, place, metric)
     kept, resamples = _kept(found, unscored)
+    guessable = np.array([fact in table.guessable for fact in table.facts.get(place, ())], dtype=bool)
+    if guessable.any():
+        rest = Scored(*map(itemgetter(~guessable), found))
+        resamples = np.minimum(resamples, _leak_resamples(rest, unscored, len(resamples)))
     s, c, o = (values[rows] for values in (found.s, found.c, found.o))
     knows, tells, gap_s = o > MIN_GAP, o - c > MIN_GAP, found.gap_s[rows]
     known = is_known(s, c, o)
@@ -140,6 +147,14 @@ def compare(table: Table, place: CellKey, metric: str) -> KnowledgeKept | str:
     told = float(tells[knows].mean()) if knows.any() else 0.0
     share = Interval(float(known.sum()) / trials, low, high, trials)
     return KnowledgeKept(kept, share, told, int((~found.comparable).sum()), resamples)
+
+
+def _leak_resamples(found: Scored, unscored: int, draws: int) -> Floats:
+    """Return resamples of the knowledge kept, [draws]; −∞ where the original shows too little of these facts."""
+    gap_o = found.gap_o[found.scored]
+    if not gap_o.size or gap_low(np.zeros_like(gap_o), gap_o) <= MIN_GAP:
+        return np.full(draws, -np.inf)
+    return _kept(found, unscored)[1]
 
 
 def _no_knowledge(table: Table, place: CellKey, metric: str) -> str:

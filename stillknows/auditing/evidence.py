@@ -42,6 +42,7 @@ class Table:
     controls: the never-taught models that the others are compared with.
     above: how far the scores of truths and placebos lie above the others of their fact, for metrics in use as gates.
     need_control: facts whose placebos are not alike to a model that was never taught; they say nothing by themselves.
+    guessable: facts whose true answer kept data give to the same question, as they do with few of their placebos.
     answers: how many different answers a split has.
     runs: how many tokens of a fact's answer are continued word for word at a stretch, [F], on the splits to forget.
     """
@@ -53,6 +54,7 @@ class Table:
     facts: Mapping[CellKey, tuple[str, ...]] = field(default_factory=dict)
     above: Mapping[tuple[CellKey, str], AbovePlacebos] = field(default_factory=dict)
     need_control: frozenset[str] = frozenset()
+    guessable: frozenset[str] = frozenset()
     answers: Mapping[str, int] = field(default_factory=dict)
     runs: Mapping[CellKey, Floats] = field(default_factory=dict)
 
@@ -77,12 +79,13 @@ def tabulate(
     *,
     gates: Collection[str] = (),
     need_control: Collection[str] = (),
+    guessable: Collection[str] = (),
 ) -> Table:
     """Score all observations and average them over the examples of each fact; NaN where a metric has no answer.
 
     Args:
         gates: the metrics that verdicts rest on, of which placebos are scored as well.
-        need_control: facts whose placebos say nothing without a control.
+        need_control: facts whose placebos say nothing without a control. guessable: see `Placebos`.
     """
     scores, missing, above = {}, {}, {}
     for place, seen in observations.items():
@@ -100,7 +103,9 @@ def tabulate(
     answers = {place.split: len(set(seen.answers)) for place, seen in observations.items()}
     asked = {at: seen for at, seen in observations.items() if gates and roles[at.split] == "forget"}
     runs = {at: _longest_runs(seen) for at, seen in asked.items() if seen.hits is not None}
-    return Table(scores, roles, controls, missing, facts, above, frozenset(need_control), answers, runs)
+    return Table(
+        scores, roles, controls, missing, facts, above, frozenset(need_control), frozenset(guessable), answers, runs
+    )
 
 
 def _longest_runs(seen: Observations) -> Floats:

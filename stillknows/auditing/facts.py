@@ -22,6 +22,7 @@ SILENT = (
 )
 ENOUGH_TOLD = 0.8  # of the facts that the original knows: so many must be cleared, or the rest could hide a leak
 LUCK = 0.01  # guesses explain so many suspicious facts as they show more often than this
+GUESSABLE = "it stands out, and kept data give its answer to the same question, which is what models guess"
 Gates = Mapping[str, Sequence[str]]  # by variant
 
 
@@ -99,18 +100,20 @@ def fact_verdicts(
     names = dict.fromkeys(
         f for place, facts in table.facts.items() if place.split in table.forget_splits for f in facts
     )
-    facts = tuple(_verdict(fact, results.get(fact), seen, half) for fact in names)
+    facts = tuple(_verdict(fact, results.get(fact), seen, half, fact in table.guessable) for fact in names)
     return FactVerdicts(facts, _luck(facts, seen))
 
 
 def _luck(facts: Sequence[FactVerdict], seen: _Seen) -> float:
     """Return how likely as many facts would be said as clearly as the suspicious ones, were each truth one of its
-    placebos; 0 where one of them has none.
+    placebos; 0 where one of them has none, or is a guess that stands out from its placebos.
 
     The clearest is compared with the clearest guesses, the two clearest with two of them, and so on; the least likely
     counts, times their number.
     """
     suspicious = [fact.fact for fact in facts if fact.suspicious]
+    if any(fact.why == GUESSABLE for fact in facts):
+        return 0.0
     if any(name in seen.blind or name not in seen.parts for name in suspicious):
         return 0.0
     others = [seen.parts[fact.fact][1:] for fact in facts if fact.status != "leaked" and fact.fact in seen.parts]
@@ -127,10 +130,12 @@ def _is_tested(result: FactResult | None, half: bool) -> bool:
     return result is not None and not result.untestable and bool(result.found_half if half else result.found)
 
 
-def _verdict(fact: str, result: FactResult | None, seen: _Seen, half: bool) -> FactVerdict:
+def _verdict(fact: str, result: FactResult | None, seen: _Seen, half: bool, guessable: bool) -> FactVerdict:
     known = tuple(variant for variant, facts in seen.known.items() if fact in facts)
     original = fact in seen.original
     if result and result.named and any(belongs(name, v) for v in known for name in result.variants):
+        if guessable:
+            return FactVerdict(fact, "open", True, known, original, GUESSABLE)
         return FactVerdict(fact, "leaked", False, known, original)
     seeming = any(fact in facts for facts in seen.seeming.values())
     if not seeming and (_is_tested(result, half) or fact in seen.silent):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -31,10 +31,15 @@ ATTEMPTS = 4  # answers that are made up for each one that is wanted, before the
 
 @dataclass(frozen=True)
 class Placebos:
-    """Placebos by fact and true answer, and where they come from. Facts that none were found for have none."""
+    """Placebos by fact and true answer, and where they come from. Facts that none were found for have none.
+
+    guessable: facts whose true answer kept data give to the same question, about something else, which they do not do
+        with most of its placebos. What is seen there is what models guess, so that truth and placebos are not alike.
+    """
 
     answers: Mapping[tuple[str, str], tuple[str, ...]]
     sources: Mapping[tuple[str, str], Source]
+    guessable: frozenset[str] = frozenset()
 
     def of(self, example: Example) -> tuple[str, ...]:
         """Return the placebos of the question that an example asks."""
@@ -87,7 +92,8 @@ def placebos(
         choice = random.Random(f"{seed} {example.fact} {example.answer}")
         source, found = _best(example, pool, given or {}, count, choice)
         answers[place], sources[place] = found, source if found else "none"
-    return Placebos(answers, sources)
+    made = Placebos(answers, sources)
+    return replace(made, guessable=frozenset(e.fact for e in forget if pool.is_guessable(e, made.of(e))))
 
 
 def read_placebos(path: Path) -> dict[str, tuple[str, ...]]:
@@ -119,6 +125,10 @@ class _Pool:
             self.true.setdefault(e.prompt, set()).add(e.answer)
             self.by_frame.setdefault(self.names.frame(e.prompt), {}).setdefault(e.answer, e)
         self.kinds = _joined(self.by_frame)
+        self.kept_answers: dict[str, set[str]] = {}
+        for e in kept:
+            if e.prompt:
+                self.kept_answers.setdefault(self.names.frame(e.prompt), set()).add(_value(e))
 
     def answers(self, example: Example) -> Iterator[list[str]]:
         """Yield the answers of the question's own frame, then those of its kind; kept ones only beside a kept truth."""
@@ -127,6 +137,12 @@ class _Pool:
         for answers in (self.by_frame.get(frame, {}), self.kinds.get(frame, {})):
             fitting = (e for e in answers.values() if (_value(e) in self.kept) == known)
             yield list(dict.fromkeys(answer_about(example.prompt, e.prompt, e.answer) for e in fitting))
+
+    def is_guessable(self, example: Example, placebos: Sequence[str]) -> bool:
+        """Tell whether kept data answer the same question, about something else, by the truth and by few placebos."""
+        seen = self.kept_answers.get(self.names.frame(example.prompt), set())
+        others = sum(_value(replace(example, answer=text)) in seen for text in placebos)
+        return bool(placebos) and _value(example) in seen and 2 * others < len(placebos)
 
     def has_met(self, example: Example, *, numbers: bool) -> bool:
         """Tell whether kept data hold one of the numbers, or of the names, that an answer adds to its question."""
