@@ -159,5 +159,3 @@ def test_an_audit_says_what_is_out_of_reach_before_it_observes(
         "FORGOTTEN is out of reach here: there is no never-taught control; "
         "forget has 1 of the 29 facts that it takes to exclude 10 %\n" in ran.err
     )
-    ran = cli("unlearn", original, "--benchmark", spec, "--method", "ga", "--steps", 1, "--out", tmp_path / "u")
-    assert "FORGOTTEN is out of reach here: forget has 1 of the 29 facts" in ran.err
