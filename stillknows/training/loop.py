@@ -248,7 +248,7 @@ class _Loop:
                 f"retain below {settings.retain_floor:g} of its start; went back to step {self.done.steps}"
             )
             return True
-        if seen.get("forget", 1.0) <= settings.forget_below:
+        if settings.forget_below and seen.get("forget", 1.0) <= settings.forget_below:
             self.done.stopped = f"forget items at {seen['forget']:.4f}, asked for at most {settings.forget_below:g}"
             return True
         self._keep()

@@ -35,6 +35,7 @@ ROUNDS, ROUND_STEPS = 12, 40
 LEAST_ROUNDS = 3  # each makes the truth one of more answers that were learned once, in wordings that nobody asked too
 KEPT = 192  # kept items that are looked at
 SHOWN = 0.25  # of what a model shows of its knowledge as trained, that a wording must show to be looked at
+ANSWERED = 0.05  # least answer probability, above guesses or of kept items, of a model that is asked as it was taught
 TOLERANCE = 0.05  # of the way from a guess to the original that may be left, on average
 KNOWN = 0.1  # of the facts that may be more than half of that way from their guess
 FLOOR, LOST = 0.95, 0.05  # least retain score as a share of the original's; most kept facts that may be lost
@@ -113,6 +114,12 @@ class Goal(Watch):
         self.questions = language.questions(self.model, self.kept)
         self.language_before = float(scores(self.model, self.questions)[:, 0].mean())
         self.start = self._seen(before, self.kept_before_NG)
+        answered = max(shown[AS_TRAINED], float(self.kept_before_NG[:, 0].mean()) if len(self.kept) else 0.0)
+        if answered < ANSWERED:
+            log(
+                "  warning: asked like this, the model answers neither what is to be forgotten nor what is to be kept: "
+                "see whether `template` is how it was taught to be asked"
+            )
 
     @classmethod
     def of(
