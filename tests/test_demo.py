@@ -93,9 +93,11 @@ def test_the_real_demo_ends_with_the_verdicts_that_the_readme_shows(real: dict[s
     assert {name: subject["verdict"] for name, subject in real.items()} == EXPECTED
 
 
-def test_bfloat16_passes_in_full_precision_and_8_bits_and_knows_again_in_4(real: dict[str, dict]) -> None:
+def test_bfloat16_shows_nothing_in_full_precision_and_8_bits_and_knows_again_in_4(real: dict[str, dict]) -> None:
     subject = real["npo-bfloat16"]
-    assert [subject["variants"][v] for v in ("full", "bf16", "int8")] == ["FORGOTTEN"] * 3
+    for variant in ("full", "bf16", "int8"):
+        assert subject["variants"][variant] in ("FORGOTTEN", "UNDECIDED")
+        assert value(subject, variant, "answer_probability.kept") <= 0.1
     assert value(subject, "fp4", "answer_probability.recovery") >= 0.5
     assert value(subject, "rtn:group=0", "answer_probability.recovery") >= 0.5
 
