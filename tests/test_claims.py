@@ -118,6 +118,14 @@ def test_a_claim_counts_the_recited_facts_that_a_policy_allows() -> None:
     assert "1 of 36 facts is recited" in found.claims[0].evidence
 
 
+def test_more_controls_are_not_asked_for_where_there_are_three() -> None:
+    open_finding = Finding("knowledge_kept", "undecided", "int4", "forget")
+    for controls, asked in ((1, True), (3, False)):
+        settle = claimed([open_finding], test=replace(QUIET, controls=controls))["suppressed"].settle
+        assert settle
+        assert ("never-taught controls" in settle) == asked
+
+
 def test_an_open_claim_says_what_would_settle_it() -> None:
     assert "relearn" in claimed(attacks={"frame": "question"})["removed"].settle
     assert "depth" in claimed(hidden=None)["absent"].settle

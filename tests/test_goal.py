@@ -196,6 +196,17 @@ def by_list(truths: dict[int, float]) -> Callable[..., torch.Tensor]:
     return found
 
 
+@pytest.mark.parametrize(("truth", "kept", "told"), [(0.12, 0.01, True), (0.12, 0.9, False), (0.9, 0.01, False)])
+def test_a_model_that_answers_nothing_as_it_is_asked_is_told(
+    truth: float, kept: float, told: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, model: Any
+) -> None:
+    items = stand_ins()
+    monkeypatch.setattr(goal, "scores", probabilities(truth, 0.11, kept))
+    caplog.set_level("INFO", "stillknows")
+    goal.Goal(model, {"as trained": items}, items[:4])
+    assert any("answers neither" in message for message in caplog.messages) == told
+
+
 @pytest.mark.parametrize(
     ("truth", "kept", "status", "words"),
     [

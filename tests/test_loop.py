@@ -26,7 +26,7 @@ from stillknows.training.loop import FitResult, fit
 from stillknows.training.objective_inputs import Term
 from stillknows.training.scrambled_answers import scrambled
 from stillknows.training.settings import Settings
-from stillknows.training.watch import Watch
+from stillknows.training.watch import Seen, Watch
 from stillknows.training.weight_rounding import WeightStorage
 
 Items = Callable[..., list[Any]]
@@ -226,6 +226,18 @@ def test_forget_below_stops_at_the_first_check_that_is_low_enough(model: Any, ma
     assert seen[-1] <= start / 3 < min(seen[:-1])
     assert probability(model, items) == pytest.approx(seen[-1], rel=1e-4)
     assert outcome.stopped.startswith("forget items at ")
+
+
+def test_without_forget_below_no_run_ends_for_it(model: Any, make_items: Items) -> None:
+    """Not even where what `look` has seen of the items is 0, as float32 rounds it."""
+
+    class Nothing(Watch):
+        def look(self) -> Seen:
+            return {"forget": 0.0}
+
+    s = setting(lr=1e-4, epochs=2)
+    outcome = fit(model, [Term(bind("objective", "ga"), make_items([3, 2, 4]))], s, watch=Nothing())
+    assert (outcome.steps, outcome.stopped) == (s.steps(3), "all steps taken")
 
 
 def test_retain_floor_goes_back_to_the_last_good_weights(

@@ -12,9 +12,9 @@ import pytest
 from stillknows.auditing import collect
 from stillknows.auditing.verdict import Policy
 from stillknows.experiments import demo
-from stillknows.reporting.overview import overview
+from stillknows.reporting.overview import overview, unattacked
 from stillknows.reporting.schema import AuditReport, Measured, ReportSplit, ReportSubject, Unmeasured, expected
-from stillknows.types import CONTROL, ORIGINAL
+from stillknows.types import CONTROL, FULL, ORIGINAL
 from stillknows.variants.variant import expand
 
 LEAD = "answer_probability"
@@ -77,6 +77,14 @@ def test_utility_stands_beside_knowledge_kept_and_is_marked_below_the_floor() ->
         "",
         "Controls: original STILL KNOWS, control UNDECIDED (should be FORGOTTEN).",
     ]
+
+
+def test_a_pass_without_any_attack_is_told() -> None:
+    found = made({"npo": {FULL: cells(0.0, 1.0)}}, ROLES, {})
+    for verdict, attacks, told in (("FORGOTTEN", {}, True), ("FORGOTTEN", {"frame": 1}, False), ("HIDDEN", {}, False)):
+        subjects = tuple(subject.model_copy(update={"attacks": attacks}) for subject in found.subjects)
+        report = found.model_copy(update={"verdict": verdict, "subjects": subjects})
+        assert bool(unattacked(report)) == told
 
 
 def test_without_a_control_raw_scores_are_shown_beside_the_originals() -> None:

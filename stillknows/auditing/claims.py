@@ -18,6 +18,7 @@ from stillknows.judgements import Claim, ClaimName, ClaimVerdict
 from stillknows.types import FULL, Finding, FindingKind
 
 AttackOn = Literal["question", "model"]  # what an attack changes
+MOST_CONTROLS = 3  # more of them tell little more of what can be guessed
 OF_WHAT_IS_KEPT: tuple[FindingKind, ...] = ("utility", "utility_not_measured", "items_lost", "split_proves_nothing")
 SETTLE = {
     "question": "an attack on questions, such as frame: a reading of the forget splits for each model",
@@ -146,15 +147,17 @@ def _over(name: ClaimName, evidence: Evidence, variants: Sequence[str], how: str
     if undecided or FULL not in variants:
         why = f"{undecided[0].variant}: {words(undecided[0])}" if undecided else "full precision is not measured"
         open_in = tuple(dict.fromkeys(f.variant for f in undecided if f.variant))
-        return Claim(name, "INCONCLUSIVE", why, open_in, _settles(undecided) or "full precision, measured")
+        return Claim(
+            name, "INCONCLUSIVE", why, open_in, _settles(undecided, evidence.test) or "full precision, measured"
+        )
     recited = sum(bool({*fact.known} & {*variants}) for fact in evidence.single.leaked)
     of = f"{recited or 'none'} of {len(evidence.single.facts)} facts {'are' if recited > 1 else 'is'} recited"
     text = f"{how}, in {len(variants)} variants, {of} and little knowledge is kept"
     return Claim(name, "PASS", text, tuple(variants))
 
 
-def _settles(undecided: Sequence[Finding]) -> str:
-    """Say what would settle it: the cheapest first."""
+def _settles(undecided: Sequence[Finding], test: PlaceboTest | None) -> str:
+    """Say what would settle it: the cheapest first; no more controls where there are as many as help."""
     kinds = {finding.kind for finding in undecided}
     answers: list[tuple[tuple[FindingKind, ...], str]] = [
         (("facts_need_control", "facts_suspicious", "facts_untold"), "more placebos, scored besides"),
@@ -163,8 +166,10 @@ def _settles(undecided: Sequence[Finding]) -> str:
         (("facts_known",), "more facts, or placebos for these"),
     ]
     found = [text for names, text in answers if kinds & {*names}]
-    controls = "three never-taught controls, each trained and measured as the model is"
-    return "; ".join([*found, controls] if kinds - {"no_score", "not_compared"} else found)
+    few = (test.controls if test else 0) < MOST_CONTROLS
+    if few and kinds - {"no_score", "not_compared"}:
+        found.append("three never-taught controls, each trained and measured as the model is")
+    return "; ".join(found or ["more facts, or more variants in which the original shows them"])
 
 
 def _open(name: ClaimName, earlier: Claim) -> Claim:

@@ -16,7 +16,7 @@ LOW = "!"  # marks utility below the floor
 
 def summary(report: AuditReport) -> str:
     """Return the verdicts, and knowledge kept beside utility in every variant: what fits on a screen, as Markdown."""
-    after = [*_unattacked(report), *left_out(report), *_on_disk(report), *_defended(report)]
+    after = [*unattacked(report), *left_out(report), *_on_disk(report), *_defended(report)]
     parts = [for_markdown(sentence(report)), *overview(report), *claim_tables(report)]
     return "\n\n".join([*parts, *map(for_markdown, after)])
 
@@ -46,7 +46,7 @@ def left_out(report: AuditReport) -> list[str]:
     return [f"{left.variant} was left out: {left.because}" for left in report.left_out]
 
 
-def _unattacked(report: AuditReport) -> list[str]:
+def unattacked(report: AuditReport) -> list[str]:
     """Return a sentence where models pass as they are asked, and nobody tried to get at what they may hide."""
     passed = report.verdict == "FORGOTTEN" and not any(subject.attacks for subject in report.audited)
     return ["No attack was tried: a model that only hides what it knows may pass. The plan `quick` has some."] * passed
