@@ -25,7 +25,7 @@ from stillknows.model.encoding import LongItems
 from stillknows.model.endpoint import Endpoint
 from stillknows.model.ref import LoadOptions, ModelRef, require_same_shapes
 from stillknows.model.rewriter import Rewriter
-from stillknows.progress import log
+from stillknows.progress import log, warn
 from stillknows.registry import Bound, bind, bind_all
 from stillknows.specs import Specs, spelled
 from stillknows.store import read_text, require_outside
@@ -166,6 +166,12 @@ def _check_models(prepared: Sequence[Prepared]) -> None:
             raise UserError(
                 f"{original.ref.name} and {model.ref.name} are the same model, given as original and as control",
                 "the control must never have been taught the forget split; leave out `controls` if there is none",
+            )
+    controls = {model.fingerprint for model in prepared if is_control(model.label)}
+    for model in prepared[1:]:
+        if not is_control(model.label) and model.fingerprint in controls:
+            warn(
+                f"{model.label} is given as its own control: nothing that it knows is seen by a comparison with itself"
             )
 
 
